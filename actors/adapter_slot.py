@@ -1,0 +1,62 @@
+"""One adapter at a time in the engine's weights: requests wait by adapter, a swap serves a whole group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+
+
+class AdapterSlot:
+    """Lets requests of the loaded adapter run together, drains, then swaps for the next group.
+
+    Groups go in the order of their first request. A swap admits every request for its adapter that was waiting by
+    then; later ones join only while no other adapter waits, so that no group starves.
+    """
+
+    def __init__(self, swap: Callable[[str], Awaitable[None]], loaded: str):
+        self._swap = swap
+        self._loaded: str | None = loaded
+        self._running = 0
+        self._waiting: dict[int, str] = {}
+        self._arrivals = count()
+        self._admitted_until = -1
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def hold(self, adapter: str) -> AsyncIterator[None]:
+        """Runs its body while `adapter` is in the weights. A failed swap raises here and leaves nothing loaded."""
+        await self._enter(adapter)
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    async def _enter(self, adapter: str) -> None:
+        async with self._changed:
+            ticket = next(self._arrivals)
+            self._waiting[ticket] = adapter
+            try:
+                await self._changed.wait_for(lambda: self._may_join(ticket) or self._may_swap(ticket))
+                if self._loaded != adapter:
+                    self._loaded = None
+                    await self._swap(adapter)
+                    self._loaded = adapter
+                    self._admitted_until = max(self._waiting)
+                self._running += 1
+            finally:
+                del self._waiting[ticket]
+                self._changed.notify_all()
+
+    def _may_join(self, ticket: int) -> bool:
+        if self._waiting[ticket] != self._loaded:
+            return False
+        return ticket <= self._admitted_until or all(
+            adapter == self._loaded for other, adapter in self._waiting.items() if other < ticket
+        )
+
+    def _may_swap(self, ticket: int) -> bool:
+        return self._running == 0 and ticket == min(self._waiting)

@@ -1,0 +1,101 @@
+"""The coordinator: a detached, named actor without unique state, which replays the journal and goes on."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.events import EventLog
+from actors.stages import Pipeline
+from actors.streams import Reporter
+from proxykd.errors import ProxykdError, StaleEpochError
+from proxykd.journal import Journal
+from proxykd.storage import RunDirectory
+
+NAMESPACE = "proxykd"
+
+
+def actor_name(run_id: str) -> str:
+    return f"coordinator-{run_id}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a coordinator is started with. `deployer` is `module:Class`, injected so that actors/ knows no services/."""
+
+    run: str
+    deployer: str
+    http_port: int
+    cluster_pid: int | None
+    """The process that holds a local Ray, to be ended as the coordinator's last act; None on a cluster."""
+
+
+class Coordinator:
+    """Runs the pipeline in a thread of its own, so that progress and questions get through meanwhile."""
+
+    def __init__(self, launch: Launch):
+        self._launch = launch
+        self._run = RunDirectory.open(launch.run)
+        self._events = EventLog(self._run)
+        self._done = 0.0
+        threading.Thread(target=self._work, name="pipeline", daemon=True).start()
+
+    def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
+        """Takes a report from a worker; `add` counts `done` on top of what the stage has."""
+        self._events.progress(done, total, unit, metrics, add)
+
+    def ping(self) -> str:
+        return self._run.id
+
+    def _work(self) -> None:
+        try:
+            journal = Journal(self._run.journal)
+            module, _, name = self._launch.deployer.partition(":")
+            deployer = getattr(importlib.import_module(module), name)(
+                self._run.config().resources, self._launch.http_port
+            )
+            reporter = Reporter(actor_name(self._run.id), NAMESPACE)
+            Pipeline(self._run, journal, deployer, self._events, reporter).execute()
+        except StaleEpochError as error:
+            self._events.emit("stopped", reason=str(error))
+            return
+        except ProxykdError as error:
+            self._events.emit("failed", error=type(error).__name__, message=str(error))
+        except BaseException as error:
+            self._events.emit(
+                "failed", error=type(error).__name__, message=str(error), traceback=traceback.format_exc()
+            )
+        self._end()
+
+    def _end(self) -> None:
+        """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
+        self._events.close()
+        if self._launch.cluster_pid is not None:
+            os.kill(self._launch.cluster_pid, signal.SIGTERM)
+            return
+        ray.kill(ray.get_actor(actor_name(self._run.id), namespace=NAMESPACE), no_restart=True)
+
+
+def launch(spec: Launch, address: str) -> None:
+    """Creates the run's coordinator on the cluster at `address`, unless it is there already, and disconnects."""
+    run = RunDirectory.open(spec.run)
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    try:
+        actor = ray.remote(Coordinator).options(
+            name=actor_name(run.id),
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            num_cpus=0,
+            max_concurrency=16,
+        )
+        ray.get(actor.remote(spec).ping.remote())
+    finally:
+        ray.shutdown()

@@ -1,0 +1,256 @@
+"""The engine: vLLM with one base model, answering for every adapter of a run. Every request names its adapter.
+
+The only module that imports vllm. Sampling takes and returns token ids; scoring returns the log-probs of a
+completion's tokens with the top-K and the tail's mass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.adapter_slot import AdapterSlot
+from proxykd.errors import ModelError
+from proxykd.models import merge_adapter
+from proxykd.storage import verify_directory
+
+BASE = "base"
+SMALLEST_TAIL = 1e-9
+"""Tail mass where the engine's float32 top-K sums to 1: its complement cannot be had from there."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """All that an engine needs to know. `prefix` is what the run's adapter names begin with."""
+
+    model: str
+    adapters_dir: str
+    prefix: str
+    mode: str
+    dtype: str
+    max_length: int
+    max_seqs: int
+    max_loras: int
+    max_lora_rank: int
+    tensor_parallel: int
+    gpu_share: float
+    on_gpu: bool
+    max_logprobs: int = 20
+
+    def adapter_name(self, directory: str | None) -> str:
+        """The versioned name, never reused, by which requests ask for an adapter directory (None: the base)."""
+        return f"{self.prefix}-{directory or BASE}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A sampled completion. It ends with the stop token unless it ended by length (`stopped` False)."""
+
+    token_ids: list[int]
+    stopped: bool
+    adapter: str
+
+
+@dataclass(frozen=True)
+class CompletionLogps:
+    """T completion tokens: their log-probs, the K most likely with theirs (sorted), and the log-mass of the rest."""
+
+    token_logps_T: np.ndarray
+    top_ids_TK: np.ndarray
+    top_logps_TK: np.ndarray
+    tail_logmass_T: np.ndarray
+    adapter: str
+
+
+class UnknownAdapterError(ModelError):
+    """No finished adapter of that name: the message lists the known ones."""
+
+
+class ProxyEngine:
+    """Holds vLLM's AsyncLLM. Start it within a running event loop."""
+
+    def __init__(self, spec: EngineSpec):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._spec = spec
+        arguments: dict[str, Any] = {
+            "model": spec.model,
+            "dtype": spec.dtype,
+            "max_model_len": spec.max_length,
+            "max_num_seqs": spec.max_seqs,
+            "max_logprobs": spec.max_logprobs,
+            "tensor_parallel_size": spec.tensor_parallel,
+            # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine; prompt log-probs build
+            # float32 logits for a whole batch of tokens, which this bounds.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(spec.max_length, 2048),
+            "disable_log_stats": True,
+        }
+        if spec.on_gpu:
+            arguments["gpu_memory_utilization"] = spec.gpu_share
+        else:
+            arguments["enforce_eager"] = True
+        if spec.mode == "lora":
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": spec.max_loras,
+                "max_lora_rank": spec.max_lora_rank,
+                # Without names vLLM wraps the head too, whose wrapper kills the engine on prompt log-probs.
+                "lora_target_modules": _linear_layers(spec.model),
+            }
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._slot = AdapterSlot(self._swap_weights, spec.adapter_name(None))
+        self._lora_ids: dict[str, int] = {}
+        self._lora_lock = asyncio.Lock()
+
+    async def generate(
+        self,
+        adapter: str,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        seeds: Sequence[int | None],
+        deadline_s: float,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> list[Generation]:
+        """One completion a prompt, from the full distribution (top-k off).
+
+        Raises:
+            UnknownAdapterError: no finished adapter of that name.
+            TimeoutError: the deadline passed; the requests are aborted.
+        """
+        from vllm import SamplingParams
+
+        def params(seed: int | None) -> Any:
+            return SamplingParams(
+                max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, detokenize=False
+            )
+
+        async with self._with_adapter(adapter, deadline_s) as lora:
+            calls = [self._run(prompt, params(seed), lora) for prompt, seed in zip(prompts, seeds, strict=True)]
+            outputs = await asyncio.gather(*calls)
+        return [
+            Generation(list(o.token_ids), o.finish_reason == "stop", adapter) for o in (r.outputs[0] for r in outputs)
+        ]
+
+    async def score(
+        self,
+        adapter: str,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        *,
+        top_k: int,
+        deadline_s: float,
+    ) -> list[CompletionLogps]:
+        """Log-probs of given completions, from prompt log-probs. Raises as `generate` does."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
+        )
+        async with self._with_adapter(adapter, deadline_s) as lora:
+            rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+            outputs = await asyncio.gather(*[self._run(row, params, lora) for row in rows])
+        return [
+            _completion_logps(output.prompt_logprobs, row, len(prompt), top_k, adapter)
+            for output, row, prompt in zip(outputs, rows, prompts, strict=True)
+        ]
+
+    def shutdown(self) -> None:
+        self._engine.shutdown()
+
+    @asynccontextmanager
+    async def _with_adapter(self, adapter: str, deadline_s: float) -> AsyncIterator[Any]:
+        """Within it the engine answers as `adapter`: as merged weights, or by the LoRA request it yields."""
+        directory = self._directory(adapter)
+        async with asyncio.timeout(deadline_s), AsyncExitStack() as stack:
+            if self._spec.mode == "merged":
+                await stack.enter_async_context(self._slot.hold(adapter))
+                yield None
+            else:
+                yield None if directory is None else await self._lora_request(adapter, directory)
+
+    async def _run(self, token_ids: Sequence[int], params: Any, lora: Any) -> Any:
+        from vllm.inputs import TokensPrompt
+
+        last = None
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        async for output in self._engine.generate(prompt, params, uuid.uuid4().hex, lora_request=lora):
+            last = output
+        return last
+
+    def _directory(self, adapter: str) -> Path | None:
+        """The adapter's directory, None for the base.
+
+        Raises:
+            UnknownAdapterError: not an adapter of this run, or not finished.
+        """
+        if adapter == self._spec.adapter_name(None):
+            return None
+        root = Path(self._spec.adapters_dir)
+        path = root / adapter.removeprefix(f"{self._spec.prefix}-")
+        if adapter.startswith(f"{self._spec.prefix}-") and path.parent == root and (path / "READY").exists():
+            return path
+        known = [self._spec.adapter_name(None), *(self._spec.adapter_name(p.parent.name) for p in root.glob("*/READY"))]
+        raise UnknownAdapterError(f"unknown adapter {adapter!r}; known: {', '.join(sorted(known))}")
+
+    async def _swap_weights(self, adapter: str) -> None:
+        """Loads base + adapter in place of the weights, without a restart. The slot has drained the requests."""
+        directory = self._directory(adapter)
+        scratch = None
+        try:
+            source = Path(self._spec.model)
+            if directory is not None:
+                scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
+                source = await asyncio.to_thread(merge_adapter, source, directory, scratch / "model", self._spec.dtype)
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(source)})
+            await self._engine.reset_prefix_cache()
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _lora_request(self, adapter: str, directory: Path) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        async with self._lora_lock:
+            if adapter not in self._lora_ids:
+                await asyncio.to_thread(verify_directory, directory)
+                self._lora_ids[adapter] = len(self._lora_ids) + 1
+        return LoRARequest(adapter, self._lora_ids[adapter], str(directory))
+
+
+def _linear_layers(model: str) -> list[str]:
+    """Names of the decoder's linear layers (without the head), read from a skeleton without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    decoder = skeleton.get_decoder()
+    return sorted({n.rsplit(".", 1)[-1] for n, m in decoder.named_modules() if isinstance(m, torch.nn.Linear)})
+
+
+def _completion_logps(flat: Any, row: Sequence[int], start: int, top_k: int, adapter: str) -> CompletionLogps:
+    """Reads vLLM's flat prompt log-probs: a position holds the actual token first, then the top-K."""
+    begins = np.asarray(flat.start_indices[start:], dtype=np.int64)
+    token_ids, logprobs = np.asarray(flat.token_ids, dtype=np.int64), np.asarray(flat.logprobs, dtype=np.float64)
+    at_TK = begins[:, None] + 1 + np.arange(top_k)[None, :]
+    actual = token_ids[begins]
+    if not np.array_equal(actual, np.asarray(row[start:])):
+        raise ModelError(
+            "the engine's prompt log-probs are not of the tokens that were sent: another vLLM than the lock's?"
+        )
+    top_logps = logprobs[at_TK]
+    tail = np.maximum(-np.expm1(np.logaddexp.reduce(top_logps, axis=1)), SMALLEST_TAIL)
+    return CompletionLogps(logprobs[begins], token_ids[at_TK], top_logps, np.log(tail), adapter)

@@ -1,0 +1,130 @@
+"""Ray on this machine, in a process group of its own, so that a run outlives the terminal that started it.
+
+`python -m actors.local_cluster STATE CPUS` is the process that holds it; SIGTERM to it ends everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxykd.errors import ResourceError
+from proxykd.storage import read_json, write_json
+
+START_TIMEOUT_S = 120.0
+ENVIRONMENT = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Idle OpenMP threads of one process must not spin on the cores that another one needs.
+    "KMP_BLOCKTIME": "0",
+    # glibc returns large temporaries to the kernel and faults them in again at every step; this keeps them.
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+}
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A running local Ray: its address for `ray.init`, and the process that holds it."""
+
+    address: str
+    pid: int
+
+    @property
+    def alive(self) -> bool:
+        try:
+            # A zombie has exited; only its parent has not read its status yet.
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def stop(self, timeout_s: float = 60.0) -> None:
+        """Ends Ray and everything on it; the whole process group is killed if it will not end by itself."""
+        if not self.alive:
+            return
+        os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self.alive:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def state_file(run_root: Path) -> Path:
+    return run_root / "cluster.json"
+
+
+def running(run_root: Path) -> LocalCluster | None:
+    """The local cluster that holds this run, if it is alive."""
+    path = state_file(run_root)
+    if not path.exists():
+        return None
+    cluster = LocalCluster(**read_json(path))
+    return cluster if cluster.alive else None
+
+
+def start(run_root: Path, logical_cpus: int) -> LocalCluster:
+    """Starts Ray on loopback with `logical_cpus` announced, logging to RUN/logs/cluster.log.
+
+    Raises:
+        ResourceError: it did not come up; the log says why.
+    """
+    state_file(run_root).unlink(missing_ok=True)
+    log = run_root / "logs" / "cluster.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        holder = subprocess.Popen(
+            [sys.executable, "-m", "actors.local_cluster", str(run_root), str(logical_cpus)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**ENVIRONMENT, **os.environ},
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if state_file(run_root).exists():
+            return LocalCluster(**read_json(state_file(run_root)))
+        if holder.poll() is not None:
+            break
+        time.sleep(0.1)
+    holder.kill()
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    raise ResourceError(f"Ray did not start on this machine; see {log}:\n{tail}")
+
+
+def _hold(run_root: Path, logical_cpus: int) -> None:
+    import ray
+
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    scratch = tempfile.mkdtemp(prefix="proxykd-ray-")
+    context = ray.init(
+        num_cpus=logical_cpus,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=scratch,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    write_json(state_file(run_root), {"address": context.address_info["gcs_address"], "pid": os.getpid()})
+    print(json.dumps({"address": context.address_info["gcs_address"], "logs": scratch}), flush=True)
+    try:
+        signal.sigwait(stop_signals)
+    finally:
+        ray.shutdown()
+        state_file(run_root).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    _hold(Path(sys.argv[1]), int(sys.argv[2]))

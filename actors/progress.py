@@ -1,0 +1,21 @@
+"""Progress from anywhere on the cluster to the coordinator, which writes it where a terminal or a page can see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+
+class Progress:
+    """Reports one stage's progress to the coordinator by name. A report is fire-and-forget: no result waits for it."""
+
+    def __init__(self, coordinator: str, namespace: str):
+        self._coordinator = ray.get_actor(coordinator, namespace=namespace)
+
+    def __call__(self, done: float, total: float, unit: str, **metrics: Any) -> None:
+        self._coordinator.progress.remote(done, total, unit, metrics)
+
+    def add(self, done: float, total: float, unit: str) -> None:
+        """Adds to what is done, for tasks that know only their own part."""
+        self._coordinator.progress.remote(done, total, unit, {}, True)

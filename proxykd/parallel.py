@@ -1,0 +1,95 @@
+"""Data-parallel workers: who this process is, and sums over all of them.
+
+`ddp` keeps a replica a worker and sums gradients once a step, after accumulation: LoRA gradients are megabytes,
+and a worker may then have fewer micro-batches than another. `fsdp2` shards every layer's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from proxykd.scorer import CompletionScorer
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's place among `world`. Sums are no-ops for a world of one."""
+
+    rank: int = 0
+    world: int = 1
+    mode: Literal["ddp", "fsdp2"] = "ddp"
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def current(cls, mode: Literal["ddp", "fsdp2"], device: torch.device) -> Workers:
+        if not dist.is_initialized():
+            return cls(mode=mode, device=device)
+        return cls(dist.get_rank(), dist.get_world_size(), mode, device)
+
+    def place(self, scorer: CompletionScorer) -> CompletionScorer:
+        """Moves the model to this worker's device and, under fsdp2, shards it."""
+        scorer.to(self.device)
+        if self.mode == "ddp":
+            return scorer
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = dist.init_device_mesh(self.device.type, (self.world,))
+        for layer in scorer.layers():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(scorer, mesh=mesh)
+        register_fsdp_forward_method(scorer, "score")
+        register_fsdp_forward_method(scorer, "hidden")
+        return scorer
+
+    @property
+    def gradient_scale(self) -> float:
+        """What a loss is multiplied by so that gradients end as the sum over workers (fsdp2 averages them)."""
+        return float(self.world) if self.mode == "fsdp2" else 1.0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """One all-reduce over all gradients, flattened. A parameter without one counts as zero."""
+        if self.world == 1 or self.mode == "fsdp2":
+            return
+        parameters = list(parameters)
+        flat = torch.cat([_gradient(p).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every worker's value, in rank order, on every worker."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+def full_state(module: nn.Module, trainable_only: bool) -> dict[str, Tensor]:
+    """The state dict with sharded tensors gathered whole. Every worker must call it."""
+    wanted = {n for n, p in module.named_parameters() if p.requires_grad or not trainable_only}
+    return {name: whole(value) for name, value in module.state_dict().items() if name in wanted or not trainable_only}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)

@@ -1,0 +1,129 @@
+"""report.json of a finished run (DESIGN.md, section 9), gathered from the stages' stored results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from proxykd.corpus_store import SLICES, manifest
+from proxykd.journal import replay
+from proxykd.storage import RunDirectory, read_json, write_json
+
+Facts = dict[str, Any]
+ROUND_KEYS = (
+    "round", "adapter", "reference_adapter", "pairs", "dropped", "nll_loss", "dpo_loss", "nll_grad_norm",
+    "dpo_grad_norm", "dpo_accuracy", "margin_mean", "step0_margin_max_abs", "parity_mean_abs", "parity_max_abs",
+    "validation", "seconds", "decision", "reason",
+)  # fmt: skip
+
+
+def write_report(run: RunDirectory, stop_reason: str) -> Facts:
+    report = build_report(run, stop_reason)
+    write_json(run.report, report)
+    return report
+
+
+def build_report(run: RunDirectory, stop_reason: str) -> Facts:
+    """Everything that a reader of report.json may rely on; `rounds` and `stages` in the order they ran."""
+    config = run.config()
+    stages = sorted((read_json(path) for path in run.stages.glob("*.json")), key=lambda s: s["started_at"])
+    results = {_key(stage): stage["result"] for stage in stages}
+    rounds = [stage["result"] for stage in stages if stage["stage"] == "align"]
+    warmup, score, distil, evaluation = (results[name] for name in ("warmup", "score", "distil", "evaluate"))
+    models, aligned = evaluation["models"], score["adapter"]
+    corpus = manifest(run)
+    journal = replay(run.journal)
+    return {
+        "run": {
+            "id": run.id,
+            "name": config.name,
+            "config_sha256": config.sha256,
+            "git_revision": git_revision(),
+            "started_at": _iso(journal[0]["time"]),
+            "finished_at": _iso(datetime.now(UTC).timestamp()),
+            "hardware": hardware(),
+        },
+        "teacher": {
+            "model": config.teacher.model,
+            "parameters": results["models"]["parameters"].get("teacher"),
+            "local": config.teacher.local is not None,
+        },
+        "corpus": {key: corpus[key] for key in ("records", *SLICES, "dropped", "truncated", "tokens")},
+        "stages": [_stage(stage) for stage in stages],
+        "rounds": [{key: result[key] for key in ROUND_KEYS} for result in rounds],
+        "stop_reason": stop_reason,
+        "proxy": {
+            "base": models["base"]["fidelity"],
+            "warmup": models[warmup["adapter"]]["fidelity"],
+            "aligned": models[aligned]["fidelity"],
+            "validation": {"base": warmup["base"], "warmup": warmup["validation"]},
+        },
+        "soft_labels": {
+            **{key: score[key] for key in ("k", "tokens", "bytes_per_token", "mass_at_k")},
+            "share_mass_over_095": evaluation["share_mass_over_095"],
+        },
+        "trust": {
+            **{key: score[key] for key in ("adapter", "reduction", "mu", "gamma", "histogram")},
+            "spearman_vs_true_kl": evaluation["spearman_vs_true_kl"],
+        },
+        "student": {
+            "before": models["student_before"]["fidelity"],
+            "after": models["student_after"]["fidelity"],
+            **{key: distil[key] for key in ("loss_share", "grad_share", "curve")},
+        },
+        "sealed_teacher": _sealed_teacher(models, warmup["adapter"], rounds),
+        "benchmarks": {},
+    }
+
+
+def _sealed_teacher(models: Facts, warmup: str, rounds: list[Facts]) -> Facts | None:
+    """The true KL from the teacher after each round (warm-up as round 0) and of the student; None for a black box."""
+    if "true_kl" not in models["base"]:
+        return None
+    in_force, by_round = warmup, [{"adapter": warmup, "round": 0, **models[warmup]["true_kl"]}]
+    for result in rounds:
+        in_force = result["adapter"] if result["decision"] == "promote" else in_force
+        by_round.append({"adapter": in_force, "round": result["round"], **models[in_force]["true_kl"]})
+    student = {when: models[f"student_{when}"]["true_kl"] for when in ("before", "after")}
+    return {"kl_teacher_proxy": by_round, "kl_teacher_student": student, "kl_teacher_base": models["base"]["true_kl"]}
+
+
+def _key(stage: Facts) -> str:
+    return stage["stage"] if stage["round"] is None else f"{stage['stage']}-{stage['round']:02d}"
+
+
+def _stage(stage: Facts) -> Facts:
+    facts = {key: stage[key] for key in ("stage", "round", "seconds", "records", "tokens", "devices")}
+    return {**facts, "device_hours": stage["seconds"] * stage["devices"] / 3600}
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def git_revision() -> str | None:
+    """The commit that the code was checked out at, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> Facts:
+    """The machine that wrote the report: processor, cores that it may use, memory, GPUs."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }

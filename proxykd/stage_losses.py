@@ -1,0 +1,113 @@
+"""What each training stage minimises. Rows are dicts with `prompt_ids`, `completion_ids`, `length` and what the stage adds.
+
+Every class is built for one global batch (all of its rows, on every worker) and called on its micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from proxykd.batching import collate
+from proxykd.config import AlignmentConfig, DistillationConfig
+from proxykd.losses import DIVERGENCES, dpo, sequence_sums
+from proxykd.scorer import CompletionScorer
+from proxykd.soft_labels import as_top_k
+from proxykd.training import Row
+
+
+def completion_tokens(rows: Sequence[Row]) -> int:
+    return max(1, sum(len(row["completion_ids"]) for row in rows))
+
+
+class SftLoss:
+    """Equation (1): -log p(y given x), averaged over the global batch's completion tokens."""
+
+    terms: tuple[str, ...] = ("nll",)
+    metrics: tuple[str, ...] = ()
+
+    def __init__(self, global_batch: Sequence[Row]):
+        self._tokens = completion_tokens(global_batch)
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
+        return {"nll": -scorer(batch).token_logps_N.sum() / self._tokens}, {}
+
+
+class AlignmentLoss:
+    """Equations (3)-(6): NLL of the chosen completion plus DPO of chosen against rejected.
+
+    Rows add `rejected_ids` and the reference's sequence log-probs, `reference_chosen` and `reference_rejected`.
+    """
+
+    terms: tuple[str, ...] = ("nll", "dpo")
+    metrics: tuple[str, ...] = ("correct", "margin")
+
+    def __init__(self, global_batch: Sequence[Row], config: AlignmentConfig):
+        self._pairs = len(global_batch)
+        self._beta = config.beta
+        self.largest_margin = 0.0
+        """The largest absolute margin that this worker has met, in nats."""
+        sums = config.nll_reduction == "sequence_sum"
+        self._nll_unit = self._pairs if sums else completion_tokens(global_batch)
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        chosen_B, rejected_B = pair_logps(scorer, rows)
+        reference = [torch.tensor([r[k] for r in rows], device=chosen_B.device) for k in REFERENCE_KEYS]
+        losses_B, margin_B = dpo(chosen_B, rejected_B, *reference, beta=self._beta)
+        terms = {"nll": -chosen_B.sum() / self._nll_unit, "dpo": losses_B.sum() / self._pairs}
+        margin = margin_B.detach()
+        self.largest_margin = max(self.largest_margin, float(margin.abs().max()))
+        return terms, {"correct": float((margin > 0).sum()), "margin": float(margin.sum())}
+
+
+REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
+
+
+def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    """log p(y given x) and log p(y^ given x) for B pairs, in one padded batch of 2B rows: policy and reference alike."""
+    prompts = [row["prompt_ids"] for row in rows]
+    completions = [row["completion_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+    batch = collate(prompts + prompts, completions).to(_device(scorer))
+    sums = sequence_sums(scorer(batch).token_logps_N, batch.rows_N, batch.rows)
+    chosen, rejected = sums.chunk(2)
+    return chosen, rejected
+
+
+class DistillationLoss:
+    """Equations (7)-(11): the student's NLL (sequence sum) + alpha * w(x, y) * KL(proxy to student).
+
+    Rows add `soft_labels` and `trust`. Both terms are averaged over the global batch's sequences; the KL is first
+    averaged over a sequence's tokens (`sequence_mean`, the paper's form), or summed over them (`token_sum`, where
+    both terms are averaged over tokens instead).
+    """
+
+    terms: tuple[str, ...] = ("nll", "kl")
+    metrics: tuple[str, ...] = ("kl_tokens",)
+
+    def __init__(self, global_batch: Sequence[Row], config: DistillationConfig):
+        self._by_token = config.kl_reduction == "token_sum"
+        self._unit = completion_tokens(global_batch) if self._by_token else len(global_batch)
+        self._alpha = config.alpha
+        self._divergence = DIVERGENCES[config.divergence]
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        device = _device(scorer)
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
+        proxy = as_top_k([row["soft_labels"] for row in rows]).to(device)
+        scores = scorer(batch, proxy.ids_NK)
+        kl_N = self._divergence(proxy, scores.top)
+        kl_B = sequence_sums(kl_N, batch.rows_N, batch.rows)
+        trust_B = torch.tensor([row["trust"] for row in rows], device=device)
+        weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
+        terms = {
+            "nll": -scores.token_logps_N.sum() / self._unit,
+            "kl": self._alpha * weighted_B.sum() / self._unit,
+        }
+        return terms, {"kl_tokens": float(kl_N.detach().sum())}
+
+
+def _device(scorer: CompletionScorer) -> torch.device:
+    return next(scorer.parameters()).device

@@ -1,0 +1,132 @@
+"""`proxykd`: the command line. Heavy imports stay inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxykd import __version__
+from proxykd.errors import ProxykdError
+
+OVERRIDES = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a config value."
+)
+ADDRESS = click.option("--address", help="A running Ray cluster (ray://, host:port or auto); default: a local one.")
+PORT = click.option("--http-port", default=8000, show_default=True, help="Loopback port of Ray Serve.")
+
+
+class Group(click.Group):
+    """A ProxykdError ends the command with its message alone and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ProxykdError as error:
+            click.echo(f"proxykd: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Proxy-KD: from a proprietary model's text to a small model of your own."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@ADDRESS
+@PORT
+@click.option("--fresh", is_flag=True, help="Delete what an earlier run of this config left, and start over.")
+@click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
+def run(
+    config: str, overrides: tuple[str, ...], address: str | None, http_port: int, fresh: bool, detach: bool
+) -> None:
+    """Run CONFIG from text to student; resumes where an earlier attempt ended."""
+    from proxykd.config import load_config
+    from services.runs import start_run
+
+    start_run(load_config(config, overrides), address=address, http_port=http_port, fresh=fresh, detach=detach)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@ADDRESS
+@PORT
+@click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
+def resume(run_directory: str, address: str | None, http_port: int, detach: bool) -> None:
+    """Go on with RUN where it ended."""
+    from proxykd.storage import RunDirectory
+    from services.runs import follow_or_start
+
+    follow_or_start(RunDirectory.open(run_directory), address=address, http_port=http_port, detach=detach)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(run_directory: str, as_json: bool) -> None:
+    """Say where RUN stands: from storage, and whether its coordinator is alive."""
+    from proxykd.storage import RunDirectory
+    from services.runs import run_status
+    from services.terminal import status_lines
+
+    facts = run_status(RunDirectory.open(run_directory))
+    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(status_lines(facts)))
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+def stop(run_directory: str) -> None:
+    """Stop RUN and its local Ray; what is finished stays, `resume` goes on."""
+    from proxykd.storage import RunDirectory
+    from services.runs import stop_run
+
+    stop_run(RunDirectory.open(run_directory))
+    click.echo(f"stopped; go on with: proxykd resume {run_directory}")
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+def report(run_directory: str) -> None:
+    """Print a finished RUN's table."""
+    from proxykd.storage import RunDirectory
+    from services.terminal import print_report
+
+    print_report(RunDirectory.open(run_directory))
+
+
+@main.group()
+def config() -> None:
+    """Look at configs without loading a model."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@OVERRIDES
+def check(file: str, overrides: tuple[str, ...]) -> None:
+    """Validate FILE; print what would run and what it would need."""
+    from proxykd.config import load_config
+    from proxykd.requirements import describe
+
+    click.echo("\n".join(describe(load_config(file, overrides))))
+
+
+@config.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@OVERRIDES
+def show(file: str, overrides: tuple[str, ...]) -> None:
+    """Print FILE with every default filled in, as YAML."""
+    import yaml
+
+    from proxykd.config import load_config
+
+    click.echo(yaml.safe_dump(load_config(file, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+if __name__ == "__main__":
+    main(prog_name=Path(sys.argv[0]).name)

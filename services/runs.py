@@ -1,0 +1,131 @@
+"""Starting, following and stopping runs from a terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Any
+
+from actors.events import read_events
+from actors.local_cluster import LocalCluster, running, start
+from proxykd.config import RunConfig
+from proxykd.errors import ProxykdError, ResourceError, RunError
+from proxykd.journal import replay
+from proxykd.requirements import require_machine
+from proxykd.storage import RunDirectory, read_json
+from services.terminal import follow, print_report
+
+DEPLOYER = "services.deployments:ServeDeployer"
+
+
+def start_run(config: RunConfig, *, address: str | None, http_port: int, fresh: bool, detach: bool) -> None:
+    run = RunDirectory.create(config)
+    if fresh:
+        if (cluster := running(run.root)) is not None:
+            cluster.stop()
+        shutil.rmtree(run.root)
+        run = RunDirectory.create(config)
+    follow_or_start(run, address=address, http_port=http_port, detach=detach)
+
+
+def follow_or_start(run: RunDirectory, *, address: str | None, http_port: int, detach: bool) -> None:
+    """Shows a finished run's report, joins one that runs, or starts (and so resumes) its coordinator.
+
+    Raises:
+        ProxykdError: the run failed, with its own message; or the machine lacks what it needs.
+    """
+    if finished(run):
+        print(f"{run.id} is done. Start over with --fresh (make quickstart FRESH=1).\n")
+        print_report(run)
+        return
+    _, seen = read_events(run.events)
+    cluster = None if address else running(run.root)
+    if cluster is None:
+        config = run.config()
+        cluster = launch_coordinator(run, config, address, http_port)
+    if detach:
+        print(f"{run.id} runs on its own; look with: proxykd status {run.root}")
+        return
+    try:
+        end = follow(run, after=seen, alive=lambda: cluster is None or cluster.alive)
+    except KeyboardInterrupt:
+        _ask_what_to_do(run, cluster)
+        return
+    if cluster is not None:
+        cluster.stop()
+    if end["event"] == "finished":
+        print_report(run)
+        return
+    if end["event"] == "failed" and "traceback" in end:
+        print(end["traceback"], file=sys.stderr)
+    message = end.get("message") or end.get("reason") or "its coordinator is gone"
+    raise ProxykdError(f"{run.id}: {message}\nwhat was finished is kept; go on with: proxykd resume {run.root}")
+
+
+def launch_coordinator(
+    run: RunDirectory, config: RunConfig, address: str | None, http_port: int
+) -> LocalCluster | None:
+    """Starts Ray where no address is given, and the coordinator on it."""
+    require_machine(config, local=address is None, run_root=run.root)
+    cluster = None if address else start(run.root, config.resources.logical_cpus)
+    from actors.coordinator import Launch, launch
+
+    spec = Launch(str(run.root), DEPLOYER, http_port, cluster.pid if cluster else None)
+    try:
+        launch(spec, cluster.address if cluster else str(address))
+    except ConnectionError as error:
+        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from error
+    except BaseException:
+        if cluster is not None:
+            cluster.stop()
+        raise
+    return cluster
+
+
+def stop_run(run: RunDirectory) -> None:
+    """Ends the local Ray that holds the run. A shard in hand is lost and done again on resuming."""
+    cluster = running(run.root)
+    if cluster is None:
+        raise RunError(f"{run.id} does not run on this machine; nothing to stop")
+    cluster.stop()
+
+
+def finished(run: RunDirectory) -> bool:
+    return any(entry["event"] == "RUN_FINISHED" for entry in replay(run.journal))
+
+
+def run_status(run: RunDirectory) -> dict[str, Any]:
+    """Where a run stands, from storage alone; `alive` says whether its local Ray still runs."""
+    entries = replay(run.journal)
+    events, _ = read_events(run.events)
+    failures = [event for event in events if event["event"] in ("failed", "run_started")]
+    failed = failures[-1]["message"] if failures and failures[-1]["event"] == "failed" else None
+    stages = sorted((read_json(p) for p in run.stages.glob("*.json")), key=lambda s: s["started_at"])
+    alive = running(run.root) is not None
+    return {
+        "run": run.id,
+        "state": "finished" if finished(run) else "running" if alive else "failed" if failed else "stopped",
+        "alive": alive,
+        "epoch": entries[-1]["epoch"] if entries else 0,
+        "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in stages],
+        "now": read_json(run.live) if alive and run.live.exists() else None,
+        "error": failed,
+    }
+
+
+def _ask_what_to_do(run: RunDirectory, cluster: LocalCluster | None) -> None:
+    """Ctrl-C: the run is not in this process, so the user chooses what becomes of it."""
+    leave = f"{run.id} goes on; look with: proxykd status {run.root}"
+    if cluster is None or not sys.stdin.isatty():
+        print(f"\n{leave}")
+        return
+    try:
+        answer = input("\nLeave the run going in the background [l], or stop it [s]? ").strip().lower()
+    except (EOFError, KeyboardInterrupt):
+        answer = "l"
+    if answer.startswith("s"):
+        cluster.stop()
+        print(f"stopped; go on with: proxykd resume {os.path.relpath(run.root)}")
+    else:
+        print(leave)

@@ -1,0 +1,152 @@
+"""What a terminal shows: a live line on a TTY, plain timestamped lines in a log, the report's tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.events import read_events
+from proxykd.storage import RunDirectory, read_json
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 15.0
+Facts = dict[str, Any]
+
+
+def follow(run: RunDirectory, after: int, alive: Callable[[], bool]) -> Facts:
+    """Shows events and progress until the run finishes, fails or its cluster is gone; returns the last event."""
+    console = Console(highlight=False)
+    began, plain_at, gone = time.time(), 0.0, False
+    console.print(f"run {run.id} in {run.root}")
+    with console.status("starting Ray") as spinner:
+        while True:
+            events, after = read_events(run.events, after)
+            for event in events:
+                if event["event"] in ("finished", "failed", "stopped"):
+                    return event
+                console.print(f"{_clock(event['time'] - began)}  {event_line(event)}", soft_wrap=True)
+            if gone:
+                return {"event": "gone"}
+            gone = not alive()
+            line = progress_line(read_json(run.live)) if run.live.exists() else None
+            if line and console.is_terminal:
+                spinner.update(line)
+            elif line and time.monotonic() - plain_at > PLAIN_EVERY_S:
+                console.print(f"{_clock(time.time() - began)}  {line}", soft_wrap=True)
+                plain_at = time.monotonic()
+            time.sleep(POLL_S)
+
+
+def event_line(event: Facts) -> str:
+    kind = event["event"]
+    if kind == "run_started":
+        return f"coordinator up (epoch {event['epoch']})"
+    if kind == "stage_started":
+        return f"{_stage_name(event)} ..."
+    if kind == "stage_finished":
+        facts = ", ".join(f"{key} {_number(event[key])}" for key in event if key not in _STAGE_KEYS)
+        return f"{_stage_name(event)} done in {event['seconds']:.0f} s" + (f": {facts}" if facts else "")
+    if kind == "alignment_finished":
+        return f"alignment ends ({event['reason']}); aligned proxy: {event['adapter']}"
+    if kind == "warning":
+        return f"warning: {event['message']}"
+    return kind
+
+
+_STAGE_KEYS = ("time", "event", "stage", "round", "seconds")
+
+
+def progress_line(live: Facts) -> str:
+    """Which stage, how far, how long still."""
+    parts = [_stage_name(live)]
+    if live.get("step"):
+        parts.append(live["step"])
+    done, total = live.get("done", 0.0), live.get("total", 0.0)
+    if total:
+        parts.append(f"{done:.0f}/{total:.0f} {live['unit']}")
+        elapsed = time.time() - live.get("step_started", live["started"])
+        if 0 < done < total:
+            parts.append(f"{_clock(elapsed * (total - done) / done)} left")
+    parts += [f"{name} {value:.3f}" for name, value in live.get("metrics", {}).items()]
+    return " | ".join(parts)
+
+
+def status_lines(facts: Facts) -> list[str]:
+    lines = [f"{facts['run']}: {facts['state']} (epoch {facts['epoch']})"]
+    lines += [f"  {_stage_name(stage):<12} done in {stage['seconds']:.0f} s" for stage in facts["stages_done"]]
+    if facts["now"]:
+        lines.append(f"  now: {progress_line(facts['now'])}")
+    if facts["error"] and facts["state"] == "failed":
+        lines.append(f"  failed: {facts['error']}")
+    return lines
+
+
+def print_report(run: RunDirectory) -> None:
+    """The short table of a finished run: fidelity by round, the student before and after, seconds, where it lies."""
+    if not run.report.exists():
+        from proxykd.errors import RunError
+
+        raise RunError(f"{run.id} has no report yet; go on with: proxykd resume {run.root}")
+    report = read_json(run.report)
+    console = Console(highlight=False)
+    console.print(_fidelity_table(report))
+    console.print(_stage_table(report))
+    console.print(f"stopped aligning: {report['stop_reason']}")
+    console.print(f"student: {run.student}", soft_wrap=True)
+    console.print(f"report:  {run.report}", soft_wrap=True)
+    load = f'transformers.pipeline("text-generation", "{run.student}")'
+    console.print(f"load it: python -c 'import transformers; chat = {load}'", soft_wrap=True, markup=False)
+
+
+def _fidelity_table(report: Facts) -> Table:
+    sealed = report["sealed_teacher"]
+    table = Table(title=f"Fidelity to {report['teacher']['model']}", title_justify="left")
+    for column in ("model", "slice", "NLL a token", "top-1 agreement", "true KL from the teacher"):
+        table.add_column(column, justify="left" if column in ("model", "slice") else "right")
+
+    def add(name: str, slice_name: str, fidelity: Facts, kl: Facts | None = None) -> None:
+        nll = f"{fidelity['held_out_nll']:.4f} ± {fidelity['stderr']:.4f}"
+        true_kl = f"{kl['kl']:.4f} ± {kl['stderr']:.4f}" if kl else ""
+        table.add_row(name, slice_name, nll, f"{fidelity['top1_agreement']:.4f}", true_kl)
+
+    by_round = {entry["round"]: entry for entry in sealed["kl_teacher_proxy"]} if sealed else {}
+    proxy = report["proxy"]
+    add("proxy, warm-up", "validation", proxy["validation"]["warmup"], by_round.get(0))
+    for entry in report["rounds"]:
+        note = "" if entry["decision"] == "promote" else " (rejected)"
+        add(f"proxy, round {entry['round']}{note}", "validation", entry["validation"], by_round.get(entry["round"]))
+    table.add_section()
+    add("proxy, base", "test", proxy["base"], sealed and sealed["kl_teacher_base"])
+    add("proxy, warm-up", "test", proxy["warmup"], by_round.get(0))
+    add("proxy, aligned", "test", proxy["aligned"], by_round.get(len(report["rounds"])))
+    for when in ("before", "after"):
+        kl = sealed and sealed["kl_teacher_student"][when]
+        add(f"student, {when}", "test", report["student"][when], kl)
+    return table
+
+
+def _stage_table(report: Facts) -> Table:
+    table = Table(title="Where the time went", title_justify="left")
+    for column in ("stage", "seconds", "records", "tokens"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in report["stages"]:
+        table.add_row(_stage_name(stage), f"{stage['seconds']:.0f}", str(stage["records"]), str(stage["tokens"]))
+    table.add_section()
+    table.add_row("all", f"{sum(stage['seconds'] for stage in report['stages']):.0f}", "", "")
+    return table
+
+
+def _stage_name(facts: Facts) -> str:
+    return f"{facts['stage']} {facts['round']}" if facts.get("round") else str(facts["stage"])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:d}:{int(seconds) % 60:02d}"
