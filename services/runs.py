@@ -75,7 +75,8 @@ def launch_coordinator(
     try:
         launch(spec, cluster.address if cluster else str(address))
     except ConnectionError as error:
-        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from error
+        where = cluster.address if cluster else address
+        raise ResourceError(f"no Ray cluster answers at {where}: {error}") from error
     except BaseException:
         if cluster is not None:
             cluster.stop()
