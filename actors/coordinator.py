@@ -96,6 +96,6 @@ def launch(spec: Launch, address: str) -> None:
             num_cpus=0,
             max_concurrency=16,
         )
-        ray.get(actor.remote(spec).ping.remote())
+        ray.get(actor.remote(spec).ping.remote())  # type: ignore[attr-defined]
     finally:
         ray.shutdown()

@@ -121,15 +121,16 @@ def _hold(run_root: Path, logical_cpus: int) -> None:
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     scratch = tempfile.mkdtemp(prefix="proxykd-ray-")
-    context = ray.init(
+    ray.init(
         num_cpus=logical_cpus,
         include_dashboard=False,
         _temp_dir=scratch,
         log_to_driver=False,
         configure_logging=False,
     )
-    write_json(state_file(run_root), {"address": context.address_info["gcs_address"], "pid": os.getpid()})
-    print(json.dumps({"address": context.address_info["gcs_address"], "logs": scratch}), flush=True)
+    address = ray.get_runtime_context().gcs_address
+    write_json(state_file(run_root), {"address": address, "pid": os.getpid()})
+    print(json.dumps({"address": address, "logs": scratch}), flush=True)
     try:
         signal.sigwait(stop_signals)
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from ray.train.torch import get_device
@@ -24,7 +25,7 @@ from proxykd.chat import load_tokenizer
 from proxykd.config import RunConfig, TrainConfig
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.errors import IntegrityError, ProxykdError
-from proxykd.evaluation import mass_shares, ratio_of_sums, score_records, spearman, true_kl
+from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
 from proxykd.losses import trust_weights
 from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapter, save_model
 from proxykd.parallel import Workers, full_state
@@ -72,6 +73,8 @@ class Worker:
         return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity()
 
     def trainer(self, scorer: CompletionScorer, config: TrainConfig) -> Trainer:
+        if config.gradient_checkpointing:
+            scorer.checkpoint_layers()
         return Trainer(scorer, config, self.workers, self.config.resources.micro_batch_tokens)
 
     def batches(self, config: TrainConfig) -> Iterator[list[Row]]:
@@ -197,18 +200,13 @@ def _reference_pass(worker: Worker, scorer: CompletionScorer, trainer: Trainer) 
                 references |= {r["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for r, *values in columns}
         worker.progress(number, steps, "reference batches")
     sample = task["parity"]
-    logps: list[float] = []
-    for part in plan_in_order(len(sample["prompts"])):
-        prompts, completions = [sample["prompts"][i] for i in part], [sample["completions"][i] for i in part]
-        batch = collate(prompts, completions).to(worker.workers.device)
-        logps += scorer.score(batch).token_logps_N.tolist()
-    mean_abs, max_abs = gates.parity(sample["logps"], logps)
+    ours: list[float] = []
+    for prompt, completion in zip(sample["prompts"], sample["completions"], strict=True):
+        batch = collate([prompt], [completion]).to(worker.workers.device)
+        ours += scorer.score(batch).token_logps_N.tolist()
+    mean_abs, max_abs = gates.parity(sample["logps"], ours)
     gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, str(task["reference"]))
     return references, {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
-
-
-def plan_in_order(rows: int, size: int = 4) -> list[list[int]]:
-    return [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
 
 
 def score(worker: Worker) -> Facts:
@@ -232,11 +230,11 @@ def _score_rows(worker: Worker, scorer: CompletionScorer, rows: list[Row], top_k
         batch = collate([rows[i]["prompt_ids"] for i in part], [rows[i]["completion_ids"] for i in part])
         scores = scorer.score(batch.to(worker.workers.device), top_k)
         assert scores.top is not None
-        lengths = batch.lengths_B.tolist()
         columns = (scores.token_logps_N, scores.top.ids_NK, scores.top.logps_NK, scores.top.tail_logmass_N)
-        split = [[t.cpu().numpy() for t in column.split(lengths)] for column in columns]
-        for place, index in enumerate(part):
-            results[index] = CompletionLogps(*(column[place] for column in split), adapter=worker.task["adapter"])
+        ends = batch.lengths_B.cumsum(0)[:-1].tolist()
+        split = [np.split(column.cpu().numpy(), ends) for column in columns]
+        for index, logps, ids, top, tail in zip(part, *split, strict=True):
+            results[index] = CompletionLogps(logps, ids, top, tail, worker.task["adapter"])
     return [results[i] for i in range(len(rows))]
 
 
@@ -275,30 +273,28 @@ def distil(worker: Worker) -> Facts:
 
 
 def evaluate(worker: Worker) -> Facts:
-    """The test slice, reported once: fidelity of every model, and the true KL where the teacher's seal may be opened."""
+    """The test slice, reported once: every model's fidelity, and the true KL where the teacher's seal may be opened."""
     task, run, config = worker.task, worker.run, worker.config
     rows = read_slice(run, "test")
-    tokens = sum(len(row["completion_ids"]) for row in rows)
     budget = config.resources.micro_batch_tokens
     teacher = None
     if config.teacher.local is not None:
         frozen = config.teacher.local.model_copy(update={"method": "full"})
-        teacher = load_scorer(run.models / "teacher", frozen, trainable=False).to(worker.workers.device)
+        opened = load_scorer(run.models / "teacher", frozen, trainable=False)
+        teacher = SealedTeacher(opened.to(worker.workers.device))
     models: dict[str, Facts] = {}
 
-    def measure(name: str, scorer: CompletionScorer) -> Facts:
-        scores = score_records(scorer, rows, worker.workers, budget)
+    def measure(name: str, scorer: CompletionScorer) -> None:
+        scores = score_records(scorer, rows, worker.workers, budget, teacher)
         facts: Facts = {"fidelity": scores.fidelity()}
-        if teacher is not None:
-            sums = true_kl(teacher, scorer, rows, budget)
-            kl, stderr = ratio_of_sums(sums, scores.tokens)
-            facts["true_kl"] = {"kl": kl, "stderr": stderr, "tokens": tokens}
-            facts["per_record"] = {"kl": [s / max(t, 1) for s, t in zip(sums, scores.tokens, strict=True)]}
+        if scores.true_kl is not None:
+            kl, stderr = ratio_of_sums(scores.true_kl, scores.tokens)
+            facts["true_kl"] = {"kl": kl, "stderr": stderr, "tokens": sum(scores.tokens)}
+            facts["record_kls"] = [s / max(t, 1) for s, t in zip(scores.true_kl, scores.tokens, strict=True)]
         facts["sequence_logps"] = [-value for value in scores.nll]
         facts["tokens"] = scores.tokens
         models[name] = facts
         worker.progress(len(models), len(task["adapters"]) + 3, "models")
-        return facts
 
     proxy = worker.proxy(None, trainable=False)
     measure("base", proxy)
@@ -316,13 +312,13 @@ def evaluate(worker: Worker) -> Facts:
 def _trust_correlation(models: dict[str, Facts], task: Facts) -> float | None:
     """Does a higher weight mean a proxy closer to the teacher? Rank correlation with the true KL, record by record."""
     aligned = models[task["adapters"][-1]]
-    if "per_record" not in aligned:
+    if "record_kls" not in aligned:
         return None
     logps = torch.tensor(aligned["sequence_logps"], dtype=torch.float64)
     if task["trust_reduction"] == "token_mean":
         logps = logps / torch.tensor(aligned["tokens"])
     weights = trust_weights(logps, task["mu"], task["gamma"])
-    return spearman(weights.tolist(), aligned["per_record"]["kl"])
+    return spearman(weights.tolist(), aligned["record_kls"])
 
 
 def _train(

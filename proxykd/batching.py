@@ -50,7 +50,9 @@ def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int
     width = max(len(s) for s in sequences) - 1
     width = max(width, 1)
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    positions, labels, rows = [], [], []
+    positions: list[int] = []
+    labels: list[int] = []
+    rows: list[int] = []
     for row, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
         kept = sequence[:-1] if len(sequence) > len(prompt) else sequence[:width]
         input_ids[row, : len(kept)] = torch.tensor(kept, dtype=torch.long)
@@ -58,8 +60,8 @@ def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int
         positions += range(start, start + len(sequence) - len(prompt))
         labels += sequence[len(prompt) :]
         rows += [row] * (len(sequence) - len(prompt))
-    as_long = [torch.tensor(values, dtype=torch.long) for values in (positions, labels, rows)]
-    return CompletionBatch(input_ids, *as_long, rows=len(sequences))
+    positions_N, labels_N, rows_N = (torch.tensor(values, dtype=torch.long) for values in (positions, labels, rows))
+    return CompletionBatch(input_ids, positions_N, labels_N, rows_N, len(sequences))
 
 
 def plan_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

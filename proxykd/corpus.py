@@ -127,8 +127,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
                     line += 1
                     yield line, row
         return
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as lines:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             try:
                 yield number, json.loads(raw)

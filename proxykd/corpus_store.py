@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,11 @@ def _write_slice(directory: Path, records: list[TokenisedRecord], texts: dict[st
             "completion": [texts[r.id].completion for r in part],
         }
         table = pa.table(columns, schema=SCHEMA)
-        write_shard(
-            directory / f"shard-{number:05d}.parquet",
-            lambda path, table=table: pq.write_table(table, path, compression="zstd"),
-            {"records": len(part)},
-        )
+        write_shard(directory / f"shard-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd")
 
 
 def manifest(run: RunDirectory) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxykd.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
-from proxykd.losses import dense_kl, sequence_sums
+from proxykd.losses import sequence_sums
 from proxykd.parallel import Workers
 from proxykd.scorer import CompletionScorer
 from proxykd.training import Row
@@ -19,11 +19,12 @@ from proxykd.training import Row
 
 @dataclass(frozen=True)
 class RecordScores:
-    """Per record, in the order of the rows: completion tokens, summed NLL (nats) and top-1 agreements."""
+    """Per record, in the order of the rows: completion tokens, summed NLL and true KL (nats), top-1 agreements."""
 
     tokens: list[int]
     nll: list[float]
     agreements: list[float]
+    true_kl: list[float] | None = None
 
     def fidelity(self) -> dict[str, float | int]:
         """F of DESIGN.md, section 9: mean NLL a token with its standard error (records as clusters), and agreement."""
@@ -48,48 +49,51 @@ def ratio_of_sums(values: Sequence[float], tokens: Sequence[int]) -> tuple[float
     return mean, math.sqrt(spread * n / max(1, n - 1)) / total
 
 
+class SealedTeacher:
+    """A local teacher whose seal the evaluation may open. It runs over the held-out rows once, for all models.
+
+    Nothing in training may see it.
+    """
+
+    def __init__(self, teacher: CompletionScorer):
+        self._teacher = teacher
+        self._hidden: dict[int, Tensor] = {}
+
+    def logits_of(self, number: int, batch: CompletionBatch) -> Callable[[slice], Tensor]:
+        """The teacher's logits for slices of micro-batch `number`; its hidden states are kept for the next model."""
+        if number not in self._hidden:
+            with torch.no_grad():
+                self._hidden[number] = self._teacher.hidden(batch)
+        return lambda part: self._teacher.logits(self._hidden[number][part])
+
+
 def score_records(
-    scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
+    scorer: CompletionScorer,
+    rows: Sequence[Row],
+    workers: Workers,
+    micro_batch_tokens: int,
+    teacher: SealedTeacher | None = None,
 ) -> RecordScores:
-    """Scores every row's completion; the rows are shared out over the workers and gathered on each."""
+    """Scores every row's completion; the rows are shared out over the workers and gathered on each.
+
+    With a sealed teacher, `true_kl` is each record's sum of the full-vocabulary KL(teacher || model).
+    """
     plan = plan_micro_batches([row["length"] for row in rows], micro_batch_tokens)
-    table = torch.zeros(len(rows), 2, dtype=torch.float64, device=workers.device)
-    for part in share_of_worker(plan, workers.rank, workers.world):
+    table = torch.zeros(len(rows), 3, dtype=torch.float64, device=workers.device)
+    for number, part in enumerate(share_of_worker(plan, workers.rank, workers.world)):
         if not part:
             if workers.mode == "fsdp2":  # the collectives of a forward pass need every worker
                 scorer.score(_collate(rows, plan[0], workers.device))
             continue
         batch = _collate(rows, part, workers.device)
-        scores = scorer.score(batch)
+        scores = scorer.score(batch, versus=teacher.logits_of(number, batch) if teacher else None)
         assert scores.argmax_N is not None
-        columns = (-scores.token_logps_N, (scores.argmax_N == batch.labels_N))
+        kl_N = torch.zeros_like(scores.token_logps_N) if scores.kl_N is None else scores.kl_N
+        columns = (-scores.token_logps_N, scores.argmax_N == batch.labels_N, kl_N)
         table[part] = torch.stack([sequence_sums(c.double(), batch.rows_N, batch.rows) for c in columns], dim=1)
-    nll, agreements = workers.sum(table).T.tolist()
-    return RecordScores([len(row["completion_ids"]) for row in rows], nll, agreements)
-
-
-def true_kl(
-    teacher: CompletionScorer, model: CompletionScorer, rows: Sequence[Row], micro_batch_tokens: int
-) -> list[float]:
-    """Sum over each record's completion tokens of the full-vocabulary KL(teacher || model), in nats.
-
-    Only for evaluation where the teacher is local: nothing in training may see it.
-    """
-    sums = [0.0] * len(rows)
-    for part in plan_micro_batches([row["length"] for row in rows], micro_batch_tokens):
-        batch = _collate(rows, part, next(model.parameters()).device)
-        kl_N = torch.cat(_kl_chunks(teacher, model, batch))
-        for index, value in zip(part, sequence_sums(kl_N, batch.rows_N, batch.rows).tolist(), strict=True):
-            sums[index] = value
-    return sums
-
-
-@torch.no_grad()
-def _kl_chunks(teacher: CompletionScorer, model: CompletionScorer, batch: CompletionBatch) -> list[Tensor]:
-    theirs, ours = teacher.hidden(batch), model.hidden(batch)
-    return [
-        dense_kl(teacher.logits(theirs[part]), model.logits(ours[part])).double() for part in model.chunks(len(ours))
-    ]
+    nll, agreements, true_kl = workers.sum(table).T.tolist()
+    tokens = [len(row["completion_ids"]) for row in rows]
+    return RecordScores(tokens, nll, agreements, true_kl if teacher else None)
 
 
 def mass_shares(

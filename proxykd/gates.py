@@ -40,6 +40,7 @@ def check_parity(mean_abs: float, max_abs: float, threshold: float, adapter: str
     """
     if not mean_abs <= threshold:
         raise GateError(
-            f"parity gate: engine and trainer differ by {mean_abs:.4f} nats a token on {adapter} (largest {max_abs:.4f}), "
-            f"above alignment.parity_threshold {threshold:g}: the engine serves other weights than the trainer holds"
+            f"parity gate: engine and trainer differ by {mean_abs:.4f} nats a token on {adapter} (largest "
+            f"{max_abs:.4f}), above alignment.parity_threshold {threshold:g}: the engine serves other weights than "
+            f"the trainer holds"
         )

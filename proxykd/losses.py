@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from proxykd.scorer import TopK
+from proxykd.top_k import TopK
 
 
 def sequence_sums(values_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:

@@ -109,7 +109,7 @@ def prune_layers(model: Any, drop: tuple[int, ...]) -> None:
         raise ModelError(
             f"drop_layers {list(drop)} does not fit a model of {len(layers)} layers (0 to {len(layers) - 1})"
         )
-    kept = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in drop)
+    kept: Any = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in drop)
     for index, layer in enumerate(kept):
         layer.self_attn.layer_idx = index
     model.get_decoder().layers = kept
@@ -129,7 +129,7 @@ def load_scorer(
     from transformers import AutoModelForCausalLM
 
     tokens = len(load_tokenizer(base))
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[config.dtype])
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[config.dtype])
     embedding = model.get_input_embeddings().weight.shape[0]
     if embedding < tokens:
         raise ModelError(
@@ -169,7 +169,7 @@ def read_adapter(model: Any, directory: Path) -> None:
     from safetensors.torch import load_file
 
     verify_directory(directory)
-    result = set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
+    result: Any = set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise IntegrityError(
@@ -213,7 +213,7 @@ def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) ->
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         if adapter is not None:
             verify_directory(adapter)
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from proxykd.scorer import CompletionScorer
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -24,7 +26,7 @@ class Workers:
     rank: int = 0
     world: int = 1
     mode: Literal["ddp", "fsdp2"] = "ddp"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @classmethod
     def current(cls, mode: Literal["ddp", "fsdp2"], device: torch.device) -> Workers:
@@ -37,9 +39,10 @@ class Workers:
         scorer.to(self.device)
         if self.mode == "ddp":
             return scorer
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        mesh = dist.init_device_mesh(self.device.type, (self.world,))
+        mesh = init_device_mesh(self.device.type, (self.world,))
         for layer in scorer.layers():
             fully_shard(layer, mesh=mesh)
         fully_shard(scorer, mesh=mesh)

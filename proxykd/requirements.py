@@ -40,7 +40,7 @@ def describe(config: RunConfig) -> list[str]:
     """What `proxykd config check` prints."""
     resources, alignment, distillation = config.resources, config.alignment, config.distillation
     corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
-    split = config.corpus.split
+    split, warmup = config.corpus.split, config.warmup
     rest = 1 - split.validation - split.test
     shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
     lines = [
@@ -50,9 +50,9 @@ def describe(config: RunConfig) -> list[str]:
         + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
         f"  proxy         {_model(config.proxy)}",
         f"  student       {_model(config.student)}, method {config.student.method}",
-        f"  warm-up       SFT, {_training(config.warmup.learning_rate, config.warmup.global_batch, config.warmup.epochs)}",
-        f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}) + DPO (beta {alignment.beta:g}), "
-        + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
+        f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
+        f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}) + DPO "
+        f"(beta {alignment.beta:g}), " + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
         f"  score         top-{config.score.top_k} + tail, by the {config.score.source}",
         f"  distil        NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
         f"{distillation.kl_reduction}), "

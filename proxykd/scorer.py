@@ -6,6 +6,7 @@ token, in chunks. A chunk's logits are recomputed in the backward pass instead o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from proxykd.batching import CompletionBatch
+from proxykd.losses import dense_kl
+from proxykd.top_k import TopK, tail_logmass
 
 CHUNK_BYTES = 32 * 2**20
 """Float32 logits of one chunk: 170 tokens at vocabulary 49k, 55 at 152k."""
-
-
-@dataclass(frozen=True)
-class TopK:
-    """A sparse distribution at N tokens: K log-probs (full softmax) with their ids, and the log-mass of the rest."""
-
-    ids_NK: Tensor
-    logps_NK: Tensor
-    tail_logmass_N: Tensor
-
-    def to(self, device: torch.device) -> TopK:
-        return TopK(self.ids_NK.to(device), self.logps_NK.to(device), self.tail_logmass_N.to(device))
 
 
 @dataclass(frozen=True)
@@ -38,6 +29,8 @@ class TokenScores:
     token_logps_N: Tensor
     top: TopK | None = None
     argmax_N: Tensor | None = None
+    kl_N: Tensor | None = None
+    """KL(other || this model) over the full vocabulary, where `score` was given another model's logits."""
 
 
 class CompletionScorer(nn.Module):
@@ -71,31 +64,43 @@ class CompletionScorer(nn.Module):
         return TokenScores(torch.cat(token_logps), gathered)
 
     @torch.no_grad()
-    def score(self, batch: CompletionBatch, top_k: int = 1) -> TokenScores:
-        """Log-probs of the labels with the model's own top-K (sorted) and argmax; no gradient."""
+    def score(
+        self, batch: CompletionBatch, top_k: int = 1, versus: Callable[[slice], Tensor] | None = None
+    ) -> TokenScores:
+        """Log-probs of the labels with the model's own top-K (sorted) and argmax; no gradient.
+
+        `versus` gives another model's logits for a slice of the N tokens; then the KL from it comes along.
+        """
         hidden_NH = self.hidden(batch)
-        parts = []
+        columns: list[list[Tensor]] = [[], [], [], [], []]
         for part in self.chunks(hidden_NH.shape[0]):
             logits = self.logits(hidden_NH[part])
             logsumexp = logits.logsumexp(-1, keepdim=True)
             label = logits.gather(1, batch.labels_N[part, None])
             top = logits.topk(min(top_k, logits.shape[1]), dim=-1)
             tail = tail_logmass(logits, logsumexp, top.indices)
-            parts.append(((label - logsumexp)[:, 0], top.indices, top.values - logsumexp, tail))
-        token_logps, ids, logps, tails = (torch.cat(column) for column in zip(*parts, strict=True))
-        return TokenScores(token_logps, TopK(ids, logps, tails), ids[:, 0])
+            kl = label.new_zeros(0) if versus is None else dense_kl(versus(part), logits)
+            values = ((label - logsumexp)[:, 0], top.indices, top.values - logsumexp, tail, kl)
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+        token_logps, ids, logps, tails, kl = map(torch.cat, columns)
+        return TokenScores(token_logps, TopK(ids, logps, tails), ids[:, 0], None if versus is None else kl)
+
+    def checkpoint_layers(self) -> None:
+        """Recomputes each decoder layer in the backward pass instead of keeping its activations."""
+        self._base().gradient_checkpointing_enable({"use_reentrant": False})
 
     def layers(self) -> list[nn.Module]:
         return list(self._base().get_decoder().layers)
 
     def hidden(self, batch: CompletionBatch) -> Tensor:
         """Final hidden states at the N positions that predict a completion token: [N, H]."""
-        hidden_BTH = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
+        hidden_BTH: Tensor = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
         return hidden_BTH.flatten(0, 1)[batch.positions_N]
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Float32 logits over the tokenizer's vocabulary: [N, V]. Call it on chunks."""
-        logits_NV = self._base().get_output_embeddings()(hidden_NH)[:, : self.vocabulary].float()
+        logits_NV: Tensor = self._base().get_output_embeddings()(hidden_NH)[:, : self.vocabulary].float()
         if self._softcap is not None:
             logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
         return logits_NV
@@ -115,14 +120,3 @@ class CompletionScorer(nn.Module):
     def chunks(self, tokens: int) -> list[slice]:
         size = max(1, CHUNK_BYTES // (4 * self.vocabulary))
         return [slice(start, start + size) for start in range(0, max(tokens, 1), size)]
-
-
-def tail_logmass(logits_NV: Tensor, logsumexp_N1: Tensor, ids_NK: Tensor) -> Tensor:
-    """log(1 - Q): the log-mass outside K distinct ids, from the logsumexp of the complement.
-
-    Finite, with a finite gradient, as Q goes to 1, where log(1 - exp(logQ)) is neither. -inf if nothing is outside.
-    """
-    if ids_NK.shape[1] >= logits_NV.shape[1]:
-        return logits_NV.new_full((logits_NV.shape[0],), -torch.inf)
-    complement = logits_NV.scatter(1, ids_NK, -torch.inf)
-    return complement.logsumexp(-1) - logsumexp_N1[:, 0]

@@ -17,7 +17,7 @@ HISTOGRAM_BINS = 20
 
 
 def label_statistics(shards: list[Path], source: LabelSource, trust: str) -> dict[str, Any]:
-    """Reads every shard once. mu and gamma are over all of D_s: of sequence sums, or of token means where trust says so."""
+    """Reads every shard once. mu and gamma are over D_s: of sequence sums, or of token means where trust says so."""
     sums: list[float] = []
     tokens: list[int] = []
     mass = np.zeros(source.top_k)

@@ -22,7 +22,7 @@ import torch
 
 from proxykd.chat import ids_hash
 from proxykd.errors import IntegrityError
-from proxykd.scorer import TopK
+from proxykd.top_k import TopK
 
 STEP = 512
 NOTHING = 65535
@@ -164,7 +164,8 @@ def _scaled_to(top_logps_TK: np.ndarray, tail_logmass_T: np.ndarray) -> np.ndarr
     mass = np.exp(top_logps_TK).sum(-1)
     wanted = -np.expm1(tail_logmass_T)
     with np.errstate(divide="ignore"):
-        return top_logps_TK + (np.log(wanted) - np.log(mass))[:, None]
+        shift_T: np.ndarray = np.log(wanted) - np.log(mass)
+    return np.asarray(top_logps_TK + shift_T[:, None])
 
 
 def _id_bits(vocabulary: int) -> int:

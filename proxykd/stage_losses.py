@@ -1,4 +1,6 @@
-"""What each training stage minimises. Rows are dicts with `prompt_ids`, `completion_ids`, `length` and what the stage adds.
+"""What each training stage minimises.
+
+Rows are dicts with `prompt_ids`, `completion_ids`, `length` and what the stage adds.
 
 Every class is built for one global batch (all of its rows, on every worker) and called on its micro-batches.
 """
@@ -55,8 +57,10 @@ class AlignmentLoss:
 
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         chosen_B, rejected_B = pair_logps(scorer, rows)
-        reference = [torch.tensor([r[k] for r in rows], device=chosen_B.device) for k in REFERENCE_KEYS]
-        losses_B, margin_B = dpo(chosen_B, rejected_B, *reference, beta=self._beta)
+        anchor_chosen, anchor_rejected = (
+            torch.tensor([row[key] for row in rows], device=chosen_B.device) for key in REFERENCE_KEYS
+        )
+        losses_B, margin_B = dpo(chosen_B, rejected_B, anchor_chosen, anchor_rejected, self._beta)
         terms = {"nll": -chosen_B.sum() / self._nll_unit, "dpo": losses_B.sum() / self._pairs}
         margin = margin_B.detach()
         self.largest_margin = max(self.largest_margin, float(margin.abs().max()))
@@ -67,7 +71,7 @@ REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
 
 
 def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
-    """log p(y given x) and log p(y^ given x) for B pairs, in one padded batch of 2B rows: policy and reference alike."""
+    """log p(y given x) and log p(y^ given x) of B pairs, in one padded batch of 2B rows: policy and reference alike."""
     prompts = [row["prompt_ids"] for row in rows]
     completions = [row["completion_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
     batch = collate(prompts + prompts, completions).to(_device(scorer))

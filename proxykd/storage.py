@@ -158,7 +158,9 @@ class RunDirectory:
                 # Resources may differ between attempts: the latest wins, results do not depend on them.
                 write_atomic(run.root / "config.json", frozen)
         except OSError as error:
-            raise RunError(f"cannot write the run directory {run.root}: {error.strerror}; free space or set runs_dir")
+            raise RunError(
+                f"cannot write the run directory {run.root}: {error.strerror}; free space or set runs_dir"
+            ) from error
         return run
 
     @classmethod

@@ -74,7 +74,8 @@ class Trainer:
         """Trains on one global batch.
 
         Where a stage has several terms, each one's gradient norm is measured on the first step and then every
-        `grad_norms_every` steps, by a pass a term. `gate` sees losses and metrics before the optimizer moves anything and may raise.
+        `grad_norms_every` steps, by a pass a term. `gate` sees losses and metrics before the
+        optimizer moves anything and may raise.
 
         Raises:
             GateError: the loss or the gradient is not finite.

@@ -18,7 +18,7 @@ TEACHER_APP = "teacher"
 class ProxyReplica:
     """The engine behind a Serve handle. A call carries a batch; vLLM interleaves the rows of all calls."""
 
-    async def __init__(self, spec: EngineSpec):
+    async def __init__(self, spec: EngineSpec):  # type: ignore[misc]  # Serve awaits it; the engine needs a loop
         self._engine = ProxyEngine(spec)
 
     async def generate(self, adapter: str, **request: Any) -> list[Generation]:
@@ -38,9 +38,10 @@ class ServeDeployer:
     def deploy_proxy(self, spec: EngineSpec) -> Any:
         """Starts the proxy's engine and returns its handle once a replica answers."""
         options = engine_options(self._resources, self._resources.engine_replicas)
-        deployment = serve.deployment(ProxyReplica).options(name="ProxyEngine", **options)
+        replica: Any = serve.deployment(ProxyReplica)
+        app = replica.options(name="ProxyEngine", **options).bind(spec)
         self._start_serve()
-        return serve.run(deployment.bind(spec), name=PROXY_APP, route_prefix="/proxy")
+        return serve.run(app, name=PROXY_APP, route_prefix="/proxy")
 
     def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str:
         """Starts the sealed teacher and returns its OpenAI-compatible base URL."""
@@ -48,8 +49,9 @@ class ServeDeployer:
 
         options = engine_options(self._resources, replicas=1)
         self._start_serve()
+        teacher: Any = SealedTeacher
         serve.run(
-            SealedTeacher.options(name="SealedTeacher", **options).bind(spec, model_name),
+            teacher.options(name="SealedTeacher", **options).bind(spec, model_name),
             name=TEACHER_APP,
             route_prefix="/teacher",
         )

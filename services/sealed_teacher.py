@@ -66,7 +66,7 @@ async def refuse_invalid(request: Request, error: RequestValidationError) -> JSO
 class SealedTeacher:
     """One engine without adapters, reached over HTTP alone."""
 
-    async def __init__(self, spec: EngineSpec, model_name: str):
+    async def __init__(self, spec: EngineSpec, model_name: str):  # type: ignore[misc]  # Serve awaits it
         self._engine = ProxyEngine(spec)
         self._base = spec.adapter_name(None)
         self._max_length = spec.max_length

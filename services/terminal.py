@@ -54,7 +54,7 @@ def event_line(event: Facts) -> str:
         return f"alignment ends ({event['reason']}); aligned proxy: {event['adapter']}"
     if kind == "warning":
         return f"warning: {event['message']}"
-    return kind
+    return str(kind)
 
 
 _STAGE_KEYS = ("time", "event", "stage", "round", "seconds")
@@ -68,7 +68,7 @@ def progress_line(live: Facts) -> str:
     done, total = live.get("done", 0.0), live.get("total", 0.0)
     if total:
         parts.append(f"{done:.0f}/{total:.0f} {live['unit']}")
-        elapsed = time.time() - live.get("step_started", live["started"])
+        elapsed = time.time() - float(live.get("step_started") or live["started"])
         if 0 < done < total:
             parts.append(f"{_clock(elapsed * (total - done) / done)} left")
     parts += [f"{name} {value:.3f}" for name, value in live.get("metrics", {}).items()]

@@ -9,7 +9,28 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = "the a one two three red blue green cat dog tree house sun moon river stone light dark small large".split()
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "two",
+    "three",
+    "red",
+    "blue",
+    "green",
+    "cat",
+    "dog",
+    "tree",
+    "house",
+    "sun",
+    "moon",
+    "river",
+    "stone",
+    "light",
+    "dark",
+    "small",
+    "large",
+]
 
 
 def make_tokenizer() -> Any:
@@ -61,7 +82,8 @@ def make_model(directory: Path, seed: int = 0, layers: int = 4, hidden: int = 64
 def prompts(count: int) -> list[dict[str, str]]:
     """Distinct prompts of a few words."""
     return [
-        {"id": f"p{i:04d}", "prompt": f"{WORDS[i % 20]} {WORDS[(i // 20) % 20]} {WORDS[(7 * i) % 20]}?"} for i in range(count)
+        {"id": f"p{i:04d}", "prompt": f"{WORDS[i % 20]} {WORDS[(i // 20) % 20]} {WORDS[(7 * i) % 20]}?"}
+        for i in range(count)
     ]
 
 

@@ -1,0 +1,43 @@
+# Two commands: `make quickstart` and `make test`. Everything lives in .venv; nothing else is touched.
+PYTHON ?= python3.11
+BIN := .venv/bin
+FRESH ?=
+
+.PHONY: quickstart test check unit real lock clean
+
+quickstart: .venv/cpu
+	$(BIN)/proxykd run configs/quickstart.yaml $(if $(FRESH),--fresh)
+
+test: check unit real
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: .venv/dev
+	$(BIN)/python -m pytest tests/unit
+
+real: .venv/dev
+	$(BIN)/python -m pytest tests/real
+
+lock: .venv/cpu
+	$(BIN)/python requirements/lock.py
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/cpu: .venv/bin/python requirements/cpu.lock pyproject.toml
+	@echo "installing the locked CPU dependencies (about a minute and a half)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'torch is a CUDA build; see docs/install.md for the CPU build')"
+	@touch $@
+
+.venv/dev: .venv/cpu requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.lock
+	@touch $@

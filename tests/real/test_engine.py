@@ -1,0 +1,123 @@
+"""The proxy's deployment on real vLLM, in both adapter modes: every answer is of the adapter that it names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from actors.engine import EngineSpec
+from actors.streams import EngineCall
+from proxykd.batching import collate
+from proxykd.models import load_scorer
+
+PROMPTS = [[1, 40 + i, 60 + i, 30] for i in range(24)]
+COMPLETIONS = [[70 + i, 80, 90 + i, 2] for i in range(24)]
+
+
+def spec(run, mode) -> EngineSpec:
+    return EngineSpec(
+        model=str(run.models / "proxy"),
+        adapters_dir=str(run.adapters),
+        prefix=run.id,
+        mode=mode,
+        dtype="float32",
+        max_length=97,
+        max_seqs=16,
+        max_loras=2,
+        max_lora_rank=16,
+        tensor_parallel=1,
+        gpu_share=0.5,
+        on_gpu=False,
+    )
+
+
+@pytest.fixture(scope="module", params=["merged", "lora"])
+def engine(request, run_with_adapters, deployer):
+    """(run, spec, call): `call(directory)` reaches the deployment as that adapter, None as the base."""
+    run, this = run_with_adapters, spec(run_with_adapters, request.param)
+    deployer.deploy_proxy(this)
+    yield run, this, lambda directory: EngineCall("proxy", this.adapter_name(directory), 120.0)
+    deployer.stop("proxy")
+
+
+def adapters(run):
+    return [None, *sorted(path.name for path in run.adapters.iterdir())]
+
+
+def trainer_logps(run, directory):
+    config = run.config()
+    scorer = load_scorer(
+        run.models / "proxy", config.proxy, adapter=run.adapters / directory if directory else None, trainable=False
+    )
+    scores = scorer.score(collate(PROMPTS, COMPLETIONS), 5)
+    return scores.token_logps_N.numpy(), scores.top.logps_NK.numpy(), scores.top.tail_logmass_N.numpy()
+
+
+def test_scores_are_the_trainers_for_every_adapter_and_swapping_back_is_exact(engine):
+    run, _, call = engine
+    first = {}
+    for directory in [*adapters(run), *adapters(run)]:
+        scored = call(directory)("score", prompts=PROMPTS, completions=COMPLETIONS, top_k=5)
+        token_logps = np.concatenate([s.token_logps_T for s in scored])
+        expected, top, tail = trainer_logps(run, directory)
+        assert np.abs(token_logps - expected).max() < 2e-3
+        assert np.abs(np.concatenate([s.top_logps_TK for s in scored]) - top).max() < 2e-3
+        assert np.abs(np.concatenate([s.tail_logmass_T for s in scored]) - tail).max() < 2e-2
+        assert {s.adapter for s in scored} == {call(directory).adapter}
+        if directory in first:
+            assert np.abs(token_logps - first[directory]).max() < 1e-4
+        first[directory] = token_logps
+    distances = [np.abs(first[a] - first[b]).mean() for a in first for b in first if a != b]
+    assert min(distances) > 0.1
+
+
+def test_interleaved_requests_are_answered_each_by_its_own_adapter(engine):
+    import ray
+    from ray import serve
+
+    run, _, call = engine
+    handle = serve.get_app_handle("proxy")
+    names = adapters(run)
+    expected = {d: call(d)("score", prompts=PROMPTS[:2], completions=COMPLETIONS[:2], top_k=1) for d in names}
+    pending = []
+    for i in range(30):
+        directory = names[i % 3]
+        request = handle.score.remote(
+            call(directory).adapter, prompts=PROMPTS[:2], completions=COMPLETIONS[:2], top_k=1, deadline_s=120.0
+        )
+        pending.append((directory, request))
+    for directory, request in pending:
+        for one, two in zip(request.result(timeout_s=150), expected[directory], strict=True):
+            assert np.abs(one.token_logps_T - two.token_logps_T).max() < 1e-3
+            assert one.adapter == call(directory).adapter
+    assert ray.is_initialized()
+
+
+def test_seeded_samples_repeat_and_end_by_stop_or_length(engine):
+    run, _, call = engine
+    directory = adapters(run)[1]
+    request = {"prompts": PROMPTS, "max_tokens": 12, "seeds": list(range(24))}
+    first = call(directory)("generate", **request)
+    again = call(directory)("generate", **request)
+    assert [g.token_ids for g in first] == [g.token_ids for g in again]
+    assert len({tuple(g.token_ids) for g in first}) > 12
+    for generation in first:
+        assert generation.stopped == (generation.token_ids[-1] == 2 or len(generation.token_ids) < 12)
+        assert generation.adapter == call(directory).adapter
+
+
+def test_unknown_adapters_are_refused_with_the_known_ones(engine):
+    run, this, call = engine
+    for name in (f"{run.id}-r99-00000000", "other-run-base", f"{run.id}-../models/proxy"):
+        with pytest.raises(Exception, match=r"unknown adapter .*known: .*-base") as error:
+            EngineCall("proxy", name, 60.0)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
+        assert this.adapter_name(adapters(run)[1]) in str(error.value)
+    assert call(None)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
+
+
+def test_a_deadline_ends_a_request_and_the_engine_goes_on(engine):
+    _, _, call = engine
+    late = EngineCall("proxy", call(None).adapter, 0.001)
+    with pytest.raises(Exception, match="TimeoutError"):
+        late("generate", prompts=PROMPTS, max_tokens=80, seeds=[None] * 24)
+    assert len(call(None)("generate", prompts=PROMPTS[:3], max_tokens=4, seeds=[1, 2, 3])) == 3

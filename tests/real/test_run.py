@@ -1,0 +1,151 @@
+"""A whole run by the command line, as a user does it: stopped in the middle, resumed, finished, asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from proxykd.storage import read_json, verify_directory
+from tests import tiny_model
+from tests.real.conftest import free_port, run_config
+
+
+def proxykd(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "proxykd"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+def processes_naming(text: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in line or text in environment:
+                found.append(f"{entry.name} {line[:120]}")
+    return found
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """The run directory of a run that was stopped after its first round and resumed; and what was printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.prompts(90)))
+    sections = run_config(str(tiny), str(folder / "runs")).model_dump(mode="json", exclude_defaults=True)
+    sections["teacher"]["local"] = {"source": str(tiny), "dtype": "float32"}
+    sections["corpus"] |= {"path": None, "prompts": str(folder / "prompts.jsonl")}
+    (folder / "c.yaml").write_text(yaml.safe_dump(sections))
+    port = str(free_port())
+    mark = folder.name
+    os.environ["PROXYKD_TEST_MARK"] = mark
+    started = proxykd("run", str(folder / "c.yaml"), "--detach", "--http-port", port)
+    assert started.returncode == 0, started.stderr
+    [root] = (folder / "runs").iterdir()
+    status = json.loads(proxykd("status", str(root), "--json").stdout)
+    assert (status["state"], status["alive"]) == ("running", True)
+    wait_for(lambda: (root / "stages" / "align-01.json").exists(), 400)
+    stopped = proxykd("stop", str(root))
+    assert stopped.returncode == 0, stopped.stderr
+    left = processes_naming(mark)
+    before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
+    resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
+    yield {"root": root, "config": folder / "c.yaml", "resumed": resumed, "before": before, "left": left, "mark": mark}
+    del os.environ["PROXYKD_TEST_MARK"]
+
+
+def test_it_resumes_what_was_not_finished_and_leaves_no_process(finished):
+    assert finished["left"] == []
+    assert finished["resumed"].returncode == 0, finished["resumed"].stderr
+    for name, content in finished["before"].items():
+        assert (finished["root"] / "stages" / name).read_bytes() == content
+    assert processes_naming(finished["mark"]) == []
+    assert "student:" in finished["resumed"].stdout
+    assert "round 2" in finished["resumed"].stdout
+
+
+def test_the_report_has_every_key_and_its_numbers_hold(finished):
+    report = read_json(finished["root"] / "report" / "report.json")
+    assert [r["round"] for r in report["rounds"]] == [1, 2]
+    for entry in report["rounds"]:
+        assert entry["step0_margin_max_abs"] < 1e-3
+        assert entry["parity_mean_abs"] < 0.01
+        assert set(entry["seconds"]) == {"sample", "reference", "train", "evaluate"}
+        assert entry["nll_grad_norm"] > 0
+        assert entry["dpo_grad_norm"] > 0
+    assert report["rounds"][1]["reference_adapter"] == report["rounds"][0]["adapter"]
+    warm, last = report["proxy"]["warmup"], report["proxy"]["aligned"]
+    assert last["held_out_nll"] < warm["held_out_nll"]
+    assert report["student"]["after"]["held_out_nll"] < report["student"]["before"]["held_out_nll"]
+    assert report["student"]["loss_share"]["nll"] + report["student"]["loss_share"]["kl"] == pytest.approx(1)
+    corpus = report["corpus"]
+    assert sum(corpus[k] for k in ("validation", "test", "warmup", "alignment", "distillation")) == corpus["records"]
+    assert sum(report["trust"]["histogram"]["counts"]) == corpus["distillation"]
+    assert [e["round"] for e in report["sealed_teacher"]["kl_teacher_proxy"]] == [0, 1, 2]
+    assert len(report["soft_labels"]["share_mass_over_095"]["share"]) == 50
+    stages = [s["stage"] for s in report["stages"]]
+    assert stages == ["models", "collect", "corpus", "warmup", "align", "align", "score", "distil", "evaluate"]
+    assert report["teacher"] == {"model": "tiny-sealed", "parameters": report["teacher"]["parameters"], "local": True}
+
+
+def test_pairs_were_drawn_from_the_adapter_that_the_round_refers_to(finished):
+    import pyarrow.parquet as pq
+
+    root = finished["root"]
+    for entry in read_json(root / "report" / "report.json")["rounds"]:
+        rows = [
+            r
+            for p in sorted((root / f"rounds/{entry['round']:02d}/pairs").glob("*.parquet"))
+            for r in pq.read_table(p).to_pylist()
+        ]
+        assert {row["adapter"] for row in rows} == {f"{root.name}-{entry['reference_adapter']}"}
+        assert len({row["id"] for row in rows}) == len(rows) == entry["pairs"]
+
+
+def test_the_student_loads_with_transformers_alone(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    student = finished["root"] / "student"
+    verify_directory(student)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    assert model.config.num_hidden_layers == 2
+    assert AutoTokenizer.from_pretrained(student).chat_template
+
+
+def test_asking_again_says_that_it_is_done(finished):
+    began = time.monotonic()
+    again = proxykd("run", str(finished["config"]))
+    assert again.returncode == 0
+    assert "is done" in again.stdout
+    assert time.monotonic() - began < 20
+    status = json.loads(proxykd("status", str(finished["root"]), "--json").stdout)
+    assert (status["state"], status["alive"]) == ("finished", False)
+
+
+def test_a_run_that_fails_says_why_and_exits_2(tiny, tmp_path):
+    sections = run_config(str(tiny), str(tmp_path / "runs")).model_dump(mode="json", exclude_defaults=True)
+    sections["corpus"]["path"] = str(tmp_path / "torn.jsonl")
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{torn\n')
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(sections))
+    failed = proxykd("run", str(tmp_path / "c.yaml"), "--http-port", str(free_port()))
+    assert failed.returncode == 2
+    assert "line 2: not JSON" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    [root] = (tmp_path / "runs").iterdir()
+    assert json.loads(proxykd("status", str(root), "--json").stdout)["state"] == "failed"

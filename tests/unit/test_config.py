@@ -1,0 +1,118 @@
+"""Configs: what is refused and how, overrides, the hash, and that looking at one loads no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from proxykd.config import load_config
+from proxykd.errors import ConfigError, ResourceError
+from proxykd.requirements import cpus_needed, describe, gpus_needed, parameters, require_machine
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+MINIMAL = {"name": "t", "corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
+
+
+def load(tmp_path, *overrides, **sections):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | sections))
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_configs_are_valid_and_described(path):
+    lines = describe(
+        load_config(path, ("corpus.path=x.jsonl",) if path.stem in ("own-corpus", "gpu-node", "paper") else ())
+    )
+    assert "valid" in lines[0]
+    assert any("needs" in line for line in lines)
+
+
+def test_defaults_are_the_papers(tmp_path):
+    config = load(tmp_path)
+    assert config.alignment.rounds == 16
+    assert config.warmup.learning_rate == config.alignment.learning_rate == config.distillation.learning_rate == 1e-5
+    assert (config.distillation.alpha, config.score.top_k, config.corpus.max_length) == (100.0, 10, 1024)
+    assert (config.proxy.lora.rank, config.proxy.lora.alpha, config.warmup.global_batch) == (16, 32, 32)
+
+
+def test_the_hash_covers_results_and_not_resources(tmp_path):
+    config = load(tmp_path)
+    assert load(tmp_path, "resources.trainer_workers=2", "runs_dir=/elsewhere").hash8 == config.hash8
+    assert load(tmp_path, "alignment.beta=0.2").hash8 != config.hash8
+    assert config.run_id == f"t-{config.hash8}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("alignment.bta=1",), r"alignment\.bta: Extra inputs.*got 1"),
+        (("alignment.beta=-1",), r"alignment\.beta.*greater than 0 \(got -1\)"),
+        (("proxy.lora.rank=32",), r"set engine\.max_lora_rank=32"),
+        (("corpus.path=null",), r"--set corpus\.path=FILE"),
+        (("corpus.prompts=p.jsonl",), r"set one of them"),
+        (("corpus.path=null", "corpus.prompts=p"), r"set teacher\.base_url or teacher\.local"),
+        (("proxy.method=full",), r"set it to 'lora'"),
+        (("corpus.split.warmup=0.5",), r"make them sum to 1"),
+        (("corpus.max_length=64",), r"leaves no room"),
+        (("student.drop_layers=[1,1]",), r"distinct layer indices"),
+        (("name=Bad Name",), r"name: "),
+        (("nonsense",), r"not of the form section\.key=value"),
+        (("name.x=1",), r"'name' is a value, not a section"),
+    ],
+)
+def test_bad_configs_name_the_value_and_the_fix(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, *overrides)
+
+
+def test_missing_and_torn_files(tmp_path):
+    with pytest.raises(ConfigError, match="no config at"):
+        load_config(tmp_path / "no.yaml")
+    (tmp_path / "torn.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "torn.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="holds list"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_parity_threshold_follows_the_dtypes(tmp_path):
+    assert load(tmp_path).parity_threshold == 0.15
+    assert load(tmp_path, "proxy.dtype=float32", "engine.dtype=float32").parity_threshold == 0.01
+    assert load(tmp_path, "alignment.parity_threshold=0.3").parity_threshold == 0.3
+
+
+def test_machines_that_cannot_hold_a_run_are_refused(tmp_path):
+    crowded = load(tmp_path, "resources.trainer_workers=6", "resources.logical_cpus=8")
+    with pytest.raises(ResourceError, match=r"set resources\.logical_cpus=9"):
+        require_machine(crowded, local=True, run_root=tmp_path)
+    gpu = load(tmp_path, "resources.device=gpu", "resources.trainer_workers=90", "resources.logical_cpus=99")
+    with pytest.raises(ResourceError, match=r"needs 91 GPUs, this machine has \d+"):
+        require_machine(gpu, local=True, run_root=tmp_path)
+    require_machine(gpu, local=False, run_root=tmp_path)
+    assert (cpus_needed(gpu), gpus_needed(gpu)) == (93, 91)
+
+
+def test_sizes_are_read_off_names(tmp_path):
+    proxy = load(tmp_path).proxy
+    assert parameters(proxy.model_copy(update={"source": "meta-llama/Llama-2-70b-hf"})) == 70e9
+    assert parameters(proxy.model_copy(update={"source": "Qwen/Qwen3-1.7B"})) == 1.7e9
+    assert parameters(proxy.model_copy(update={"source": "org/llama-2-chat"})) is None
+
+
+def test_checking_a_config_and_help_load_neither_torch_nor_ray():
+    code = (
+        "import sys; from click.testing import CliRunner; from services.cli import main\n"
+        f"result = CliRunner().invoke(main, ['config', 'check', {str(CONFIGS / 'quickstart.yaml')!r}])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        "loaded = {'torch', 'transformers', 'ray', 'vllm'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)

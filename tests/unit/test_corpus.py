@@ -1,0 +1,134 @@
+"""Reading every layout, refusing bad lines, and a split that survives growth."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from proxykd.config import CorpusConfig, SplitConfig
+from proxykd.corpus import normalised_prompt, parse_row, read_corpus, read_prompts, slice_of
+from proxykd.errors import CorpusError
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return CorpusConfig(path=str(path), max_bad_share=0.5)
+
+
+ROW = {"prompt": "What is red?", "completion": "A colour."}
+
+
+@pytest.mark.parametrize(
+    ("row", "roles", "completion"),
+    [
+        (ROW, ["user"], "A colour."),
+        ({"prompt": "Q", "response": "A"}, ["user"], "A"),
+        ({"prompt": "Q", "completion": "A", "system": "Be brief."}, ["system", "user"], "A"),
+        ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}, ["user"], "A"),
+        (
+            {"messages": [{"role": r, "content": c} for r, c in (("user", "Q"), ("assistant", "B"), ("user", "C"), ("assistant", "A"))]},
+            ["user", "assistant", "user"],
+            "A",
+        ),
+        ({"system_prompt": "S", "question": "Q", "response": "A", "id": "flan.1"}, ["system", "user"], "A"),
+        ({"system_prompt": "", "question": "Q", "response": "A"}, ["user"], "A"),
+        (
+            {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": [{"model": "llama", "answer": "no"}, {"model": "gpt-4", "answer": "A"}]},
+            ["user"],
+            "A",
+        ),
+        (
+            {"prompt": "\n\nHuman: Q\n\nAssistant: B\n\nHuman: C\n\nAssistant: ", "answers": [{"model": "gpt-4-0314", "answer": "A"}]},
+            ["user", "assistant", "user"],
+            "A",
+        ),
+    ],
+)  # fmt: skip
+def test_layouts(row, roles, completion):
+    record = parse_row(row)
+    assert [m["role"] for m in record.messages] == roles
+    assert record.completion == completion
+
+
+def test_nectar_without_gpt4_is_another_models_row(tmp_path):
+    nectar = {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": [{"model": "llama", "answer": "no"}]}
+    reading = read_corpus(write(tmp_path / "n.jsonl", [nectar, ROW]))
+    assert reading.dropped["other_model"] == 1
+    assert len(reading.records) == 1
+
+
+def test_a_completion_that_ended_by_length_is_not_stopped():
+    assert not parse_row({**ROW, "finish_reason": "length"}).stopped
+    assert parse_row({**ROW, "finish_reason": "stop"}).stopped
+
+
+def test_bad_lines_are_counted_with_numbers_and_duplicates_dropped(tmp_path):
+    rows = [ROW, "{torn", "", {"prompt": "x"}, {"prompt": " ", "completion": "y"}, {**ROW, "prompt": "what  is RED?"},
+            {"prompt": "z", "completion": ""}, {"prompt": "New", "completion": "1"}, {"prompt": "New", "completion": "2"}]  # fmt: skip
+    config = write(tmp_path / "c.jsonl", rows).model_copy(update={"max_bad_share": 0.9})
+    reading = read_corpus(config)
+    assert [b["line"] for b in reading.bad_lines] == [2, 3, 4, 5, 7]
+    assert reading.bad_lines[1]["reason"] == "empty line"
+    assert dict(reading.dropped) == {"duplicate": 1, "bad_line": 5}
+    assert [r.completion for r in reading.records] == ["A colour.", "1", "2"]
+    with pytest.raises(CorpusError, match=r"5 of 9 lines.*line 2: not JSON") as error:
+        read_corpus(config.model_copy(update={"max_bad_share": 0.01}))
+    assert "raise the share" in str(error.value)
+
+
+def test_duplicate_ids_are_counted(tmp_path):
+    reading = read_corpus(
+        write(tmp_path / "c.jsonl", [{**ROW, "id": "1"}, {"prompt": "b", "completion": "c", "id": "1"}])
+    )
+    assert reading.dropped["duplicate_id"] == 1
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(CorpusError, match=r"does not exist; set it with --set corpus\.path=FILE"):
+        read_corpus(CorpusConfig(path=str(tmp_path / "no.jsonl")))
+    with pytest.raises(CorpusError, match="holds no usable record"):
+        read_corpus(write(tmp_path / "empty.jsonl", []))
+
+
+def test_gzip_and_parquet_read_as_jsonl(tmp_path):
+    rows = [{**ROW, "id": str(i), "prompt": f"q{i}"} for i in range(5)]
+    plain = read_corpus(write(tmp_path / "c.jsonl", rows)).records
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    assert read_corpus(CorpusConfig(path=str(tmp_path / "c.jsonl.gz"))).records == plain
+    assert read_corpus(CorpusConfig(path=str(tmp_path / "c.parquet"))).records == plain
+    assert len(read_corpus(CorpusConfig(path=str(tmp_path / "c.parquet"), limit=2)).records) == 2
+
+
+def user(text, system=None):
+    messages = [{"role": "user", "content": text}]
+    return tuple([{"role": "system", "content": system}, *messages] if system else messages)
+
+
+def test_the_split_is_by_normalised_prompt_and_near_its_shares():
+    split = SplitConfig()
+    assert slice_of(user("What is RED?"), split) == slice_of(user("  what is\nred? ", system="Be brief."), split)
+    names = [slice_of(user(f"question {i}"), split) for i in range(20_000)]
+    shares = {name: names.count(name) / len(names) for name in set(names)}
+    expected = {"validation": 0.05, "test": 0.05, "warmup": 0.09, "alignment": 0.405, "distillation": 0.405}
+    assert shares == pytest.approx(expected, abs=0.012)
+    assert normalised_prompt(user("ﬁne")) == "user:fine"
+
+
+def test_prompts_to_collect(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a", "prompt": "Q"}\n{"prompt": "R", "system": "S"}\n')
+    first, second = read_prompts(path)
+    assert (first.id, first.completion) == ("a", "")
+    assert second.messages[0] == {"role": "system", "content": "S"}
+    path.write_text('{"id": "a", "prompt": "Q"}\n{"prompt": "q "}\n')
+    with pytest.raises(CorpusError, match="line 2: the prompt of line or id a again"):
+        read_prompts(path)
+    path.write_text('{"prompt": ""}\n')
+    with pytest.raises(CorpusError, match="line 1: the prompt is empty"):
+        read_prompts(path)

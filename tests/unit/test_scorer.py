@@ -1,0 +1,112 @@
+"""Completion log-probs against float64 loops over the whole-sequence softmax, values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from proxykd import scorer as scorer_module
+from proxykd.batching import collate, plan_micro_batches, share_of_worker
+from proxykd.config import ModelConfig
+from proxykd.models import load_scorer
+from proxykd.top_k import tail_logmass
+
+PROMPTS = [[1, 7, 9, 30], [1, 8], [1, 12, 13, 14, 15]]
+COMPLETIONS = [[40, 41, 2], [2], [50, 51, 52, 53, 54, 2]]
+"""The second is the stop token alone; 2 is also the pad id."""
+
+
+@pytest.fixture
+def model(tiny):
+    return load_scorer(tiny, ModelConfig(source=str(tiny), dtype="float32", method="full"))
+
+
+def loop_logps(model, prompt, completion):
+    """log p of each completion token by a float64 softmax over one unpadded sequence."""
+    ids = torch.tensor([prompt + completion])
+    logits = model.model.double()(input_ids=ids).logits[0, :, : model.vocabulary]
+    logps = []
+    for offset, token in enumerate(completion):
+        row = logits[len(prompt) + offset - 1]
+        largest = row.max()
+        logps.append(row[token] - largest - (row - largest).exp().sum().log())
+    return torch.stack(logps)
+
+
+def test_log_probs_match_float64_loops_over_unpadded_sequences(model):
+    batch = collate(PROMPTS, COMPLETIONS)
+    ours = model(batch).token_logps_N
+    expected = torch.cat([loop_logps(model, p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
+    torch.testing.assert_close(ours.double(), expected, atol=2e-5, rtol=0)
+    assert batch.lengths_B.tolist() == [3, 1, 6]
+    assert batch.labels_N.tolist() == [token for completion in COMPLETIONS for token in completion]
+
+
+def test_gradient_matches_float64_loops(model):
+    weights = torch.linspace(-1.0, 2.0, 10)
+    (model(collate(PROMPTS, COMPLETIONS)).token_logps_N * weights).sum().backward()
+    ours = {name: p.grad.double().clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = torch.cat([loop_logps(model, p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
+    (expected * weights.double()).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad.double(), atol=5e-5, rtol=1e-3, msg=name)
+
+
+def test_chunks_change_nothing(model, monkeypatch):
+    batch = collate(PROMPTS, COMPLETIONS)
+    whole, whole_scores = model(batch).token_logps_N, model.score(batch, 5)
+    monkeypatch.setattr(scorer_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    torch.testing.assert_close(model(batch).token_logps_N, whole)
+    torch.testing.assert_close(model.score(batch, 5).top.tail_logmass_N, whole_scores.top.tail_logmass_N)
+
+
+def test_top_k_tail_and_argmax_add_up_to_the_full_softmax(model):
+    batch = collate(PROMPTS, COMPLETIONS)
+    scores = model.score(batch, 10)
+    logits = model.logits(model.hidden(batch)).double()
+    probabilities = logits.softmax(-1)
+    values, ids = probabilities.topk(10)
+    assert torch.equal(scores.top.ids_NK, ids)
+    torch.testing.assert_close(scores.top.logps_NK.double().exp(), values, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(scores.top.tail_logmass_N.double().exp(), 1 - values.sum(-1), atol=1e-6, rtol=1e-4)
+    assert torch.equal(scores.argmax_N, probabilities.argmax(-1))
+
+
+def test_padded_vocabulary_is_cut(model):
+    model.vocabulary = 200
+    batch = collate([[1, 5]], [[6, 7]])
+    probabilities = model.logits(model.hidden(batch)).softmax(-1)
+    assert probabilities.shape == (2, 200)
+    torch.testing.assert_close(model(batch).token_logps_N.exp(), probabilities[[0, 1], [6, 7]])
+
+
+def test_tail_is_finite_with_finite_gradient_where_the_top_holds_all_mass():
+    logits = torch.tensor([[200.0, 100.0, 0.0, -50.0]], requires_grad=True)
+    ids = torch.tensor([[0, 1]])
+    tail = tail_logmass(logits, logits.logsumexp(-1, keepdim=True), ids)
+    assert tail.item() == pytest.approx(-200.0, abs=1e-4)
+    tail.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert tail_logmass(logits, logits.logsumexp(-1, keepdim=True), torch.tensor([[0, 1, 2, 3]])).item() == -math.inf
+
+
+def test_an_empty_completion_has_no_tokens_and_an_empty_prompt_is_refused(model):
+    batch = collate([[1, 5], [1, 6, 7]], [[], [8, 2]])
+    assert batch.lengths_B.tolist() == [0, 2]
+    assert model(batch).token_logps_N.shape == (2,)
+    with pytest.raises(ValueError, match="prompt without tokens"):
+        collate([[]], [[3]])
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    lengths = [5, 90, 17, 17, 200, 3, 60]
+    plan = plan_micro_batches(lengths, 100)
+    assert sorted(i for part in plan for i in part) == list(range(7))
+    assert all(len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 100 for part in plan)
+    assert plan[0] == [4]
+    shares = [share_of_worker(plan, rank, 2) for rank in range(2)]
+    assert len(shares[0]) == len(shares[1])
+    assert sorted(i for share in shares for part in share for i in part) == list(range(7))

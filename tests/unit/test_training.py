@@ -1,0 +1,209 @@
+"""Global normalisation: micro-batches, measured steps and workers leave losses and gradients as they are."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from proxykd.config import AlignmentConfig, DistillationConfig, ModelConfig, TrainConfig
+from proxykd.errors import GateError
+from proxykd.evaluation import score_records
+from proxykd.losses import DIVERGENCES
+from proxykd.models import load_scorer
+from proxykd.parallel import Workers, full_state
+from proxykd.soft_labels import SoftLabels
+from proxykd.stage_losses import AlignmentLoss, DistillationLoss, SftLoss, pair_logps
+from proxykd.training import Trainer
+
+
+def rows(count=7, seed=0, vocabulary=300, top_k=4):
+    """Rows that every stage can take: chosen, rejected, reference log-probs, soft labels, trust."""
+    generator = random.Random(seed)
+
+    def ids(low, high):
+        return [generator.randrange(3, vocabulary) for _ in range(generator.randint(low, high))]
+
+    made = []
+    for index in range(count):
+        completion = [*ids(1, 9), 2]
+        size = len(completion)
+        logps = torch.randn(size, vocabulary, generator=torch.Generator().manual_seed(index)).log_softmax(-1).double()
+        values, top = logps.topk(top_k)
+        labels = SoftLabels(
+            str(index),
+            "",
+            top.numpy(),
+            values.numpy(),
+            (1 - values.exp().sum(-1)).log().numpy(),
+            values[:, 0].numpy(),
+            0.0,
+        )
+        row = {
+            "index": index,
+            "prompt_ids": [1, *ids(1, 5)],
+            "completion_ids": completion,
+            "rejected_ids": [*ids(1, 9), 2],
+        }
+        row |= {"reference_chosen": -20.0 - index, "reference_rejected": -22.0, "soft_labels": labels}
+        row |= {"trust": generator.random(), "length": len(row["prompt_ids"]) + 10}
+        made.append(row)
+    return made
+
+
+def make(tiny, micro_batch_tokens, workers=None, method="lora", **config):
+    model = ModelConfig(source=str(tiny), dtype="float32", method=method)
+    workers = workers or Workers()
+    scorer = workers.place(load_scorer(tiny, model, seed=1))
+    if method == "lora":
+        for name, parameter in scorer.named_parameters():
+            if "lora_B" in name:
+                torch.manual_seed(5)
+                full = torch.randn(parameter.shape) * 0.05
+                with torch.no_grad():
+                    if hasattr(parameter, "device_mesh"):
+                        from torch.distributed.tensor import distribute_tensor
+
+                        full = distribute_tensor(full, parameter.device_mesh, parameter.placements)
+                    parameter.copy_(full)
+    return Trainer(scorer, TrainConfig(learning_rate=1e-2, **config), workers, micro_batch_tokens)
+
+
+LOSSES = {
+    "sft": lambda batch: SftLoss(batch),
+    "align": lambda batch: AlignmentLoss(batch, AlignmentConfig()),
+    "align_sum": lambda batch: AlignmentLoss(batch, AlignmentConfig(nll_reduction="sequence_sum")),
+    "distil": lambda batch: DistillationLoss(batch, DistillationConfig()),
+    "distil_tokens": lambda batch: DistillationLoss(batch, DistillationConfig(kl_reduction="token_sum", alpha=2)),
+}
+
+
+def train(trainer, make_loss, steps=3):
+    seen = [trainer.step(batch, make_loss(batch)) for batch in (rows(seed=s) for s in range(steps))]
+    return seen, full_state(trainer.scorer.model, trainable_only=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_change_neither_losses_nor_weights(tiny, name):
+    whole_steps, whole = train(make(tiny, 10_000), LOSSES[name])
+    split_steps, split = train(make(tiny, 20), LOSSES[name])
+    for a, b in zip(whole_steps, split_steps, strict=True):
+        assert a.losses == pytest.approx(b.losses, rel=1e-5)
+        assert a.grad_norms == pytest.approx(b.grad_norms, rel=1e-4)
+    for key, value in whole.items():
+        torch.testing.assert_close(split[key], value, atol=2e-4, rtol=1e-3)
+
+
+def test_measuring_the_terms_gives_the_same_step(tiny):
+    measured_steps, measured = train(make(tiny, 64, grad_norms_every=1), LOSSES["align"])
+    plain_steps, plain = train(make(tiny, 64, grad_norms_every=1000), LOSSES["align"])
+    assert all(step.grad_norms.keys() == {"nll", "dpo"} for step in measured_steps)
+    assert [s.grad_norm for s in measured_steps] == pytest.approx([s.grad_norm for s in plain_steps], rel=1e-4)
+    for key, value in measured.items():
+        torch.testing.assert_close(plain[key], value, atol=2e-4, rtol=1e-3)
+
+
+def test_units_are_those_of_the_design(tiny):
+    """NLL a token, DPO a pair, student NLL and weighted KL a sequence: against sums over single rows."""
+    scorer = make(tiny, 64).scorer
+    batch = rows()
+    one_by_one = [SftLoss([row])(scorer, [row])[0]["nll"].item() * len(row["completion_ids"]) for row in batch]
+    tokens = sum(len(row["completion_ids"]) for row in batch)
+    assert SftLoss(batch)(scorer, batch)[0]["nll"].item() == pytest.approx(sum(one_by_one) / tokens, rel=1e-5)
+
+    config = DistillationConfig(alpha=100.0)
+    terms, metrics = DistillationLoss(batch, config)(scorer, batch)
+    assert terms["nll"].item() == pytest.approx(sum(one_by_one) / len(batch), rel=1e-5)
+    weighted = 0.0
+    total_kl = 0.0
+    for row in batch:
+        alone = {**row, "trust": 1.0}
+        kl_mean = DistillationLoss([alone], DistillationConfig(alpha=1.0))(scorer, [alone])[0]["kl"].item()
+        weighted += row["trust"] * kl_mean
+        total_kl += kl_mean * len(row["completion_ids"])
+    assert terms["kl"].item() == pytest.approx(100.0 * weighted / len(batch), rel=1e-4)
+    assert metrics["kl_tokens"] == pytest.approx(total_kl, rel=1e-4)
+    by_token = DistillationLoss(batch, DistillationConfig(alpha=1.0, kl_reduction="token_sum", trust="none"))
+    flat = [{**row, "trust": 1.0} for row in batch]
+    assert by_token(scorer, flat)[0]["kl"].item() == pytest.approx(total_kl / tokens, rel=1e-4)
+    assert set(DIVERGENCES) == {"tail", "truncated", "proxy_renormalised", "both_renormalised"}
+
+
+def test_a_reference_of_the_same_weights_and_batch_gives_margins_of_exactly_zero(tiny):
+    scorer = make(tiny, 64).scorer
+    batch = rows()
+    with torch.no_grad():
+        chosen, rejected = pair_logps(scorer, batch)
+    anchored = [
+        {**row, "reference_chosen": c, "reference_rejected": r}
+        for row, c, r in zip(batch, chosen.tolist(), rejected.tolist(), strict=True)
+    ]
+    loss = AlignmentLoss(anchored, AlignmentConfig())
+    terms, _ = loss(scorer, anchored)
+    assert loss.largest_margin < 1e-5
+    assert terms["dpo"].item() == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_the_gate_sees_the_first_batch_before_anything_moves(tiny):
+    trainer = make(tiny, 64)
+    before = full_state(trainer.scorer.model, trainable_only=True)
+    before = {k: v.clone() for k, v in before.items()}
+
+    def gate(losses, metrics):
+        raise GateError("broken on purpose")
+
+    with pytest.raises(GateError, match="on purpose"):
+        trainer.step(rows(), LOSSES["align"](rows()), gate)
+    after = full_state(trainer.scorer.model, trainable_only=True)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_loss_that_is_not_finite_is_refused(tiny):
+    trainer = make(tiny, 64)
+    batch = [{**row, "reference_chosen": float("nan")} for row in rows()]
+    with pytest.raises(GateError, match="lower learning_rate"):
+        trainer.step(batch, LOSSES["align"](batch))
+
+
+def test_gradient_checkpointing_changes_nothing(tiny):
+    plain_steps, plain = train(make(tiny, 64), LOSSES["sft"])
+    checkpointed = make(tiny, 64)
+    checkpointed.scorer.checkpoint_layers()
+    steps, weights = train(checkpointed, LOSSES["sft"])
+    assert [s.losses["nll"] for s in steps] == pytest.approx([s.losses["nll"] for s in plain_steps], rel=1e-6)
+    for key, value in plain.items():
+        torch.testing.assert_close(weights[key], value)
+
+
+def _worker(rank, world, mode, store, tiny, out):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+    workers = Workers.current(mode, torch.device("cpu"))
+    trainer = make(tiny, 20, workers)
+    steps, state = train(trainer, LOSSES["align"])
+    held_out = score_records(trainer.scorer, rows(5, seed=9), workers, 20)
+    if rank == 0:
+        torch.save({"losses": [s.losses for s in steps], "norms": [s.grad_norm for s in steps], "state": state,
+                    "nll": held_out.nll}, out)  # fmt: skip
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_two_workers_train_as_one(tiny, tmp_path, mode):
+    """The loss curve to 1e-4 and the weights, for replicas and for sharded layers, on gloo."""
+    one = make(tiny, 20)
+    steps, state = train(one, LOSSES["align"])
+    out = tmp_path / "two.pt"
+    mp.spawn(_worker, args=(2, mode, str(tmp_path / "store"), tiny, str(out)), nprocs=2)
+    two = torch.load(out, weights_only=False)
+    for a, b in zip(steps, two["losses"], strict=True):
+        assert a.losses == pytest.approx(b, abs=1e-4)
+    assert [s.grad_norm for s in steps] == pytest.approx(two["norms"], rel=1e-3)
+    for key, value in state.items():
+        torch.testing.assert_close(two["state"][key], value, atol=2e-4, rtol=1e-3)
+    assert two["nll"] == pytest.approx(score_records(one.scorer, rows(5, seed=9), Workers(), 20).nll, abs=2e-3)
