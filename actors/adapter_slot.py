@@ -36,10 +36,11 @@ class AdapterSlot:
                 self._changed.notify_all()
 
     async def _enter(self, adapter: str) -> None:
-        async with self._changed:
-            ticket = next(self._arrivals)
-            self._waiting[ticket] = adapter
-            try:
+        # Taken before the lock: a swap holds it, and must see who arrives meanwhile.
+        ticket = next(self._arrivals)
+        self._waiting[ticket] = adapter
+        try:
+            async with self._changed:
                 await self._changed.wait_for(lambda: self._may_join(ticket) or self._may_swap(ticket))
                 if self._loaded != adapter:
                     self._loaded = None
@@ -47,9 +48,13 @@ class AdapterSlot:
                     self._loaded = adapter
                     self._admitted_until = max(self._waiting)
                 self._running += 1
-            finally:
-                del self._waiting[ticket]
-                self._changed.notify_all()
+        finally:
+            del self._waiting[ticket]
+            await self._wake()
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     def _may_join(self, ticket: int) -> bool:
         if self._waiting[ticket] != self._loaded:

@@ -75,7 +75,7 @@ def test_bad_lines_are_counted_with_numbers_and_duplicates_dropped(tmp_path):
     assert reading.bad_lines[1]["reason"] == "empty line"
     assert dict(reading.dropped) == {"duplicate": 1, "bad_line": 5}
     assert [r.completion for r in reading.records] == ["A colour.", "1", "2"]
-    with pytest.raises(CorpusError, match=r"5 of 9 lines.*line 2: not JSON") as error:
+    with pytest.raises(CorpusError, match=r"(?s)5 of 9 lines.*line 2: not JSON") as error:
         read_corpus(config.model_copy(update={"max_bad_share": 0.01}))
     assert "raise the share" in str(error.value)
 
