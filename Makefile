@@ -33,11 +33,11 @@ clean:
 
 .venv/cpu: .venv/bin/python requirements/cpu.lock pyproject.toml
 	@echo "installing the locked CPU dependencies (about a minute and a half)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'torch is a CUDA build; see docs/install.md for the CPU build')"
 	@touch $@
 
 .venv/dev: .venv/cpu requirements/dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/dev.lock
 	@touch $@

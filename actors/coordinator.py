@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -13,8 +15,8 @@ from typing import Any
 import ray
 
 from actors.events import EventLog
+from actors.progress import Reporter
 from actors.stages import Pipeline
-from actors.streams import Reporter
 from proxykd.errors import ProxykdError, StaleEpochError
 from proxykd.journal import Journal
 from proxykd.storage import RunDirectory
@@ -44,7 +46,6 @@ class Coordinator:
         self._launch = launch
         self._run = RunDirectory.open(launch.run)
         self._events = EventLog(self._run)
-        self._done = 0.0
         threading.Thread(target=self._work, name="pipeline", daemon=True).start()
 
     def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
@@ -56,23 +57,26 @@ class Coordinator:
 
     def _work(self) -> None:
         try:
-            journal = Journal(self._run.journal)
-            module, _, name = self._launch.deployer.partition(":")
-            deployer = getattr(importlib.import_module(module), name)(
-                self._run.config().resources, self._launch.http_port
-            )
-            reporter = Reporter(actor_name(self._run.id), NAMESPACE)
-            Pipeline(self._run, journal, deployer, self._events, reporter).execute()
+            self._execute()
         except StaleEpochError as error:
             self._events.emit("stopped", reason=str(error))
             return
-        except ProxykdError as error:
-            self._events.emit("failed", error=type(error).__name__, message=str(error))
         except BaseException as error:
-            self._events.emit(
-                "failed", error=type(error).__name__, message=str(error), traceback=traceback.format_exc()
-            )
+            with contextlib.suppress(OSError):  # a full disk takes no event either; the terminal sees the end
+                self._events.emit("failed", **failure(error, self._run))
         self._end()
+
+    def _execute(self) -> None:
+        journal = Journal(self._run.journal)
+        module, _, name = self._launch.deployer.partition(":")
+        make_deployer = getattr(importlib.import_module(module), name)
+        deployer = make_deployer(self._run.config().resources, self._launch.http_port)
+        reporter = Reporter(actor_name(self._run.id), NAMESPACE)
+        pipeline = Pipeline(self._run, journal, deployer, self._events, reporter)
+        try:
+            pipeline.execute()
+        finally:
+            pipeline.stop_proxy()
 
     def _end(self) -> None:
         """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
@@ -81,6 +85,16 @@ class Coordinator:
             os.kill(self._launch.cluster_pid, signal.SIGTERM)
             return
         ray.kill(ray.get_actor(actor_name(self._run.id), namespace=NAMESPACE), no_restart=True)
+
+
+def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
+    """What a failure says to the user: a ProxykdError its message alone, a defect its traceback too."""
+    facts = {"error": type(error).__name__, "message": str(error)}
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return facts | {"message": f"the disk of {error.filename or run.root} is full; free space, then resume the run"}
+    if isinstance(error, ProxykdError):
+        return facts
+    return facts | {"traceback": "".join(traceback.format_exception(error))}
 
 
 def launch(spec: Launch, address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,3 +20,14 @@ class Progress:
     def add(self, done: float, total: float, unit: str) -> None:
         """Adds to what is done, for tasks that know only their own part."""
         self._coordinator.progress.remote(done, total, unit, {}, True)
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Makes a Progress inside whichever process runs the task."""
+
+    coordinator: str
+    namespace: str
+
+    def __call__(self) -> Progress:
+        return Progress(self.coordinator, self.namespace)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from actors.collection import collect, collected_lines
 from actors.engine import EngineSpec
 from actors.events import EventLog
+from actors.progress import Reporter
 from actors.streams import (
     EngineCall,
-    Reporter,
     sample_pairs,
     score_with_engine,
     stream_corpus,
@@ -306,13 +306,10 @@ class Pipeline:
     def _adapters_in_force(self) -> list[Facts]:
         """The proxy after the warm-up (round 0) and after each round: a rejected round leaves the one before."""
         in_force = [{"round": 0, "adapter": read_json(self.run.stages / "warmup.json")["result"]["adapter"]}]
-        for path in sorted(self.run.stages.glob("align-*.json")):
-            if path.stem.count("-") == 1 and path.stem.removeprefix("align-").isdigit():
-                result = read_json(path)["result"]
-                promoted = result["decision"] == "promote"
-                in_force.append(
-                    {"round": result["round"], "adapter": result["adapter"] if promoted else in_force[-1]["adapter"]}
-                )
+        for path in sorted(self.run.stages.glob("align-[0-9]*.json")):
+            result = read_json(path)["result"]
+            adapter = result["adapter"] if result["decision"] == "promote" else in_force[-1]["adapter"]
+            in_force.append({"round": result["round"], "adapter": adapter})
         return in_force
 
     # -- the parts that stages use -------------------------------------------------------------------------------

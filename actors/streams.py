@@ -15,10 +15,10 @@ import ray
 from ray import serve
 
 from actors.engine import CompletionLogps
-from actors.progress import Progress
+from actors.progress import Reporter
 from proxykd.chat import ids_hash
 from proxykd.corpus_store import read_shard_rows
-from proxykd.errors import ProxykdError
+from proxykd.errors import ModelError, ProxykdError
 from proxykd.losses import trust_weights
 from proxykd.pairs import read_pairs, write_pairs
 from proxykd.rounds import sample_seed
@@ -39,17 +39,6 @@ class EngineCall:
         handle = serve.get_app_handle(self.app)
         response = getattr(handle, method).remote(self.adapter, deadline_s=self.deadline_s, **request)
         return response.result(timeout_s=self.deadline_s + 30.0)
-
-
-@dataclass(frozen=True)
-class Reporter:
-    """Makes a Progress inside whichever process runs the task."""
-
-    coordinator: str
-    namespace: str
-
-    def __call__(self) -> Progress:
-        return Progress(self.coordinator, self.namespace)
 
 
 def sample_pairs(
@@ -119,6 +108,12 @@ def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps
         )
         for row, scored in zip(rows, results, strict=True)
     ]
+    beyond = max(int(label.top_ids_TK.max(initial=0)) for label in labels)
+    if beyond >= source.vocabulary:
+        raise ModelError(
+            f"{source.adapter} gives mass to token id {beyond}, beyond the tokenizer's {source.vocabulary} tokens; set "
+            f"score.source=trainer, which cuts a padded vocabulary"
+        )
     tokens = sum(len(label.token_logps_T) for label in labels)
     write_shard(path, lambda target: write_shard_file(target, labels, source), {"records": len(rows), "tokens": tokens})
 

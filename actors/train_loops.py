@@ -250,7 +250,7 @@ def distil(worker: Worker) -> Facts:
 
     def point() -> None:
         fidelity = worker.evaluate(scorer, "validation")
-        curve.append({"step": len(steps), "records": seen, **fidelity})
+        curve.append({**fidelity, "step": len(steps), "records": seen})
 
     steps: list[Step] = []
     trainer = worker.trainer(scorer, config)

@@ -63,9 +63,9 @@ _STAGE_KEYS = ("time", "event", "stage", "round", "seconds")
 def progress_line(live: Facts) -> str:
     """Which stage, how far, how long still."""
     parts = [_stage_name(live)]
-    if live.get("step"):
-        parts.append(live["step"])
     done, total = live.get("done", 0.0), live.get("total", 0.0)
+    if live.get("step") and not total:
+        parts.append(live["step"])
     if total:
         parts.append(f"{done:.0f}/{total:.0f} {live['unit']}")
         elapsed = time.time() - float(live.get("step_started") or live["started"])

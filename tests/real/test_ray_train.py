@@ -7,7 +7,8 @@ import json
 import pytest
 
 from actors.coordinator import NAMESPACE
-from actors.streams import Reporter, stream_corpus, stream_pairs
+from actors.progress import Reporter
+from actors.streams import stream_corpus, stream_pairs
 from actors.training_runs import train
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.corpus import read_corpus

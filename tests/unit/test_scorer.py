@@ -63,6 +63,40 @@ def test_chunks_change_nothing(model, monkeypatch):
     torch.testing.assert_close(model.score(batch, 5).top.tail_logmass_N, whole_scores.top.tail_logmass_N)
 
 
+def test_no_tensor_of_tokens_by_vocabulary_exists_forward_or_backward(model, monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] == model.vocabulary:
+                    self.elements = max(self.elements, value.numel())
+            return result
+
+    monkeypatch.setattr(scorer_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    batch = collate(PROMPTS, COMPLETIONS)
+    ids = torch.arange(40).reshape(10, 4)
+    with Largest() as largest:
+        scores = model(batch, ids)
+        (scores.token_logps_N.sum() + scores.top.tail_logmass_N.sum()).backward()
+        model.score(batch, 5)
+    assert largest.elements == 3 * model.vocabulary
+
+
+def test_the_kl_from_another_model_comes_along_chunk_by_chunk(model, monkeypatch):
+    batch = collate(PROMPTS, COMPLETIONS)
+    other = torch.randn(10, model.vocabulary, generator=torch.Generator().manual_seed(0))
+    ours = model.logits(model.hidden(batch)).double().log_softmax(-1)
+    theirs = other.double().log_softmax(-1)
+    expected = (theirs.exp() * (theirs - ours)).sum(-1)
+    monkeypatch.setattr(scorer_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    kl = model.score(batch, versus=lambda part: other[part]).kl_N
+    torch.testing.assert_close(kl.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_top_k_tail_and_argmax_add_up_to_the_full_softmax(model):
     batch = collate(PROMPTS, COMPLETIONS)
     scores = model.score(batch, 10)

@@ -1,0 +1,59 @@
+"""What a failed run says, and what the terminal makes of events and progress."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from actors.coordinator import failure
+from actors.events import EventLog, read_events
+from proxykd.config import validate_config
+from proxykd.errors import GateError
+from proxykd.storage import RunDirectory, read_json
+from services.terminal import event_line, progress_line
+
+RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
+
+
+def make_run(tmp_path):
+    return RunDirectory.create(validate_config(RAW | {"runs_dir": str(tmp_path)}, "test"))
+
+
+def test_a_full_disk_says_where_and_what_to_do(tmp_path):
+    run = make_run(tmp_path)
+    facts = failure(OSError(errno.ENOSPC, "No space left on device", "/runs/x"), run)
+    assert facts["message"] == "the disk of /runs/x is full; free space, then resume the run"
+    assert "traceback" not in facts
+
+
+def test_a_finding_has_no_traceback_and_a_defect_has_one(tmp_path):
+    run = make_run(tmp_path)
+    assert failure(GateError("broken"), run) == {"error": "GateError", "message": "broken"}
+    assert "ZeroDivisionError" in failure(ZeroDivisionError("x"), run)["traceback"]
+
+
+def test_events_are_segments_that_a_second_writer_goes_on_with(tmp_path):
+    run = make_run(tmp_path)
+    EventLog(run).emit("run_started", epoch=1)
+    EventLog(run).emit("stage_finished", stage="align", round=2, seconds=3.0, pairs=7, held_out_nll=1.5)
+    events, last = read_events(run.events)
+    assert [event["event"] for event in events] == ["run_started", "stage_finished"]
+    assert read_events(run.events, after=1) == (events[1:], 2)
+    assert last == 2
+    assert event_line(events[1]) == "align 2 done in 3 s: pairs 7, held_out_nll 1.5000"
+
+
+def test_progress_says_stage_how_far_and_how_long_still(tmp_path):
+    run = make_run(tmp_path)
+    log = EventLog(run)
+    log.stage("align", 1)
+    log.step("sample")
+    log.progress(16, 32, "pairs", {}, add=True)
+    log.progress(8, 32, "pairs", {"nll": 1.25}, add=True)
+    log.progress(32, 32, "pairs", {"nll": 1.25})
+    live = read_json(run.live)
+    assert (live["done"], live["total"], live["step"]) == (32, 32, "sample")
+    line = progress_line(live | {"done": 24, "step_started": time.time() - 60})
+    assert line == "align 1 | 24/32 pairs | 0:20 left | nll 1.250"
+    log.close()
+    assert not run.live.exists()
