@@ -75,7 +75,10 @@ def running(run_root: Path) -> LocalCluster | None:
 
 
 def use_token() -> None:
-    """Sets this process's Ray token: one a user, in a file that only the user reads. Without it Ray answers nobody."""
+    """Sets this process's Ray token: one a user, in a file that only the user reads.
+
+    Call it before `import ray`, which reads the mode on import.
+    """
     path = cache_folder() / "ray-token"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
