@@ -80,7 +80,7 @@ class Coordinator:
 
     def _end(self) -> None:
         """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
-        self._events.close()
+        self._events.end_stage()
         if self._launch.cluster_pid is not None:
             os.kill(self._launch.cluster_pid, signal.SIGTERM)
             return

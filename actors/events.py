@@ -43,6 +43,8 @@ class EventLog:
 
     def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
         with self._lock:
+            if not self._state:  # a report that arrives after its stage has ended
+                return
             if self._state.get("unit") != unit:
                 self._state |= {"step_started": time.time(), "done": 0.0}
             done = self._state.get("done", 0.0) + done if add else done
@@ -50,8 +52,9 @@ class EventLog:
             if time.monotonic() - self._written > PROGRESS_EVERY_S or done >= total:
                 self._write()
 
-    def close(self) -> None:
+    def end_stage(self) -> None:
         with self._lock:
+            self._state = {}
             self._run.live.unlink(missing_ok=True)
 
     def _write(self) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from proxykd.errors import ResourceError
 from proxykd.storage import cache_folder, read_json, write_json
 
 START_TIMEOUT_S = 120.0
+TAG = "PROXYKD_CLUSTER"
 ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -40,6 +43,7 @@ class LocalCluster:
 
     address: str
     pid: int
+    tag: str
 
     @property
     def alive(self) -> bool:
@@ -50,15 +54,25 @@ class LocalCluster:
             return False
 
     def stop(self, timeout_s: float = 60.0) -> None:
-        """Ends Ray and everything on it; the whole process group is killed if it will not end by itself."""
-        if not self.alive:
-            return
-        os.kill(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
-        while self.alive and time.monotonic() < deadline:
-            time.sleep(0.1)
+        """Ends Ray and everything on it, and returns when no process is left; what will not end is killed."""
         if self.alive:
-            os.killpg(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        while (left := self._processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        """Every process of this cluster, engines included: all inherit its tag. Zombies have an empty environment."""
+        tag = f"{TAG}={self.tag}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                if tag in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
 
 
 def state_file(run_root: Path) -> Path:
@@ -103,7 +117,7 @@ def start(run_root: Path, logical_cpus: int) -> LocalCluster:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**ENVIRONMENT, **os.environ},
+            env={**ENVIRONMENT, **os.environ, TAG: uuid.uuid4().hex},
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -132,7 +146,7 @@ def _hold(run_root: Path, logical_cpus: int) -> None:
         configure_logging=False,
     )
     address = ray.get_runtime_context().gcs_address
-    write_json(state_file(run_root), {"address": address, "pid": os.getpid()})
+    write_json(state_file(run_root), {"address": address, "pid": os.getpid(), "tag": os.environ[TAG]})
     print(json.dumps({"address": address, "logs": scratch}), flush=True)
     try:
         signal.sigwait(stop_signals)

@@ -110,6 +110,7 @@ class Pipeline:
         cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started}
         write_json(marker, {**cost, **result.pop("cost", {}), "result": result})
         self.journal.append("STAGE_FINISHED", stage=name, round=round_number)
+        self.events.end_stage()
         self.events.emit("stage_finished", stage=name, round=round_number, seconds=seconds, **_headline(result))
         return result
 

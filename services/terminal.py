@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -104,8 +105,8 @@ def print_report(run: RunDirectory) -> None:
 
 def _fidelity_table(report: Facts) -> Table:
     sealed = report["sealed_teacher"]
-    table = Table(title=f"Fidelity to {report['teacher']['model']}", title_justify="left")
-    for column in ("model", "slice", "NLL a token", "top-1 agreement", "true KL from the teacher"):
+    table = Table(title=f"Fidelity to {report['teacher']['model']}", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("model", "slice", "NLL a token", "top-1", "true KL (test)"):
         table.add_column(column, justify="left" if column in ("model", "slice") else "right")
 
     def add(name: str, slice_name: str, fidelity: Facts, kl: Facts | None = None) -> None:
@@ -130,7 +131,7 @@ def _fidelity_table(report: Facts) -> Table:
 
 
 def _stage_table(report: Facts) -> Table:
-    table = Table(title="Where the time went", title_justify="left")
+    table = Table(title="Where the time went", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("stage", "seconds", "records", "tokens"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in report["stages"]:

@@ -26,8 +26,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
 
     started = local_cluster.start(tmp_path_factory.mktemp("cluster"), logical_cpus=8)
-    ray.init(address=started.address, namespace="proxykd", log_to_driver=False, configure_logging=False)
     try:
+        ray.init(address=started.address, namespace="proxykd", log_to_driver=False, configure_logging=False)
         yield
     finally:
         ray.shutdown()

@@ -37,7 +37,10 @@ def prepared(cluster, tiny, tmp_path_factory):
     corpus = {"path": str(folder / "c.jsonl"), "max_length": 96, "shard_records": 4}
     for workers in (1, 2):
         resources = {"trainer_workers": workers, "micro_batch_tokens": 64}
-        config = run_config(str(tiny), str(folder / f"runs{workers}"), corpus=corpus, resources=resources)
+        warmup = {"learning_rate": 3e-3, "global_batch": 4, "epochs": 3}
+        config = run_config(
+            str(tiny), str(folder / f"runs{workers}"), corpus=corpus, resources=resources, warmup=warmup
+        )
         run = RunDirectory.create(config)
         initialise(config.proxy, run.models / "proxy")
         write_corpus(run, config, read_corpus(config.corpus), ChatFormat(load_tokenizer(run.models / "proxy")))

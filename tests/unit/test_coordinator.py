@@ -55,5 +55,6 @@ def test_progress_says_stage_how_far_and_how_long_still(tmp_path):
     assert (live["done"], live["total"], live["step"]) == (32, 32, "sample")
     line = progress_line(live | {"done": 24, "step_started": time.time() - 60})
     assert line == "align 1 | 24/32 pairs | 0:20 left | nll 1.250"
-    log.close()
+    log.end_stage()
+    log.progress(32, 32, "pairs", {})
     assert not run.live.exists()
