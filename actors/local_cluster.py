@@ -96,8 +96,12 @@ def use_token() -> None:
     path = cache_folder() / "ray-token"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
+        staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was faster: its token stands
+            os.link(staged, path)
+        staged.unlink()
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 

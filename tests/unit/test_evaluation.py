@@ -1,0 +1,94 @@
+"""Fidelity, true KL and their errors against arithmetic over single records."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from proxykd.config import ModelConfig
+from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
+from proxykd.models import initialise, load_scorer
+from proxykd.parallel import Workers
+from tests.unit.test_training import rows
+
+
+@pytest.fixture
+def models(tiny, tmp_path):
+    config = ModelConfig(source=str(tiny), dtype="float32", method="full")
+    pruned = initialise(config.model_copy(update={"drop_layers": (2,)}), tmp_path / "pruned")
+    return load_scorer(tiny, config, trainable=False), load_scorer(pruned, config, trainable=False)
+
+
+def log_softmax(scorer, row):
+    """Float64 log-probs at the completion's positions of one unpadded record."""
+    ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+    logits = scorer.model(input_ids=ids).logits[0, len(row["prompt_ids"]) - 1 : -1, : scorer.vocabulary]
+    return logits.double().log_softmax(-1)
+
+
+def test_fidelity_and_true_kl_are_those_of_single_records(models):
+    teacher, model = models
+    held_out = rows(9, seed=4)
+    scores = score_records(model, held_out, Workers(), 40, SealedTeacher(teacher))
+    for i, row in enumerate(held_out):
+        ours, theirs = log_softmax(model, row), log_softmax(teacher, row)
+        labels = torch.tensor(row["completion_ids"])
+        assert scores.nll[i] == pytest.approx(-ours.gather(1, labels[:, None]).sum().item(), abs=1e-3)
+        assert scores.agreements[i] == (ours.argmax(-1) == labels).sum().item()
+        assert scores.true_kl[i] == pytest.approx((theirs.exp() * (theirs - ours)).sum().item(), abs=1e-3)
+    fidelity = scores.fidelity()
+    tokens = sum(len(row["completion_ids"]) for row in held_out)
+    assert fidelity["held_out_nll"] == pytest.approx(sum(scores.nll) / tokens)
+    assert (fidelity["records"], fidelity["tokens"]) == (9, tokens)
+
+
+def test_a_teacher_is_at_no_distance_from_itself_and_runs_once_for_all_models(models):
+    teacher, model = models
+    held_out = rows(5, seed=4)
+    sealed = SealedTeacher(teacher)
+    assert score_records(model, held_out, Workers(), 40).true_kl is None
+    first = score_records(model, held_out, Workers(), 40, sealed).true_kl
+    teacher.hidden = None  # the kept hidden states serve the next model
+    assert score_records(model, held_out, Workers(), 40, sealed).true_kl == first
+    fresh = SealedTeacher(model)
+    assert max(score_records(model, held_out, Workers(), 40, fresh).true_kl) < 1e-5
+
+
+def test_the_standard_error_is_the_spread_between_samples_of_records():
+    generator = random.Random(0)
+
+    def sample():
+        tokens = [generator.randint(5, 60) for _ in range(60)]
+        return [t * generator.gauss(2.0, 0.5) for t in tokens], tokens
+
+    means, errors = zip(*(ratio_of_sums(*sample()) for _ in range(400)), strict=True)
+    spread = math.sqrt(sum((m - sum(means) / 400) ** 2 for m in means) / 399)
+    assert sum(errors) / 400 == pytest.approx(spread, rel=0.1)
+    with pytest.raises(ValueError, match=r"enlarge corpus\.split"):
+        ratio_of_sums([], [])
+
+
+def test_mass_shares_count_tokens_whose_top_k_exceed_095(models):
+    _, model = models
+    held_out = rows(4, seed=7)
+    facts = mass_shares(model, held_out, 40, top_k=300)
+    masses = torch.cat([log_softmax(model, row).exp().sort(descending=True).values.cumsum(-1) for row in held_out])
+    expected = (masses[:, :300] > 0.95).double().mean(0)
+    assert facts["k"] == list(range(1, 301))
+    assert sum(abs(a - b) > 1e-9 for a, b in zip(facts["share"], expected.tolist(), strict=True)) <= 2
+    assert facts["share"] == sorted(facts["share"])
+
+
+def test_spearman_by_ranks():
+    assert spearman([1, 2, 3, 4], [10, 20, 25, 99]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    a, b = [1.0, 5.0, 2.0, 2.0, 9.0], [2.0, 4.0, 4.0, 1.0, 3.0]
+    ranks_a, ranks_b = [1, 4, 2.5, 2.5, 5], [2, 4.5, 4.5, 1, 3]
+    covariance = sum((x - 3) * (y - 3) for x, y in zip(ranks_a, ranks_b, strict=True))
+    norms = math.sqrt(sum((x - 3) ** 2 for x in ranks_a) * sum((y - 3) ** 2 for y in ranks_b))
+    assert spearman(a, b) == pytest.approx(covariance / norms)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    assert spearman([1, 2], [1, 2]) is None

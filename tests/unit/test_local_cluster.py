@@ -1,0 +1,46 @@
+"""The token that guards a local Ray, and telling a live cluster from a dead one."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from actors import local_cluster
+from actors.local_cluster import TAG, LocalCluster, running, state_file
+from proxykd.storage import write_json
+
+
+def test_one_token_a_user_that_only_the_user_reads(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXYKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    local_cluster.use_token()
+    path = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    token = path.read_text()
+    assert len(token) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    local_cluster.use_token()
+    assert path.read_text() == token
+    assert os.listdir(path.parent) == ["ray-token"]
+
+
+def test_stopping_waits_for_every_process_that_carries_the_tag(tmp_path):
+    """A child that ignores SIGTERM is killed; one of another cluster is left alone."""
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    mine, other = (
+        subprocess.Popen([sys.executable, "-c", stubborn], env={**os.environ, TAG: tag}) for tag in ("mine", "other")
+    )
+    try:
+        cluster = LocalCluster("address", mine.pid, "mine")
+        write_json(state_file(tmp_path), {"address": "address", "pid": mine.pid, "tag": "mine"})
+        assert running(tmp_path) == cluster
+        cluster.stop(timeout_s=1.0)
+        assert mine.wait(timeout=10) < 0
+        assert not cluster.alive
+        assert running(tmp_path) is None
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
