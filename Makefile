@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 FRESH ?=
-# Exactly the locked versions. Python compiles what a run imports, a tenth of what is installed, on first use.
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-compile
+# Exactly the locked versions: nothing is resolved on the way.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
 .PHONY: quickstart test check unit real lock clean
 
@@ -34,7 +34,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/cpu: .venv/bin/python requirements/cpu.lock pyproject.toml
-	@echo "installing the locked CPU dependencies (two minutes or so, 3 GB)"
+	@echo "installing the locked CPU dependencies (three minutes or so, 3 GB)"
 	$(PIP) -r requirements/cpu.lock
 	$(PIP) --no-build-isolation --editable .
 	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'torch is a CUDA build; see docs/install.md for the CPU build')"

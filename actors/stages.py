@@ -9,7 +9,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,8 +62,7 @@ class Pipeline:
         self.deployer = deployer
         self.events = events
         self.reporter = reporter
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="deploy")
-        self._proxy_starting: Future[Any] | None = None
+        self._proxy_is_up = False
 
     def execute(self) -> None:
         self.events.emit("run_started", run=self.run.id, epoch=self.journal.epoch)
@@ -176,8 +174,6 @@ class Pipeline:
 
     def warm_up(self) -> Facts:
         """Equation (1) with the proxy in the student's place: SFT on D_w."""
-        if self.config.alignment.rounds:
-            self._start_proxy()
         shards = slice_shards(self.run, "warmup")
         records = manifest(self.run)["warmup"]
         result = self._train("warmup", "warmup", stream_corpus(shards), records=records)
@@ -320,25 +316,22 @@ class Pipeline:
     # -- the parts that stages use -------------------------------------------------------------------------------
 
     def _engine_call(self, adapter: str) -> EngineCall:
-        """The proxy's deployment, kept for all rounds; waits until it is up."""
-        starting = self._start_proxy()
-        if not starting.done():
-            self.events.step("start the proxy's engine")
-        starting.result()
-        return EngineCall("proxy", self._proxy_spec().adapter_name(adapter), self.config.resources.request_deadline_s)
+        """The proxy's deployment, started on first use and kept for all rounds.
 
-    def _start_proxy(self) -> Future[Any]:
-        """Begins to start the engine, once: it is up by the time that the warm-up has an adapter to sample from."""
-        if self._proxy_starting is None:
-            self._proxy_starting = self._background.submit(self.deployer.deploy_proxy, self._proxy_spec())
-        return self._proxy_starting
+        Not beside the warm-up: on two cores the two slowed each other by more than the start takes.
+        """
+        spec = self._proxy_spec()
+        if not self._proxy_is_up:
+            self.events.step("start the proxy's engine")
+            self.deployer.deploy_proxy(spec)
+            self._proxy_is_up = True
+        return EngineCall("proxy", spec.adapter_name(adapter), self.config.resources.request_deadline_s)
 
     def stop_proxy(self) -> None:
         """Gives the engine's memory back to distillation: its last answer was the last soft label."""
-        if self._proxy_starting is not None:
-            wait([self._proxy_starting])
+        if self._proxy_is_up:
             self.deployer.stop("proxy")
-            self._proxy_starting = None
+            self._proxy_is_up = False
 
     def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
         """One Ray Train run. A loop's own error comes back as what it is."""
