@@ -31,9 +31,6 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     # Idle OpenMP threads of one process must not spin on the cores that another one needs.
     "KMP_BLOCKTIME": "0",
-    # glibc returns large temporaries to the kernel and faults them in again at every step; this keeps them.
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
 }
 
 
