@@ -64,7 +64,7 @@ class SealedTeacher:
         if number not in self._hidden:
             with torch.no_grad():
                 self._hidden[number] = self._teacher.hidden(batch)
-        return lambda part: self._teacher.logits(self._hidden[number][part])
+        return lambda part: self._teacher.head().logits(self._hidden[number][part])
 
 
 def score_records(

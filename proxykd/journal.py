@@ -62,13 +62,6 @@ class Journal:
             )
         return self.entries[-1]
 
-    def last(self, event: str, **facts: Any) -> Entry | None:
-        """The latest entry of that event whose facts match, or None."""
-        for entry in reversed(self.entries):
-            if entry["event"] == event and all(entry.get(key) == value for key, value in facts.items()):
-                return entry
-        return None
-
     def _create(self, facts: Entry) -> bool:
         entry = {"epoch": self.epoch, "time": time.time(), **facts}
         data = json.dumps(entry, indent=1, allow_nan=False).encode()

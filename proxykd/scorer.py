@@ -1,7 +1,7 @@
 """From token ids to the log-probs of completions, without a [tokens, vocabulary] float32 tensor for a batch.
 
-The backbone runs over the whole sequence; the language-model head only at positions that predict a completion
-token, in chunks. A chunk's logits are recomputed in the backward pass instead of being stored.
+The backbone runs over the whole sequence; the language-model head (head.py) only at positions that predict a
+completion token, in chunks.
 """
 
 from __future__ import annotations
@@ -12,18 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from proxykd.batching import CompletionBatch
+from proxykd.head import Head, normalise_
 from proxykd.losses import dense_kl
-from proxykd.top_k import TopK, tail_logmass
-
-CHUNK_BYTES = 40 * 2**20
-"""Float32 logits of one chunk: 213 tokens at vocabulary 49k, 69 at 152k.
-
-Above 32 MiB, so that glibc maps each such block and returns it at once: smaller ones stay in its heap, which then
-grew to most of what the naive form takes.
-"""
+from proxykd.top_k import TopK
 
 
 @dataclass(frozen=True)
@@ -49,23 +42,14 @@ class CompletionScorer(nn.Module):
         self.vocabulary = vocabulary
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        # Cohere multiplies its logits, Granite divides them; hidden states scaled so give the same.
+        self._scale: float = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
     def forward(self, batch: CompletionBatch, at_ids_NK: Tensor | None = None) -> TokenScores:
         """Differentiable log-probs of the labels and, where `at_ids_NK` is given, of those ids and the tail."""
-        hidden_NH = self.hidden(batch)
-        token_logps, top_logps, tails = [], [], []
-        for part in self.chunks(hidden_NH.shape[0]):
-            ids = None if at_ids_NK is None else at_ids_NK[part]
-            logps, top, tail = checkpoint(
-                self._score_chunk, hidden_NH[part], batch.labels_N[part], ids, use_reentrant=False
-            )
-            token_logps.append(logps)
-            top_logps.append(top)
-            tails.append(tail)
-        gathered = None
-        if at_ids_NK is not None:
-            gathered = TopK(at_ids_NK, torch.cat(top_logps), torch.cat(tails))
-        return TokenScores(torch.cat(token_logps), gathered)
+        ids_NK = batch.labels_N.new_empty(len(batch.labels_N), 0) if at_ids_NK is None else at_ids_NK
+        token_logps, top_logps, tail = self.head().token_logps(self.hidden(batch), batch.labels_N, ids_NK)
+        return TokenScores(token_logps, None if at_ids_NK is None else TopK(at_ids_NK, top_logps, tail))
 
     @torch.no_grad()
     def score(
@@ -75,20 +59,20 @@ class CompletionScorer(nn.Module):
 
         `versus` gives another model's logits for a slice of the N tokens; then the KL from it comes along.
         """
-        hidden_NH = self.hidden(batch)
-        columns: list[list[Tensor]] = [[], [], [], [], []]
-        for part in self.chunks(hidden_NH.shape[0]):
-            logits = self.logits(hidden_NH[part])
-            logsumexp = logits.logsumexp(-1, keepdim=True)
-            label = logits.gather(1, batch.labels_N[part, None])
-            top = logits.topk(min(top_k, logits.shape[1]), dim=-1)
-            tail = tail_logmass(logits, logsumexp, top.indices)
-            kl = label.new_zeros(0) if versus is None else dense_kl(versus(part), logits)
-            values = ((label - logsumexp)[:, 0], top.indices, top.values - logsumexp, tail, kl)
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-        token_logps, ids, logps, tails, kl = map(torch.cat, columns)
-        return TokenScores(token_logps, TopK(ids, logps, tails), ids[:, 0], None if versus is None else kl)
+        hidden_NH, head = self.hidden(batch), self.head()
+        ids_NK = batch.labels_N.new_empty(len(batch.labels_N), min(top_k, self.vocabulary))
+        top_logps_NK = hidden_NH.new_empty(ids_NK.shape, dtype=torch.float32)
+        token_logps_N, tail_N, kl_N = (top_logps_NK.new_empty(len(ids_NK)) for _ in range(3))
+        for part in head.chunks(len(ids_NK)):
+            logits = head.logits(hidden_NH[part])
+            if versus is not None:
+                kl_N[part] = dense_kl(versus(part), logits)
+            ids_NK[part] = logits.topk(ids_NK.shape[1], dim=-1).indices
+            found = normalise_(logits, batch.labels_N[part], ids_NK[part])
+            token_logps_N[part], top_logps_NK[part] = found.label_logps_n, found.top_logps_nK
+            tail_N[part] = found.tail_logmass_n
+        top = TopK(ids_NK, top_logps_NK, tail_N)
+        return TokenScores(token_logps_N, top, ids_NK[:, 0], None if versus is None else kl_N)
 
     def checkpoint_layers(self) -> None:
         """Recomputes each decoder layer in the backward pass instead of keeping its activations."""
@@ -100,27 +84,11 @@ class CompletionScorer(nn.Module):
     def hidden(self, batch: CompletionBatch) -> Tensor:
         """Final hidden states at the N positions that predict a completion token: [N, H]."""
         hidden_BTH: Tensor = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTH.flatten(0, 1)[batch.positions_N]
+        hidden_NH = hidden_BTH.flatten(0, 1)[batch.positions_N]
+        return hidden_NH if self._scale == 1 else hidden_NH * self._scale
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Float32 logits over the tokenizer's vocabulary: [N, V]. Call it on chunks."""
-        logits_NV: Tensor = self._base().get_output_embeddings()(hidden_NH)[:, : self.vocabulary].float()
-        if self._softcap is not None:
-            logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
-        return logits_NV
+    def head(self) -> Head:
+        return Head(self._base().get_output_embeddings(), self.vocabulary, self._softcap)
 
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    def _score_chunk(self, hidden: Tensor, labels: Tensor, at_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.logits(hidden)
-        logsumexp = logits.logsumexp(-1, keepdim=True)
-        label_logps = (logits.gather(1, labels[:, None]) - logsumexp)[:, 0]
-        if at_ids is None:
-            empty = logits.new_zeros(0)
-            return label_logps, empty, empty
-        return label_logps, logits.gather(1, at_ids) - logsumexp, tail_logmass(logits, logsumexp, at_ids)
-
-    def chunks(self, tokens: int) -> list[slice]:
-        size = max(1, CHUNK_BYTES // (4 * self.vocabulary))
-        return [slice(start, start + size) for start in range(0, max(tokens, 1), size)]

@@ -20,7 +20,7 @@ from proxykd.losses import (
     trust_statistics,
     trust_weights,
 )
-from proxykd.top_k import TopK, tail_logmass
+from proxykd.top_k import TopK
 
 
 def numerical_gradient(function, values, step=1e-6):
@@ -94,7 +94,8 @@ def random_top_k(vocabulary=50, k=5, tokens=4, seed=0):
 
 def at(logits, ids):
     normaliser = logits.logsumexp(-1, keepdim=True)
-    return TopK(ids, logits.gather(1, ids) - normaliser, tail_logmass(logits, normaliser, ids))
+    tail = logits.scatter(1, ids, -torch.inf).logsumexp(-1) - normaliser[:, 0]
+    return TopK(ids, logits.gather(1, ids) - normaliser, tail)
 
 
 def scalar_divergence(kind, proxy, logits_row, token):

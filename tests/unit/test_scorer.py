@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from proxykd import scorer as scorer_module
+from proxykd import head as head_module
 from proxykd.batching import collate, plan_micro_batches, share_of_worker
 from proxykd.config import ModelConfig
+from proxykd.head import Head
 from proxykd.models import load_scorer
-from proxykd.top_k import tail_logmass
+from proxykd.scorer import CompletionScorer
 
 PROMPTS = [[1, 7, 9, 30], [1, 8], [1, 12, 13, 14, 15]]
 COMPLETIONS = [[40, 41, 2], [2], [50, 51, 52, 53, 54, 2]]
@@ -58,7 +59,7 @@ def test_gradient_matches_float64_loops(model):
 def test_chunks_change_nothing(model, monkeypatch):
     batch = collate(PROMPTS, COMPLETIONS)
     whole, whole_scores = model(batch).token_logps_N, model.score(batch, 5)
-    monkeypatch.setattr(scorer_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
     torch.testing.assert_close(model(batch).token_logps_N, whole)
     torch.testing.assert_close(model.score(batch, 5).top.tail_logmass_N, whole_scores.top.tail_logmass_N)
 
@@ -77,7 +78,7 @@ def test_no_tensor_of_tokens_by_vocabulary_exists_forward_or_backward(model, mon
                     self.rows = max(self.rows, len(value))
             return result
 
-    monkeypatch.setattr(scorer_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
     batch = collate(PROMPTS, COMPLETIONS)
     ids = torch.arange(40).reshape(10, 4)
     with Longest() as longest:
@@ -90,10 +91,10 @@ def test_no_tensor_of_tokens_by_vocabulary_exists_forward_or_backward(model, mon
 def test_the_kl_from_another_model_comes_along_chunk_by_chunk(model, monkeypatch):
     batch = collate(PROMPTS, COMPLETIONS)
     other = torch.randn(10, model.vocabulary, generator=torch.Generator().manual_seed(0))
-    ours = model.logits(model.hidden(batch)).double().log_softmax(-1)
+    ours = model.head().logits(model.hidden(batch)).double().log_softmax(-1)
     theirs = other.double().log_softmax(-1)
     expected = (theirs.exp() * (theirs - ours)).sum(-1)
-    monkeypatch.setattr(scorer_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
     kl = model.score(batch, versus=lambda part: other[part]).kl_N
     torch.testing.assert_close(kl.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -101,7 +102,7 @@ def test_the_kl_from_another_model_comes_along_chunk_by_chunk(model, monkeypatch
 def test_top_k_tail_and_argmax_add_up_to_the_full_softmax(model):
     batch = collate(PROMPTS, COMPLETIONS)
     scores = model.score(batch, 10)
-    logits = model.logits(model.hidden(batch)).double()
+    logits = model.head().logits(model.hidden(batch)).double()
     probabilities = logits.softmax(-1)
     values, ids = probabilities.topk(10)
     assert torch.equal(scores.top.ids_NK, ids)
@@ -113,19 +114,75 @@ def test_top_k_tail_and_argmax_add_up_to_the_full_softmax(model):
 def test_padded_vocabulary_is_cut(model):
     model.vocabulary = 200
     batch = collate([[1, 5]], [[6, 7]])
-    probabilities = model.logits(model.hidden(batch)).softmax(-1)
+    probabilities = model.head().logits(model.hidden(batch)).softmax(-1)
     assert probabilities.shape == (2, 200)
     torch.testing.assert_close(model(batch).token_logps_N.exp(), probabilities[[0, 1], [6, 7]])
 
 
+def head_of(rows: int, vocabulary: int, softcap=None, bias=False, cut=0) -> tuple[Head, torch.Tensor]:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(8, vocabulary + cut, bias=bias)
+    return Head(linear, vocabulary, softcap), torch.randn(rows, 8, requires_grad=True)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("bias", "cut"), [(False, 0), (True, 3)])
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_head_values_and_gradients_match_a_dense_float64_softmax(monkeypatch, softcap, bias, cut, top_k):
+    head, hidden = head_of(11, 30, softcap, bias, cut)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * 30 * 4)
+    labels = torch.randint(30, (11,))
+    ids = torch.stack([torch.randperm(30)[:top_k] for _ in range(11)])
+    weights = [torch.randn(11), torch.randn(11, top_k), torch.randn(11)]
+    sum((a * b).sum() for a, b in zip(head.token_logps(hidden, labels, ids), weights, strict=True)).backward()
+    inputs = [hidden, *head.linear.parameters()]
+    ours = [value.grad for value in inputs]
+
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    logits = exact[0] @ exact[1].T + (exact[2] if bias else 0)
+    logits = logits[:, :30]
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    rows = torch.arange(11)[:, None]
+    tail = (1 - p[rows, ids].sum(1)).log()
+    columns = (p[rows[:, 0], labels].log(), p[rows, ids].log(), tail)
+    sum((a * b).sum() for a, b in zip(columns, weights, strict=True)).backward()
+    for value, reference in zip(ours, exact, strict=True):
+        torch.testing.assert_close(value.double(), reference.grad, atol=2e-5, rtol=1e-4)
+    for value, reference in zip(head.token_logps(hidden, labels, ids), columns, strict=True):
+        torch.testing.assert_close(value.double(), reference, atol=2e-6, rtol=1e-5)
+
+
 def test_tail_is_finite_with_finite_gradient_where_the_top_holds_all_mass():
-    logits = torch.tensor([[200.0, 100.0, 0.0, -50.0]], requires_grad=True)
-    ids = torch.tensor([[0, 1]])
-    tail = tail_logmass(logits, logits.logsumexp(-1, keepdim=True), ids)
+    head, hidden = head_of(1, 4)
+    with torch.no_grad():
+        hidden.fill_(1.0)
+        head.linear.weight.copy_(torch.tensor([200.0, 100.0, 0.0, -50.0])[:, None] / 8)
+    label = torch.tensor([0])
+    tail = head.token_logps(hidden, label, torch.tensor([[0, 1]]))[2]
     assert tail.item() == pytest.approx(-200.0, abs=1e-4)
     tail.sum().backward()
-    assert torch.isfinite(logits.grad).all()
-    assert tail_logmass(logits, logits.logsumexp(-1, keepdim=True), torch.tensor([[0, 1, 2, 3]])).item() == -math.inf
+    # d(rest - whole)/d(logits) is +1 at the third and -1 at the first; the others hold no mass.
+    torch.testing.assert_close(hidden.grad, (head.linear.weight[2] - head.linear.weight[0])[None].detach())
+    assert head.token_logps(hidden, label, torch.tensor([[0, 1, 2, 3]]))[2].item() == -math.inf
+
+
+def test_ids_that_cover_the_vocabulary_leave_a_finite_gradient():
+    head, hidden = head_of(3, 4)
+    logps = head.token_logps(hidden, torch.tensor([0, 1, 2]), torch.tensor([[0, 1, 2, 3]] * 3))[1]
+    (logps.exp() * logps).sum().backward()
+    assert torch.isfinite(hidden.grad).all()
+    assert torch.isfinite(head.linear.weight.grad).all()
+
+
+@pytest.mark.parametrize(("name", "value", "factor"), [("logit_scale", 0.25, 0.25), ("logits_scaling", 4.0, 0.25)])
+def test_logits_scaled_by_the_model_are_scaled_here(model, name, value, factor):
+    batch = collate(PROMPTS, COMPLETIONS)
+    plain = model.head().logits(model.hidden(batch))
+    setattr(model.model.config, name, value)
+    scaled = CompletionScorer(model.model, model.vocabulary)
+    torch.testing.assert_close(scaled.head().logits(scaled.hidden(batch)), plain * factor)
 
 
 def test_an_empty_completion_has_no_tokens_and_an_empty_prompt_is_refused(model):
