@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.events import EventLog
+from actors.http_options import HttpOptions
 from actors.progress import Reporter
 from actors.stages import Pipeline
 from proxykd.errors import ProxykdError, StaleEpochError
@@ -34,7 +35,7 @@ class Launch:
 
     run: str
     deployer: str
-    http_port: int
+    http: HttpOptions
     cluster_pid: int | None
     """The process that holds a local Ray, to be ended as the coordinator's last act; None on a cluster."""
 
@@ -70,17 +71,18 @@ class Coordinator:
         journal = Journal(self._run.journal)
         module, _, name = self._launch.deployer.partition(":")
         make_deployer = getattr(importlib.import_module(module), name)
-        deployer = make_deployer(self._run.config().resources, self._launch.http_port)
+        deployer = make_deployer(self._run.config().resources, self._launch.http)
         reporter = Reporter(actor_name(self._run.id), NAMESPACE)
         pipeline = Pipeline(self._run, journal, deployer, self._events, reporter)
         try:
             pipeline.execute()
         finally:
-            pipeline.stop_proxy()
+            if self._launch.cluster_pid is None:  # a local Ray ends as a whole
+                pipeline.close()
 
     def _end(self) -> None:
         """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
-        self._events.end_stage()
+        self._events.close()
         if self._launch.cluster_pid is not None:
             os.kill(self._launch.cluster_pid, signal.SIGTERM)
             return

@@ -1,7 +1,7 @@
 """The engine: vLLM with one base model, answering for every adapter of a run. Every request names its adapter.
 
-The only module that imports vllm. Sampling takes and returns token ids; scoring returns the log-probs of a
-completion's tokens with the top-K and the tail's mass.
+With openai_front.py, the only module that imports vllm. Sampling takes and returns token ids; scoring returns the
+log-probs of a completion's tokens with the top-K and the tail's mass.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 
 from actors.adapter_slot import AdapterSlot
-from proxykd.errors import ModelError
+from proxykd.adapter_catalogue import UnknownAdapterError, adapter_name
+from proxykd.config import RunConfig
+from proxykd.errors import EngineError, ModelError
 from proxykd.models import merge_adapter
-from proxykd.storage import verify_directory
+from proxykd.storage import RunDirectory, verify_directory
 
-BASE = "base"
+PROBE, RUN, CLIENT = -1, 0, 1
+"""Priorities: the run's own requests come before those of clients, and the probe of its life before both."""
 SMALLEST_TAIL = 1e-9
 """Tail mass where the engine's float32 top-K sums to 1: its complement cannot be had from there."""
 
@@ -46,9 +49,37 @@ class EngineSpec:
     on_gpu: bool
     max_logprobs: int = 20
 
+    @classmethod
+    def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine that answers for every proxy of the run."""
+        return cls._of(run, config, "proxy", config.engine.adapters)
+
+    @classmethod
+    def of_teacher(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine of a local teacher, without adapters."""
+        return cls._of(run, config, "teacher", "merged")
+
+    @classmethod
+    def _of(cls, run: RunDirectory, config: RunConfig, model: str, mode: str) -> EngineSpec:
+        engine, resources = config.engine, config.resources
+        return cls(
+            model=str(run.models / model),
+            adapters_dir=str(run.adapters),
+            prefix=run.id,
+            mode=mode,
+            dtype=engine.dtype,
+            # Prompt and completion fill max_length; prompt log-probs ask for one token more.
+            max_length=config.corpus.max_length + 1,
+            max_seqs=resources.engine_max_seqs,
+            max_loras=engine.max_loras,
+            max_lora_rank=engine.max_lora_rank,
+            tensor_parallel=resources.engine_tensor_parallel,
+            gpu_share=resources.engine_gpu_share,
+            on_gpu=resources.device == "gpu",
+        )
+
     def adapter_name(self, directory: str | None) -> str:
-        """The versioned name, never reused, by which requests ask for an adapter directory (None: the base)."""
-        return f"{self.prefix}-{directory or BASE}"
+        return adapter_name(self.prefix, directory)
 
 
 @dataclass(frozen=True)
@@ -69,10 +100,8 @@ class CompletionLogps:
     top_logps_TK: np.ndarray
     tail_logmass_T: np.ndarray
     adapter: str
-
-
-class UnknownAdapterError(ModelError):
-    """No finished adapter of that name: the message lists the known ones."""
+    ranks_T: np.ndarray | None = None
+    """Each token's place in the whole vocabulary, from 1; known where the engine scored."""
 
 
 class ProxyEngine:
@@ -94,7 +123,8 @@ class ProxyEngine:
             # float32 logits for a whole batch of tokens, which this bounds.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(spec.max_length, 2048),
-            "disable_log_stats": True,
+            "scheduling_policy": "priority",
+            "load_format": "safetensors",
         }
         if spec.on_gpu:
             arguments["gpu_memory_utilization"] = spec.gpu_share
@@ -108,7 +138,7 @@ class ProxyEngine:
                 # Without names vLLM wraps the head too, whose wrapper kills the engine on prompt log-probs.
                 "lora_target_modules": _linear_layers(spec.model),
             }
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         swap = self._swap_weights if spec.mode == "merged" else _nothing_to_swap
         self._slot = AdapterSlot(swap, spec.adapter_name(None))
         self._lora_ids: dict[str, int] = {}
@@ -130,6 +160,7 @@ class ProxyEngine:
         Raises:
             UnknownAdapterError: no finished adapter of that name.
             TimeoutError: the deadline passed; the requests are aborted.
+            EngineError: the engine died.
         """
         from vllm import SamplingParams
 
@@ -138,8 +169,8 @@ class ProxyEngine:
                 max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, detokenize=False
             )
 
-        async with self._with_adapter(adapter, deadline_s) as lora:
-            calls = [self._run(prompt, params(seed), lora) for prompt, seed in zip(prompts, seeds, strict=True)]
+        async with asyncio.timeout(deadline_s), self.answering_as(adapter, RUN) as lora:
+            calls = [self._run(prompt, params(seed), lora, RUN) for prompt, seed in zip(prompts, seeds, strict=True)]
             outputs = await asyncio.gather(*calls)
         return [
             Generation(list(o.token_ids), o.finish_reason == "stop", adapter) for o in (r.outputs[0] for r in outputs)
@@ -153,6 +184,7 @@ class ProxyEngine:
         *,
         top_k: int,
         deadline_s: float,
+        priority: int = RUN,
     ) -> list[CompletionLogps]:
         """Log-probs of given completions, from prompt log-probs. Raises as `generate` does."""
         from vllm import SamplingParams
@@ -160,37 +192,55 @@ class ProxyEngine:
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
         )
-        async with self._with_adapter(adapter, deadline_s) as lora:
+        async with asyncio.timeout(deadline_s), self.answering_as(adapter, priority) as lora:
             rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-            outputs = await asyncio.gather(*[self._run(row, params, lora) for row in rows])
+            outputs = await asyncio.gather(*[self._run(row, params, lora, priority) for row in rows])
         return [
             _completion_logps(output.prompt_logprobs, row, len(prompt), top_k, adapter)
             for output, row, prompt in zip(outputs, rows, prompts, strict=True)
         ]
 
+    async def probe(self, deadline_s: float) -> str:
+        """Makes one real token with the weights in place, ahead of everything else, and names their adapter.
+
+        A hung engine passes `check_health`; it does not pass this. Raises as `generate` does.
+        """
+        from vllm import SamplingParams
+
+        async with asyncio.timeout(deadline_s), self._slot.hold_loaded() as loaded:
+            with translated():
+                await self._run([0], SamplingParams(max_tokens=1, detokenize=False), None, PROBE)
+            return loaded
+
+    async def check_health(self) -> None:
+        """Raises EngineError once the engine has died: Serve then replaces the replica."""
+        with translated():
+            await self.client.check_health()
+
     def shutdown(self) -> None:
-        self._engine.shutdown()
+        self.client.shutdown()
 
     @asynccontextmanager
-    async def _with_adapter(self, adapter: str, deadline_s: float) -> AsyncIterator[Any]:
+    async def answering_as(self, adapter: str, priority: int) -> AsyncIterator[Any]:
         """Within it the engine answers as `adapter`: as merged weights, or by the LoRA request it yields."""
         directory = self._directory(adapter)
-        async with asyncio.timeout(deadline_s), AsyncExitStack() as stack:
-            # vLLM's CPU kernels answer with another adapter's weights where one batch holds several (0.32, tested in
-            # tests/real/test_engine.py): there LoRA adapters take turns too. On GPUs they share batches.
-            if self._spec.mode == "merged" or not self._spec.on_gpu:
-                await stack.enter_async_context(self._slot.hold(adapter))
-            if self._spec.mode == "merged" or directory is None:
-                yield None
-            else:
-                yield await self._lora_request(adapter, directory)
+        # vLLM's CPU kernels answer with another adapter's weights where one batch holds several (0.32, tested in
+        # tests/real/test_engine.py): there LoRA adapters take turns too. On GPUs they share batches.
+        takes_turns = self._spec.mode == "merged" or not self._spec.on_gpu
+        with translated():
+            async with self._slot.hold(adapter, priority) if takes_turns else nullcontext():
+                if self._spec.mode == "merged" or directory is None:
+                    yield None
+                else:
+                    yield await self._lora_request(adapter, directory)
 
-    async def _run(self, token_ids: Sequence[int], params: Any, lora: Any) -> Any:
+    async def _run(self, token_ids: Sequence[int], params: Any, lora: Any, priority: int) -> Any:
         from vllm.inputs import TokensPrompt
 
         last = None
         prompt = TokensPrompt(prompt_token_ids=list(token_ids))
-        async for output in self._engine.generate(prompt, params, uuid.uuid4().hex, lora_request=lora):
+        stream = self.client.generate(prompt, params, uuid.uuid4().hex, lora_request=lora, priority=priority)
+        async for output in stream:
             last = output
         return last
 
@@ -200,14 +250,12 @@ class ProxyEngine:
         Raises:
             UnknownAdapterError: not an adapter of this run, or not finished.
         """
-        if adapter == self._spec.adapter_name(None):
-            return None
         root = Path(self._spec.adapters_dir)
-        path = root / adapter.removeprefix(f"{self._spec.prefix}-")
-        if adapter.startswith(f"{self._spec.prefix}-") and path.parent == root and (path / "READY").exists():
-            return path
-        known = [self._spec.adapter_name(None), *(self._spec.adapter_name(p.parent.name) for p in root.glob("*/READY"))]
-        raise UnknownAdapterError(f"unknown adapter {adapter!r}; known: {', '.join(sorted(known))}")
+        known: dict[str, Path | None] = {self._spec.adapter_name(None): None}
+        known |= {self._spec.adapter_name(path.name): path for path in RunDirectory.ready_directories(root)}
+        if adapter not in known:
+            raise UnknownAdapterError(f"unknown adapter {adapter!r}; known: {', '.join(sorted(known))}")
+        return known[adapter]
 
     async def _swap_weights(self, adapter: str) -> None:
         """Loads base + adapter in place of the weights, without a restart. The slot has drained the requests."""
@@ -218,8 +266,9 @@ class ProxyEngine:
             if directory is not None:
                 scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
                 source = await asyncio.to_thread(merge_adapter, source, directory, scratch / "model", self._spec.dtype)
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(source)})
-            await self._engine.reset_prefix_cache()
+            await self.client.collective_rpc("reload_weights", kwargs={"weights_path": str(source)})
+            if not await self.client.reset_prefix_cache():
+                raise EngineError(f"the engine kept cached prompts of another adapter than {adapter}")
         finally:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -232,6 +281,17 @@ class ProxyEngine:
                 await asyncio.to_thread(verify_directory, directory)
                 self._lora_ids[adapter] = len(self._lora_ids) + 1
         return LoRARequest(adapter, self._lora_ids[adapter], str(directory))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns the death of vLLM's engine process into our own error."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError("the engine died while it answered; a replacement starts") from error
 
 
 async def _nothing_to_swap(adapter: str) -> None:
@@ -261,4 +321,5 @@ def _completion_logps(flat: Any, row: Sequence[int], start: int, top_k: int, ada
         )
     top_logps = logprobs[at_TK]
     tail = np.maximum(-np.expm1(np.logaddexp.reduce(top_logps, axis=1)), SMALLEST_TAIL)
-    return CompletionLogps(logprobs[begins], token_ids[at_TK], top_logps, np.log(tail), adapter)
+    ranks = np.asarray(flat.ranks, dtype=np.int64)[begins]
+    return CompletionLogps(logprobs[begins], token_ids[at_TK], top_logps, np.log(tail), adapter, ranks)

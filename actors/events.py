@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxykd.storage import RunDirectory, write_atomic
+from proxykd.storage import RunDirectory, read_json, write_atomic
 
 PROGRESS_EVERY_S = 0.5
 
@@ -21,6 +21,7 @@ class EventLog:
         self._lock = threading.RLock()
         self._segment = max((int(p.stem) for p in run.events.glob("*.jsonl") if p.stem.isdigit()), default=0)
         self._state: dict[str, Any] = {}
+        self._standing: dict[str, bool] = {}
         self._written = 0.0
 
     def emit(self, event: str, **facts: Any) -> None:
@@ -33,6 +34,12 @@ class EventLog:
         """Begins a stage: its progress starts at nothing."""
         with self._lock:
             self._state = {"stage": stage, "round": round_number, "started": time.time(), "done": 0.0, "total": 0.0}
+            self._write()
+
+    def standing(self, **facts: bool) -> None:
+        """What holds across stages: `engine` (the proxy's engine is up), `training` (a Ray Train run is at work)."""
+        with self._lock:
+            self._standing |= facts
             self._write()
 
     def step(self, name: str) -> None:
@@ -55,11 +62,26 @@ class EventLog:
     def end_stage(self) -> None:
         with self._lock:
             self._state = {}
-            self._run.live.unlink(missing_ok=True)
+            self._write()
+
+    def close(self) -> None:
+        """The run has ended: nothing is live any more."""
+        self._run.live.unlink(missing_ok=True)
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        write_atomic(self._run.live, json.dumps({**self._state, "time": time.time()}, default=str).encode())
+        write_atomic(
+            self._run.live, json.dumps({**self._standing, **self._state, "time": time.time()}, default=str).encode()
+        )
+
+
+def read_live(run: RunDirectory) -> dict[str, Any]:
+    """The latest progress: `stage` and how far it is, with what stands across stages. Empty where nothing runs."""
+    try:
+        live: dict[str, Any] = read_json(run.live)
+    except FileNotFoundError:
+        return {}
+    return live
 
 
 def read_events(directory: Path, after: int = 0) -> tuple[list[dict[str, Any]], int]:

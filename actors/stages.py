@@ -27,7 +27,9 @@ from actors.streams import (
 )
 from actors.training_runs import train
 from proxykd import errors
+from proxykd.adapter_catalogue import adapters_in_force
 from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer
+from proxykd.config import RunConfig
 from proxykd.corpus import Reading, parse_row, read_corpus, read_prompts
 from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_corpus
 from proxykd.errors import CorpusError, ProxykdError
@@ -49,6 +51,8 @@ class Deployer(Protocol):
 
     def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str: ...
 
+    def serve_run(self, run: RunDirectory, config: RunConfig) -> str: ...
+
     def stop(self, app: str) -> None: ...
 
 
@@ -67,6 +71,7 @@ class Pipeline:
     def execute(self) -> None:
         self.events.emit("run_started", run=self.run.id, epoch=self.journal.epoch)
         self.stage("models", self.prepare_models)
+        self.events.emit("routes_open", url=self.deployer.serve_run(self.run, self.config))
         if self.config.corpus.prompts:
             self.stage("collect", self.collect)
         self.stage("corpus", self.prepare_corpus)
@@ -138,7 +143,7 @@ class Pipeline:
         base_url = teacher.base_url
         if base_url is None:
             self.events.step("start the teacher's engine")
-            base_url = self.deployer.deploy_teacher(self._teacher_spec(), teacher.model)
+            base_url = self.deployer.deploy_teacher(EngineSpec.of_teacher(self.run, self.config), teacher.model)
         self.events.step("collect")
         try:
             collect(prompts, teacher, base_url, self.run.collected, self.config.seed, self._progress)
@@ -291,7 +296,7 @@ class Pipeline:
 
     def evaluate(self, adapter: str, labels: Facts) -> Facts:
         """The test slice, once; with a local teacher the seal is opened here, for evaluation only."""
-        adapters = [entry["adapter"] for entry in self._adapters_in_force()]
+        adapters = [entry["adapter"] for entry in adapters_in_force(self.run)]
         facts = self._train(
             "evaluate",
             "evaluate",
@@ -304,15 +309,6 @@ class Pipeline:
         tokens = facts["models"]["base"]["fidelity"]["tokens"] * len(facts["models"])
         return {**facts, "cost": self._cost(records=manifest(self.run)["test"] * len(facts["models"]), tokens=tokens)}
 
-    def _adapters_in_force(self) -> list[Facts]:
-        """The proxy after the warm-up (round 0) and after each round: a rejected round leaves the one before."""
-        in_force = [{"round": 0, "adapter": read_json(self.run.stages / "warmup.json")["result"]["adapter"]}]
-        for path in sorted(self.run.stages.glob("align-[0-9]*.json")):
-            result = read_json(path)["result"]
-            adapter = result["adapter"] if result["decision"] == "promote" else in_force[-1]["adapter"]
-            in_force.append({"round": result["round"], "adapter": adapter})
-        return in_force
-
     # -- the parts that stages use -------------------------------------------------------------------------------
 
     def _engine_call(self, adapter: str) -> EngineCall:
@@ -320,16 +316,23 @@ class Pipeline:
 
         Not beside the warm-up: on two cores the two slowed each other by more than the start takes.
         """
-        spec = self._proxy_spec()
+        spec = EngineSpec.of_run(self.run, self.config)
         if not self._proxy_is_up:
             self.events.step("start the proxy's engine")
             self.deployer.deploy_proxy(spec)
             self._proxy_is_up = True
+            self.events.standing(engine=True)
         return EngineCall("proxy", spec.adapter_name(adapter), self.config.resources.request_deadline_s)
+
+    def close(self) -> None:
+        """Withdraws what the run has on Serve: the last act, however it ends."""
+        self.stop_proxy()
+        self.deployer.stop("rest")
 
     def stop_proxy(self) -> None:
         """Gives the engine's memory back to distillation: its last answer was the last soft label."""
         if self._proxy_is_up:
+            self.events.standing(engine=False)
             self.deployer.stop("proxy")
             self._proxy_is_up = False
 
@@ -337,12 +340,22 @@ class Pipeline:
         """One Ray Train run. A loop's own error comes back as what it is."""
         outcome_path = self.run.stages / f".{key}-{uuid.uuid4().hex[:8]}.json"
         self.events.step("start the workers")
-        train(
-            f"{self.run.id}-{key}-{self.journal.epoch}",
-            {"run": str(self.run.root), "loop": loop, "outcome": str(outcome_path), "reporter": self.reporter, **task},
-            stream,
-            self.config.resources,
-        )
+        self.events.standing(training=True)
+        try:
+            train(
+                f"{self.run.id}-{key}-{self.journal.epoch}",
+                {
+                    "run": str(self.run.root),
+                    "loop": loop,
+                    "outcome": str(outcome_path),
+                    "reporter": self.reporter,
+                    **task,
+                },
+                stream,
+                self.config.resources,
+            )
+        finally:
+            self.events.standing(training=False)
         outcome = read_json(outcome_path)
         outcome_path.unlink()
         if "error" in outcome:
@@ -350,30 +363,6 @@ class Pipeline:
             raise known(outcome["error"]["message"])
         result: Facts = outcome["result"]
         return result
-
-    def _proxy_spec(self) -> EngineSpec:
-        return self._spec(self.run.models / "proxy", self.config.engine.adapters)
-
-    def _teacher_spec(self) -> EngineSpec:
-        return self._spec(self.run.models / "teacher", "merged")
-
-    def _spec(self, model: Path, mode: str) -> EngineSpec:
-        engine, resources = self.config.engine, self.config.resources
-        return EngineSpec(
-            model=str(model),
-            adapters_dir=str(self.run.adapters),
-            prefix=self.run.id,
-            mode=mode,
-            dtype=engine.dtype,
-            # Prompt and completion fill max_length; prompt log-probs ask for one token more.
-            max_length=self.config.corpus.max_length + 1,
-            max_seqs=resources.engine_max_seqs,
-            max_loras=engine.max_loras,
-            max_lora_rank=engine.max_lora_rank,
-            tensor_parallel=resources.engine_tensor_parallel,
-            gpu_share=resources.engine_gpu_share,
-            on_gpu=resources.device == "gpu",
-        )
 
     def _label_source(self, adapter: str) -> LabelSource:
         tokens = len(load_tokenizer(self.run.models / "proxy"))

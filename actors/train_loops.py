@@ -216,6 +216,7 @@ def score(worker: Worker) -> Facts:
     labels = worker.run.soft_labels(task["adapter"])
     scorer = worker.proxy(task["adapter"], trainable=False)
     shards = slice_shards(worker.run, "distillation")
+    worker.progress(0, len(shards), "shards")
     for number, path in enumerate(shards, start=1):
         if number % worker.workers.world == worker.workers.rank and shard_facts(labels / path.name) is None:
             rows = read_shard_rows(path)
@@ -254,6 +255,7 @@ def distil(worker: Worker) -> Facts:
 
     steps: list[Step] = []
     trainer = worker.trainer(scorer, config)
+    worker.progress(0, total, "steps")
     point()
     for rows in worker.batches(config):
         rows = [unpack_labels(row, task["source"]) for row in rows]
@@ -283,6 +285,7 @@ def evaluate(worker: Worker) -> Facts:
         opened = load_scorer(run.models / "teacher", frozen, trainable=False)
         teacher = SealedTeacher(opened.to(worker.workers.device))
     models: dict[str, Facts] = {}
+    worker.progress(0, len(task["adapters"]) + 3, "models")
 
     def measure(name: str, scorer: CompletionScorer) -> None:
         scores = score_records(scorer, rows, worker.workers, budget, teacher)

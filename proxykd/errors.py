@@ -10,6 +10,7 @@ ProxykdError
  ├─ IntegrityError     a file that is not what its checksum or manifest says
  ├─ GateError          a numerical gate was broken: the run stops before it trains on nonsense
  ├─ TeacherError       the teacher could not be reached or refused
+ ├─ EngineError        the engine died or hangs; a replacement is on its way
  └─ ResourceError      the machine or cluster lacks what the run needs
 """
 
@@ -51,6 +52,10 @@ class GateError(ProxykdError):
 
 
 class TeacherError(ProxykdError):
+    pass
+
+
+class EngineError(ProxykdError):
     pass
 
 

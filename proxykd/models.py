@@ -83,7 +83,12 @@ def initialise(config: ModelConfig, directory: Path) -> Path:
     def build(target: Path) -> dict[str, Any]:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.dtype])
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.dtype], use_safetensors=True)
+        except OSError as error:
+            raise ModelError(
+                f"{config.source} has no weights in safetensors, the one format that is read: {error}"
+            ) from error
         prune_layers(model, config.drop_layers)
         model.save_pretrained(target)
         load_tokenizer(source, config.chat_template).save_pretrained(target)

@@ -227,13 +227,6 @@ class RunDirectory:
         """The latest progress, overwritten in place: what a terminal draws, nothing that a result needs."""
         return self.root / "live.json"
 
-    def adapter_by_prefix(self, prefix: str) -> Path | None:
-        """The finished adapter directory `<prefix>-<sha8>`, if there is one."""
-        for path in self.ready_directories(self.adapters):
-            if path.name.rsplit("-", 1)[0] == prefix:
-                return path
-        return None
-
     @staticmethod
     def ready_directories(parent: Path) -> Iterator[Path]:
         yield from (p.parent for p in sorted(parent.glob(f"*/{READY}")) if not p.parent.name.startswith("."))

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from proxykd import __version__
 from proxykd.errors import ProxykdError
 
+if TYPE_CHECKING:
+    from actors.http_options import HttpOptions
+
 OVERRIDES = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a config value."
 )
 ADDRESS = click.option("--address", help="A running Ray cluster (ray://, host:port or auto); default: a local one.")
-PORT = click.option("--http-port", default=8000, show_default=True, help="Loopback port of Ray Serve.")
+
+
+def http_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --http-host, --http-port and --api-keys, and hands the command their sum as `http`."""
+
+    @click.option("--http-host", default="127.0.0.1", show_default=True, help="Address that the routes bind to.")
+    @click.option("--http-port", default=8000, show_default=True, help="Port of the routes.")
+    @click.option("--api-keys", metavar="FILE", help="API keys, one a line; default: $PROXYKD_API_KEYS, by commas.")
+    @functools.wraps(command)
+    def with_http(http_host: str, http_port: int, api_keys: str | None, **arguments: Any) -> None:
+        from actors.http_options import HttpOptions
+        from services.access import key_digests, require_keys_beyond_loopback
+
+        digests = key_digests(api_keys)
+        require_keys_beyond_loopback(http_host, digests)
+        command(http=HttpOptions(http_host, http_port, digests), **arguments)
+
+    return with_http
 
 
 class Group(click.Group):
@@ -40,30 +62,43 @@ def main() -> None:
 @click.argument("config", type=click.Path(dir_okay=False))
 @OVERRIDES
 @ADDRESS
-@PORT
+@http_options
 @click.option("--fresh", is_flag=True, help="Delete what an earlier run of this config left, and start over.")
 @click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
 def run(
-    config: str, overrides: tuple[str, ...], address: str | None, http_port: int, fresh: bool, detach: bool
+    config: str, overrides: tuple[str, ...], address: str | None, http: HttpOptions, fresh: bool, detach: bool
 ) -> None:
     """Run CONFIG from text to student; resumes where an earlier attempt ended."""
     from proxykd.config import load_config
     from services.runs import start_run
 
-    start_run(load_config(config, overrides), address=address, http_port=http_port, fresh=fresh, detach=detach)
+    start_run(load_config(config, overrides), address=address, http=http, fresh=fresh, detach=detach)
 
 
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 @ADDRESS
-@PORT
+@http_options
 @click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
-def resume(run_directory: str, address: str | None, http_port: int, detach: bool) -> None:
+def resume(run_directory: str, address: str | None, http: HttpOptions, detach: bool) -> None:
     """Go on with RUN where it ended."""
     from proxykd.storage import RunDirectory
     from services.runs import follow_or_start
 
-    follow_or_start(RunDirectory.open(run_directory), address=address, http_port=http_port, detach=detach)
+    follow_or_start(RunDirectory.open(run_directory), address=address, http=http, detach=detach)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--adapter", default="aligned", show_default=True, help="Who answers where a request names nobody.")
+@ADDRESS
+@http_options
+def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptions) -> None:
+    """Serve the proxy of a finished RUN, until Ctrl-C."""
+    from proxykd.storage import RunDirectory
+    from services.serving import serve_run
+
+    serve_run(RunDirectory.open(run_directory), adapter, address=address, http=http)
 
 
 @main.command()

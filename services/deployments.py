@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Any
 
+from fastapi import FastAPI
+from prometheus_client import generate_latest
 from ray import serve
 
 from actors.engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
-from proxykd.config import ResourceConfig
+from actors.http_options import HttpOptions
+from actors.openai_front import OpenAIFront, Opening, Route
+from proxykd.config import ResourceConfig, RunConfig
+from proxykd.storage import RunDirectory
+from services.api import build_app
+from services.proxy_service import ProxyService, ServiceSpec
 
 PROXY_APP = "proxy"
 TEACHER_APP = "teacher"
+REST_APP = "rest"
 
 
 class ProxyReplica:
@@ -20,6 +30,7 @@ class ProxyReplica:
 
     async def __init__(self, spec: EngineSpec):  # type: ignore[misc]  # Serve awaits it; the engine needs a loop
         self._engine = ProxyEngine(spec)
+        self._front = OpenAIFront(self._engine)
 
     async def generate(self, adapter: str, **request: Any) -> list[Generation]:
         return await self._engine.generate(adapter, **request)
@@ -27,21 +38,66 @@ class ProxyReplica:
     async def score(self, adapter: str, **request: Any) -> list[CompletionLogps]:
         return await self._engine.score(adapter, **request)
 
+    async def openai(
+        self, route: Route, adapter: str, body: dict[str, Any], deadline_s: float
+    ) -> AsyncIterator[Opening | str]:
+        async for part in self._front.answer(route, adapter, body, deadline_s):
+            yield part
+
+    async def probe(self, deadline_s: float) -> str:
+        return await self._engine.probe(deadline_s)
+
+    async def metrics(self) -> str:
+        return generate_latest().decode()
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+
+class Rest:
+    """The REST front: no weights, so that it answers with a status while the engine is away."""
+
+    def __init__(self, spec: ServiceSpec):
+        # Looked up once there is one; the handle finds later replicas, and later engines of the run, by itself.
+        self._service = ProxyService(spec, lru_cache(lambda: serve.get_app_handle(PROXY_APP)))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._service)
+
 
 class ServeDeployer:
     """Starts and stops applications. The coordinator gets it injected, so that actors/ never imports services/."""
 
-    def __init__(self, resources: ResourceConfig, http_port: int):
+    def __init__(self, resources: ResourceConfig, http: HttpOptions):
         self._resources = resources
-        self._http_port = http_port
+        self._http = http
 
     def deploy_proxy(self, spec: EngineSpec) -> Any:
-        """Starts the proxy's engine and returns its handle once a replica answers."""
+        """Starts the proxy's engine and returns its handle once a replica answers. HTTP reaches it by REST alone."""
         options = engine_options(self._resources, self._resources.engine_replicas)
         replica: Any = serve.deployment(ProxyReplica)
         app = replica.options(name="ProxyEngine", **options).bind(spec)
         self._start_serve()
-        return serve.run(app, name=PROXY_APP, route_prefix="/proxy")
+        return serve.run(app, name=PROXY_APP, route_prefix=None)
+
+    def deploy_rest(self, spec: ServiceSpec) -> str:
+        """Starts the REST front, once for the life of a run, and returns its base URL."""
+        front: Any = serve.deployment(serve.ingress()(Rest))
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        # What is over the front's own limit still reaches it, to be told so; what is far over it waits at Serve's door.
+        front = front.options(
+            name="Rest",
+            ray_actor_options=options,
+            max_ongoing_requests=4 * spec.max_in_flight,
+            max_queued_requests=spec.max_in_flight,
+        )
+        self._start_serve()
+        serve.run(front.bind(spec), name=REST_APP, route_prefix="/")
+        return f"http://{self._http.host}:{self._http.port}"
+
+    def serve_run(self, run: RunDirectory, config: RunConfig) -> str:
+        """Opens the routes beside a run's own work."""
+        return self.deploy_rest(ServiceSpec.of_run(run, config, self._http, beside_run=True))
 
     def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str:
         """Starts the sealed teacher and returns its OpenAI-compatible base URL."""
@@ -55,7 +111,7 @@ class ServeDeployer:
             name=TEACHER_APP,
             route_prefix="/teacher",
         )
-        return f"http://127.0.0.1:{self._http_port}/teacher/v1"
+        return f"http://127.0.0.1:{self._http.port}/teacher/v1"
 
     def stop(self, app: str) -> None:
         if app in serve.status().applications:
@@ -64,7 +120,7 @@ class ServeDeployer:
     def _start_serve(self) -> None:
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": "127.0.0.1", "port": self._http_port},
+            http_options={"host": self._http.host, "port": self._http.port},
             logging_config={"enable_access_log": False},
         )
 
@@ -78,6 +134,7 @@ def engine_options(resources: ResourceConfig, replicas: int) -> dict[str, Any]:
         "num_replicas": replicas,
         "ray_actor_options": actor,
         "max_ongoing_requests": 1024,
+        "health_check_period_s": 2,
         "health_check_timeout_s": 120,
         "graceful_shutdown_timeout_s": 5,
     }

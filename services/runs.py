@@ -7,7 +7,8 @@ import shutil
 import sys
 from typing import Any
 
-from actors.events import read_events
+from actors.events import read_events, read_live
+from actors.http_options import HttpOptions
 from actors.local_cluster import LocalCluster, running, start
 from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, ResourceError, RunError
@@ -19,17 +20,17 @@ from services.terminal import follow, print_report
 DEPLOYER = "services.deployments:ServeDeployer"
 
 
-def start_run(config: RunConfig, *, address: str | None, http_port: int, fresh: bool, detach: bool) -> None:
+def start_run(config: RunConfig, *, address: str | None, http: HttpOptions, fresh: bool, detach: bool) -> None:
     run = RunDirectory.create(config)
     if fresh:
         if (cluster := running(run.root)) is not None:
             cluster.stop()
         shutil.rmtree(run.root)
         run = RunDirectory.create(config)
-    follow_or_start(run, address=address, http_port=http_port, detach=detach)
+    follow_or_start(run, address=address, http=http, detach=detach)
 
 
-def follow_or_start(run: RunDirectory, *, address: str | None, http_port: int, detach: bool) -> None:
+def follow_or_start(run: RunDirectory, *, address: str | None, http: HttpOptions, detach: bool) -> None:
     """Shows a finished run's report, joins one that runs, or starts (and so resumes) its coordinator.
 
     Raises:
@@ -43,7 +44,7 @@ def follow_or_start(run: RunDirectory, *, address: str | None, http_port: int, d
     cluster = None if address else running(run.root)
     if cluster is None:
         config = run.config()
-        cluster = launch_coordinator(run, config, address, http_port)
+        cluster = launch_coordinator(run, config, address, http)
     if detach:
         print(f"{run.id} runs on its own; look with: proxykd status {run.root}")
         return
@@ -64,14 +65,14 @@ def follow_or_start(run: RunDirectory, *, address: str | None, http_port: int, d
 
 
 def launch_coordinator(
-    run: RunDirectory, config: RunConfig, address: str | None, http_port: int
+    run: RunDirectory, config: RunConfig, address: str | None, http: HttpOptions
 ) -> LocalCluster | None:
     """Starts Ray where no address is given, and the coordinator on it."""
     require_machine(config, local=address is None, run_root=run.root)
     cluster = None if address else start(run.root, config.resources.logical_cpus)
     from actors.coordinator import Launch, launch
 
-    spec = Launch(str(run.root), DEPLOYER, http_port, cluster.pid if cluster else None)
+    spec = Launch(str(run.root), DEPLOYER, http, cluster.pid if cluster else None)
     try:
         launch(spec, cluster.address if cluster else str(address))
     except ConnectionError as error:
@@ -104,13 +105,14 @@ def run_status(run: RunDirectory) -> dict[str, Any]:
     failed = failures[-1]["message"] if failures and failures[-1]["event"] == "failed" else None
     stages = sorted((read_json(p) for p in run.stages.glob("*.json")), key=lambda s: s["started_at"])
     alive = running(run.root) is not None
+    live = read_live(run)
     return {
         "run": run.id,
         "state": "finished" if finished(run) else "running" if alive else "failed" if failed else "stopped",
         "alive": alive,
         "epoch": entries[-1]["epoch"] if entries else 0,
         "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in stages],
-        "now": read_json(run.live) if alive and run.live.exists() else None,
+        "now": live if alive and live.get("stage") else None,
         "error": failed,
     }
 

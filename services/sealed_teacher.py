@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ from ray import serve
 from actors.engine import EngineSpec, ProxyEngine
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.errors import ProxykdError
+from services.access import error_body, is_loopback
 
 SEALED = ("logprobs", "top_logprobs", "prompt_logprobs", "logit_bias", "return_token_ids", "return_tokens_as_token_ids")
 
@@ -47,9 +49,16 @@ class ChatRequest(BaseModel):
 app = FastAPI(title="Sealed teacher", description="Text only, as a proprietary API.")
 
 
+@app.middleware("http")
+async def only_from_this_machine(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """The run's own collection asks from here; whoever else the port is open to has no business with it."""
+    if request.client is None or not is_loopback(request.client.host):
+        return _refusal("the sealed teacher answers its own machine alone", status=403)
+    return await call_next(request)
+
+
 def _refusal(message: str, param: str | None = None, status: int = 400) -> JSONResponse:
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": None}
-    return JSONResponse({"error": error}, status_code=status)
+    return JSONResponse(error_body(message, "invalid_request_error", param), status_code=status)
 
 
 @app.exception_handler(RequestValidationError)

@@ -10,11 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from actors.events import read_events
+from actors.events import read_events, read_live
 from proxykd.storage import RunDirectory, read_json
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
+FIRST_SHARE = 0.02
+"""Of the work, before its speed says how long the rest takes: the first answers of many at once come late."""
 Facts = dict[str, Any]
 
 
@@ -33,7 +35,8 @@ def follow(run: RunDirectory, after: int, alive: Callable[[], bool]) -> Facts:
             if gone:
                 return {"event": "gone"}
             gone = not alive()
-            line = progress_line(read_json(run.live)) if run.live.exists() else None
+            live = read_live(run)
+            line = progress_line(live) if live.get("stage") else None
             if line and console.is_terminal:
                 spinner.update(line)
             elif line and time.monotonic() - plain_at > PLAIN_EVERY_S:
@@ -51,6 +54,8 @@ def event_line(event: Facts) -> str:
     if kind == "stage_finished":
         facts = ", ".join(f"{key} {_number(event[key])}" for key in event if key not in _STAGE_KEYS)
         return f"{_stage_name(event)} done in {event['seconds']:.0f} s" + (f": {facts}" if facts else "")
+    if kind == "routes_open":
+        return f"the proxy answers at {event['url']} while its engine is up"
     if kind == "alignment_finished":
         return f"alignment ends ({event['reason']}); aligned proxy: {event['adapter']}"
     if kind == "warning":
@@ -70,7 +75,7 @@ def progress_line(live: Facts) -> str:
     if total:
         parts.append(f"{done:.0f}/{total:.0f} {live['unit']}")
         elapsed = time.time() - float(live.get("step_started") or live["started"])
-        if 0 < done < total:
+        if FIRST_SHARE * total < done < total:
             parts.append(f"{_clock(elapsed * (total - done) / done)} left")
     parts += [f"{name} {value:.3f}" for name, value in live.get("metrics", {}).items()]
     return " | ".join(parts)

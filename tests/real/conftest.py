@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from actors import local_cluster
-from proxykd.config import RunConfig, validate_config
-from proxykd.models import initialise, load_scorer, save_adapter
-from proxykd.parallel import full_state
-from proxykd.storage import RunDirectory
+from actors.http_options import HttpOptions
+from actors.streams import EngineCall
+from proxykd.models import initialise
+from proxykd.storage import RunDirectory, write_json
+from tests.small_run import engine_spec, make_adapter, run_config
 
 
 def free_port() -> int:
@@ -38,48 +39,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def deployer(cluster: None):
     from services.deployments import ServeDeployer
 
-    return ServeDeployer(run_config("any", "any").resources, free_port())
-
-
-def run_config(source: str, runs_dir: str, **sections: object) -> RunConfig:
-    """Everything small, in float32, on the tiny model."""
-    raw: dict[str, object] = {
-        "name": "tiny",
-        "seed": 3,
-        "runs_dir": runs_dir,
-        "teacher": {"model": "tiny-sealed", "max_tokens": 12},
-        "corpus": {
-            "path": "none",
-            "max_length": 96,
-            "shard_records": 8,
-            "split": {"validation": 0.15, "test": 0.15, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4},
-        },
-        "proxy": {"source": source, "drop_layers": [3], "dtype": "float32", "lora": {"rank": 8, "alpha": 16}},
-        "student": {"source": source, "drop_layers": [2, 3], "dtype": "float32", "method": "full"},
-        "warmup": {"learning_rate": 3e-3, "global_batch": 4},
-        "alignment": {"rounds": 2, "learning_rate": 3e-3, "global_batch": 8, "max_new_tokens": 12, "parity_records": 4},
-        "distillation": {"learning_rate": 2e-3, "global_batch": 8, "alpha": 2.0, "kl_reduction": "token_sum"},
-        "engine": {"adapters": "merged", "dtype": "float32"},
-        "resources": {"engine_max_seqs": 16, "micro_batch_tokens": 512, "request_deadline_s": 120},
-    }
-    return validate_config(raw | sections, "test")
+    return ServeDeployer(run_config("any", "any").resources, HttpOptions(port=free_port()))
 
 
 @pytest.fixture(scope="session")
 def run_with_adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run directory with its models and two adapters whose answers differ."""
-    import torch
-
+    """A run directory as alignment and scoring leave it: its models, a warm-up and two rounds that all differ."""
     config = run_config(str(tiny), str(tmp_path_factory.mktemp("runs")))
     run = RunDirectory.create(config)
     for name, model in (("proxy", config.proxy), ("student", config.student), ("teacher", config.proxy)):
         initialise(model, run.models / name)
+    names = [make_adapter(run, number) for number in range(3)]
+    write_json(run.stages / "warmup.json", {"stage": "warmup", "result": {"adapter": names[0]}})
     for number in (1, 2):
-        scorer = load_scorer(run.models / "proxy", config.proxy)
-        torch.manual_seed(number)
-        with torch.no_grad():
-            for name, parameter in scorer.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.3)
-        save_adapter(scorer.model, full_state(scorer.model, True), run.adapters, f"r{number:02d}", {"round": number})
+        result = {"round": number, "adapter": names[number], "decision": "promote"}
+        write_json(run.stages / f"align-{number:02d}.json", {"stage": "align", "result": result})
+    labels = {"adapter": names[2], "mu": -20.0, "gamma": 5.0, "reduction": "sequence_sum"}
+    write_json(run.stages / "score.json", {"stage": "score", "result": labels})
     return run
+
+
+@pytest.fixture(scope="session", params=["merged", "lora"])
+def engine(request: pytest.FixtureRequest, run_with_adapters: RunDirectory, deployer):
+    """(run, spec, call): `call(directory)` reaches the deployment as that adapter, None as the base."""
+    spec = engine_spec(run_with_adapters, request.param)
+    deployer.deploy_proxy(spec)
+    yield run_with_adapters, spec, lambda directory: EngineCall("proxy", spec.adapter_name(directory), 120.0)
+    deployer.stop("proxy")

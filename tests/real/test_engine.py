@@ -5,39 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.engine import EngineSpec
 from actors.streams import EngineCall
 from proxykd.batching import collate
 from proxykd.models import load_scorer
 
 PROMPTS = [[1, 40 + i, 60 + i, 30] for i in range(24)]
 COMPLETIONS = [[70 + i, 80, 90 + i, 2] for i in range(24)]
-
-
-def spec(run, mode) -> EngineSpec:
-    return EngineSpec(
-        model=str(run.models / "proxy"),
-        adapters_dir=str(run.adapters),
-        prefix=run.id,
-        mode=mode,
-        dtype="float32",
-        max_length=97,
-        max_seqs=16,
-        max_loras=2,
-        max_lora_rank=16,
-        tensor_parallel=1,
-        gpu_share=0.5,
-        on_gpu=False,
-    )
-
-
-@pytest.fixture(scope="module", params=["merged", "lora"])
-def engine(request, run_with_adapters, deployer):
-    """(run, spec, call): `call(directory)` reaches the deployment as that adapter, None as the base."""
-    run, this = run_with_adapters, spec(run_with_adapters, request.param)
-    deployer.deploy_proxy(this)
-    yield run, this, lambda directory: EngineCall("proxy", this.adapter_name(directory), 120.0)
-    deployer.stop("proxy")
 
 
 def adapters(run):

@@ -17,7 +17,7 @@ from proxykd.models import initialise
 from proxykd.pairs import read_pairs, write_pairs
 from proxykd.storage import RunDirectory, read_json
 from tests import tiny_model
-from tests.real.conftest import run_config
+from tests.small_run import run_config
 
 
 class Silent:

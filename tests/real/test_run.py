@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
 from proxykd.storage import read_json, verify_directory
 from tests import tiny_model
-from tests.real.conftest import free_port, run_config
+from tests.real.conftest import free_port
+from tests.small_run import run_config
 
 
 def proxykd(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -43,6 +48,27 @@ def wait_for(condition, seconds):
         time.sleep(0.5)
 
 
+class Client(threading.Thread):
+    """Asks a run's routes all the time, as somebody would who does not know that it is at work."""
+
+    def __init__(self, port: str):
+        super().__init__(daemon=True)
+        self._url = f"http://127.0.0.1:{port}/v1/proxy/distribution"
+        self._over = threading.Event()
+        self.answers: list[httpx.Response] = []
+
+    def run(self) -> None:
+        body = {"adapter": "base", "prompt": [40, 41], "completion": [50], "top_k": 1}
+        while not self._over.wait(0.2):
+            with contextlib.suppress(httpx.TransportError):  # before Serve is there
+                self.answers.append(httpx.post(self._url, json=body, timeout=60))
+
+    def stop(self) -> list[httpx.Response]:
+        self._over.set()
+        self.join()
+        return self.answers
+
+
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
     """The run directory of a run that was stopped after its first round and resumed; and what was printed."""
@@ -60,13 +86,24 @@ def finished(tiny, tmp_path_factory):
     [root] = (folder / "runs").iterdir()
     status = json.loads(proxykd("status", str(root), "--json").stdout)
     assert (status["state"], status["alive"]) == ("running", True)
+    client = Client(port)
+    client.start()
     wait_for(lambda: (root / "stages" / "align-01.json").exists(), 400)
+    answers = client.stop()
     stopped = proxykd("stop", str(root))
     assert stopped.returncode == 0, stopped.stderr
     left = processes_naming(mark)
     before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
     resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
-    yield {"root": root, "config": folder / "c.yaml", "resumed": resumed, "before": before, "left": left, "mark": mark}
+    yield {
+        "root": root,
+        "config": folder / "c.yaml",
+        "resumed": resumed,
+        "before": before,
+        "left": left,
+        "mark": mark,
+        "answers": answers,
+    }
     del os.environ["PROXYKD_TEST_MARK"]
 
 
@@ -78,6 +115,55 @@ def test_it_resumes_what_was_not_finished_and_leaves_no_process(finished):
     assert processes_naming(finished["mark"]) == []
     assert "student:" in finished["resumed"].stdout
     assert "round 2" in finished["resumed"].stdout
+
+
+def test_beside_the_run_clients_are_answered_or_told_when_to_come_back(finished):
+    """On shared cores: answers while it samples, 503 with a time while it trains or has no engine."""
+    answers = [
+        answer for answer in finished["answers"] if answer.status_code != 404
+    ]  # 404: Serve is up, the front not yet
+    assert {answer.status_code for answer in answers} == {200, 503}
+    for answer in answers:
+        if answer.status_code == 200:
+            assert answer.json()["results"][0]["adapter"] == f"{finished['root'].name}-base"
+        else:
+            assert int(answer.headers["retry-after"]) > 0
+    reasons = {answer.json()["error"]["message"].split(" (")[0] for answer in answers if answer.status_code == 503}
+    assert any("engine is not up" in reason for reason in reasons)
+    assert any("trains on the engine's cores" in reason for reason in reasons)
+
+
+def test_a_finished_run_is_served_until_it_is_interrupted(finished):
+    port, root = str(free_port()), finished["root"]
+    command = [str(Path(sys.executable).parent / "proxykd"), "serve", str(root), "--http-port", port]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
+        try:
+            lines = []
+            while not lines or "Ctrl-C" not in lines[-1]:
+                lines.append(serving.stdout.readline())
+                assert lines[-1], serving.stderr.read()
+            shown = "".join(lines)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+                known = http.get("/v1/proxy/adapters").json()
+                assert all(card["name"] in shown for card in known["adapters"])
+                assert known["default"].endswith(read_json(root / "report" / "report.json")["trust"]["adapter"])
+                ask = {"messages": [{"role": "user", "content": "the dog?"}], "completion": "a cat"}
+                [answer] = http.post("/v1/proxy/distribution", json=ask).raise_for_status().json()["results"]
+                assert answer["adapter"] == known["default"]
+                assert 0 < answer["sequence"]["trust_weight"] < 1
+            again = proxykd("serve", str(root), "--http-port", port)
+            assert again.returncode == 2
+            assert "served already" in again.stderr
+        finally:
+            serving.send_signal(signal.SIGINT)
+    assert serving.returncode == 0
+    assert processes_naming(finished["mark"]) == []
+    unknown = proxykd("serve", str(root), "--adapter", "r99")
+    assert unknown.returncode == 2
+    assert "unknown adapter 'r99'; known:" in unknown.stderr
+    open_to_all = proxykd("serve", str(root), "--http-host", "0.0.0.0")
+    assert open_to_all.returncode == 2
+    assert "reachable from outside" in open_to_all.stderr
 
 
 def test_the_report_has_every_key_and_its_numbers_hold(finished):

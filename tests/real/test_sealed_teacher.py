@@ -10,14 +10,14 @@ from proxykd.config import TeacherConfig
 from proxykd.corpus import read_prompts
 from proxykd.errors import TeacherError
 from tests import tiny_model
-from tests.real.test_engine import spec
+from tests.small_run import engine_spec
 
 QUESTION = [{"role": "user", "content": "the red dog?"}]
 
 
 @pytest.fixture(scope="module")
 def base_url(deployer, run_with_adapters):
-    url = deployer.deploy_teacher(spec(run_with_adapters, "merged"), "tiny-sealed")
+    url = deployer.deploy_teacher(engine_spec(run_with_adapters, "merged"), "tiny-sealed")
     yield url
     deployer.stop("teacher")
 

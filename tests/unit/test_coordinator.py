@@ -6,7 +6,7 @@ import errno
 import time
 
 from actors.coordinator import failure
-from actors.events import EventLog, read_events
+from actors.events import EventLog, read_events, read_live
 from proxykd.config import validate_config
 from proxykd.errors import GateError
 from proxykd.storage import RunDirectory, read_json
@@ -57,4 +57,6 @@ def test_progress_says_stage_how_far_and_how_long_still(tmp_path):
     assert line == "align 1 | 24/32 pairs | 0:20 left | nll 1.250"
     log.end_stage()
     log.progress(32, 32, "pairs", {})
-    assert not run.live.exists()
+    assert "stage" not in read_live(run)
+    log.close()
+    assert read_live(run) == {}

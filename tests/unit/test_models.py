@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -148,3 +150,13 @@ def test_the_same_seed_gives_the_same_fresh_adapter(tiny):
     first, same, other = fresh(1), fresh(1), fresh(2)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_weights_that_are_no_safetensors_are_refused(tiny, tmp_path):
+    source = tmp_path / "pickled"
+    source.mkdir()
+    for path in tiny.glob("*.json"):
+        shutil.copy(path, source)
+    torch.save({}, source / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no weights in safetensors"):
+        initialise(ModelConfig(source=str(source)), tmp_path / "out")

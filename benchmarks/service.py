@@ -1,0 +1,199 @@
+"""What the proxy's service costs: the bare engine, the deployment's handle and REST side by side, and under load.
+
+    python benchmarks/service.py RUN [--rows 48] [--tokens 48] [--repeats 3] [--clients 64] [--seconds 60]
+        [--parts compare,round,load]
+
+RUN is a finished run, such as the quickstart's. Bare engine, handle and REST answer the same requests in turn, several
+times; the figure is the median. Then the run's own sampling with and without 16 querying clients, and a crowd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from actors import local_cluster
+
+local_cluster.use_token()  # before anything imports ray
+
+import httpx
+import psutil
+
+from proxykd.corpus_store import read_slice
+from proxykd.storage import RunDirectory
+
+PORT = 8765
+QUERYING = 16
+
+
+class Bench:
+    def __init__(self, run, rows, tokens):
+        self.rows, self.tokens = rows, tokens
+        records = (read_slice(run, "distillation") * 100)[:rows]
+        self.prompts = [record["prompt_ids"] for record in records]
+        self.completions = [(record["completion_ids"] * tokens)[:tokens] for record in records]
+        self.sampling = {"max_tokens": tokens, "seeds": list(range(rows)), "deadline_s": 600.0}
+
+    async def through(self, generate, score, adapter):
+        """Tokens a second of sampling and of scoring, by an engine's two methods."""
+        began = time.perf_counter()
+        sampled = sum(len(g.token_ids) for g in await generate(adapter, prompts=self.prompts, **self.sampling))
+        between = time.perf_counter()
+        await score(adapter, prompts=self.prompts, completions=self.completions, top_k=10, deadline_s=600.0)
+        return sampled / (between - began), self.rows * self.tokens / (time.perf_counter() - between)
+
+    async def over_rest(self, http, adapter):
+        async def sample(index):
+            body = {"model": adapter, "prompt": self.prompts[index], "max_tokens": self.tokens, "seed": index}
+            answer = await http.post("/v1/completions", json=body | {"temperature": 1.0})
+            return answer.raise_for_status().json()["usage"]["completion_tokens"]
+
+        async def score(index):
+            body = {"adapter": adapter, "prompt": self.prompts[index], "completion": self.completions[index]}
+            (await http.post("/v1/proxy/distribution", json=body | {"top_k": 10})).raise_for_status()
+
+        began = time.perf_counter()
+        sampled = sum(await asyncio.gather(*map(sample, range(self.rows))))
+        between = time.perf_counter()
+        await asyncio.gather(*map(score, range(self.rows)))
+        return sampled / (between - began), self.rows * self.tokens / (time.perf_counter() - between)
+
+
+async def compare(bench, engine, handle, http, adapter, repeats):
+    def by_handle(method):
+        return getattr(handle, method).remote
+
+    forms = {
+        "bare engine": lambda: bench.through(engine.generate, engine.score, adapter),
+        "handle": lambda: bench.through(by_handle("generate"), by_handle("score"), adapter),
+        "REST": lambda: bench.over_rest(http, adapter),
+    }
+    figures = {name: [] for name in forms}
+    for repeat in range(repeats + 1):
+        for name, form in forms.items():
+            figure = await form()
+            if repeat:  # the first round warms up
+                figures[name].append(figure)
+    medians = {
+        name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in figures.items()
+    }
+    for name, (sampling, scoring) in medians.items():
+        bare = medians["bare engine"]
+        print(
+            f"{name:>12}: sampling {sampling:7.1f} tokens/s ({sampling / bare[0]:4.0%})   "
+            f"scoring {scoring:7.1f} tokens/s ({scoring / bare[1]:4.0%})",
+            flush=True,
+        )
+
+
+async def crowd(http, adapter, clients, until, found):
+    """`clients` clients asking for 16 tokens, over and over, until `until` is set or its time has come."""
+
+    async def client(index):
+        while not until():
+            began = time.perf_counter()
+            body = {"model": adapter, "prompt": "The sky is", "max_tokens": 16, "temperature": 1.0, "seed": index}
+            answer = await http.post("/v1/completions", json=body)
+            tokens = answer.json()["usage"]["completion_tokens"] if answer.status_code == 200 else 0
+            found.append((answer.status_code, time.perf_counter() - began, tokens))
+
+    await asyncio.gather(*[client(index) for index in range(clients)])
+
+
+async def round_under_clients(bench, handle, http, adapter):
+    async def sample():
+        began = time.perf_counter()
+        await handle.generate.remote(adapter, prompts=bench.prompts, **bench.sampling)
+        return time.perf_counter() - began
+
+    alone = await sample()
+    done = asyncio.Event()
+    found = []
+    clients = asyncio.create_task(crowd(http, adapter, QUERYING, done.is_set, found))
+    await asyncio.sleep(3)
+    beside = await sample()
+    done.set()
+    await clients
+    print(
+        f"a round's sampling: {alone:.1f} s alone, {beside:.1f} s under {QUERYING} clients ({beside / alone:.2f} times)"
+    )
+
+
+async def load(http, adapter, clients, seconds):
+    def resident():
+        ours = [p for p in psutil.process_iter(["cmdline"]) if "ray::ServeReplica" in " ".join(p.info["cmdline"] or [])]
+        return sum(p.memory_info().rss for p in ours) / 2**20
+
+    before, found, end = resident(), [], time.monotonic() + seconds
+    await crowd(http, adapter, clients, lambda: time.monotonic() > end, found)
+    waits = sorted(wait for code, wait, _ in found if code == 200)
+    print(
+        f"{clients} clients for {seconds} s: {dict(Counter(code for code, _, _ in found))}, "
+        f"p50 {waits[len(waits) // 2]:.2f} s, p95 {waits[int(len(waits) * 0.95)]:.2f} s, "
+        f"{sum(t for _, _, t in found) / seconds:.0f} tokens/s; replicas' memory {before:.0f} -> {resident():.0f} MiB"
+    )
+
+
+async def measure(run, deployer, arguments):
+    from actors.engine import EngineSpec, ProxyEngine
+    from actors.http_options import HttpOptions
+    from proxykd.adapter_catalogue import catalogue, find
+    from services.proxy_service import ServiceSpec
+
+    config = run.config()
+    spec = EngineSpec.of_run(run, config)
+    adapter = find(catalogue(run), "aligned").name
+    handle = await asyncio.to_thread(deployer.deploy_proxy, spec)
+    url = await asyncio.to_thread(
+        deployer.deploy_rest, ServiceSpec.of_run(run, config, HttpOptions(), beside_run=False)
+    )
+    bench = Bench(run, arguments.rows, arguments.tokens)
+    limits = httpx.Limits(max_connections=256)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        print(
+            f"{arguments.rows} requests of {arguments.tokens} tokens, {config.engine.adapters}, {config.engine.dtype}"
+        )
+        if "compare" in arguments.parts:
+            engine = ProxyEngine(spec)
+            await compare(bench, engine, handle, http, adapter, arguments.repeats)
+            engine.shutdown()
+        if "round" in arguments.parts:
+            await round_under_clients(bench, handle, http, adapter)
+        if "load" in arguments.parts:
+            await load(http, adapter, arguments.clients, arguments.seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    for name, default in (("rows", 48), ("tokens", 48), ("repeats", 3), ("clients", 64), ("seconds", 60)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--parts", default="compare,round,load", help="which to measure")
+    arguments = parser.parse_args()
+    run = RunDirectory.open(arguments.run)
+    resources = run.config().resources
+
+    from actors.http_options import HttpOptions
+    from services.deployments import ServeDeployer, engine_environment
+
+    os.environ.update(engine_environment(resources))  # the bare engine gets what a replica gets
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = local_cluster.start(Path(folder), resources.logical_cpus)
+        import ray
+
+        try:
+            ray.init(address=cluster.address, namespace="proxykd", log_to_driver=False, configure_logging=False)
+            asyncio.run(measure(run, ServeDeployer(resources, HttpOptions(port=PORT)), arguments))
+        finally:
+            ray.shutdown()
+            cluster.stop()
+
+
+if __name__ == "__main__":
+    main()

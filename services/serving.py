@@ -1,0 +1,81 @@
+"""`proxykd serve`: the proxy of a finished run behind its REST routes, for as long as the terminal holds it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from actors.http_options import HttpOptions
+from actors.local_cluster import running, start
+from proxykd.adapter_catalogue import AdapterCard, catalogue, find
+from proxykd.errors import ResourceError, RunError
+from proxykd.requirements import require_machine
+from proxykd.storage import RunDirectory
+
+WATCH_S = 1.0
+
+
+def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: HttpOptions) -> None:
+    """Blocks until Ctrl-C or SIGTERM.
+
+    Raises:
+        UnknownAdapterError: the run has no adapter of that name.
+        RunError: the run is at work (its routes are open then anyway).
+        ResourceError: the machine lacks what the engine needs, or the cluster is gone.
+    """
+    card = find(catalogue(run), adapter)
+    if address is None and running(run.root) is not None:
+        raise RunError(f"{run.id} is at work or served already; its routes are open on the port that it was given")
+    config = run.config()
+    require_machine(config, local=address is None, run_root=run.root)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster = None if address else start(run.root, config.resources.logical_cpus)
+    try:
+        url = _deploy(run, card, cluster.address if cluster else str(address), http)
+        _announce(run, card, url)
+        while cluster is None or cluster.alive:
+            time.sleep(WATCH_S)
+        raise ResourceError(f"the local Ray of {run.id} is gone; its logs are in {run.root / 'logs'}")
+    except KeyboardInterrupt:
+        print("\nstopping")
+    finally:
+        if cluster is None:
+            _withdraw()
+        else:
+            cluster.stop()
+
+
+def _deploy(run: RunDirectory, card: AdapterCard, address: str, http: HttpOptions) -> str:
+    import ray
+
+    from actors.coordinator import NAMESPACE
+    from actors.engine import EngineSpec
+    from services.deployments import ServeDeployer
+    from services.proxy_service import ServiceSpec
+
+    config = run.config()
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    deployer = ServeDeployer(config.resources, http)
+    print(f"starting the engine for {card.name}")
+    deployer.deploy_proxy(EngineSpec.of_run(run, config))
+    return deployer.deploy_rest(ServiceSpec.of_run(run, config, http, beside_run=False, default_adapter=card.name))
+
+
+def _announce(run: RunDirectory, card: AdapterCard, url: str) -> None:
+    print(f"\n{run.id} answers at {url}/v1 (OpenAI's API) and {url}/v1/proxy/distribution; {url}/docs describes both")
+    for one in catalogue(run):
+        fidelity: dict[str, Any] = one.fidelity or {}
+        nll = f"NLL {fidelity['held_out_nll']:.4f} a token (validation)" if fidelity else ""
+        mark = "*" if one.name == card.name else " "
+        print(f"  {mark} {one.name:<40} {', '.join(one.aliases):<18} {nll}")
+    print("Ctrl-C stops it.", flush=True)
+
+
+def _withdraw() -> None:
+    from ray import serve
+
+    from services.deployments import PROXY_APP, REST_APP
+
+    for app in (REST_APP, PROXY_APP):
+        serve.delete(app)

@@ -1,0 +1,341 @@
+"""The REST front against an engine that fails on demand: every failure is a status, and nothing hangs or leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from ray.exceptions import ActorDiedError
+
+from actors.engine import CompletionLogps
+from actors.openai_front import Opening
+from proxykd.errors import ConfigError, EngineError
+from proxykd.storage import RunDirectory, write_json
+from services.access import key_digests, require_keys_beyond_loopback
+from services.api import build_app
+from services.proxy_service import ProxyService, ServiceSpec
+from tests.small_run import run_config
+from tests.unit.test_catalogue import fake_adapter
+
+KEY = "a-key-of-some-length"
+QUESTION = {"prompt": [1, 5], "completion": [7, 8, 9], "top_k": 2}
+
+
+class FakeEngine:
+    """Stands for a Serve handle; `fault` is raised by whatever is asked."""
+
+    def __init__(self):
+        self.fault = None
+        self.asked = []
+        self.score = self
+        self.probe = self
+        self.metrics = Exposition(self)
+        self.openai = Streams(self)
+
+    def options(self, **_):
+        return self
+
+    async def _answer(self, name, **request):
+        self.asked.append(name)
+        if self.fault is not None:
+            raise self.fault
+        if isinstance(name, float):
+            return "the-loaded-one"
+        [ids] = request["completions"]
+        k = request["top_k"]
+        top = np.log(np.tile([0.5, 0.2, 0.1][:k], (len(ids), 1)))
+        tail = np.log1p(-np.exp(top).sum(1))
+        ranks = np.arange(1, len(ids) + 1)
+        return [CompletionLogps(np.full(len(ids), -2.0), np.tile([4, 5, 6][:k], (len(ids), 1)), top, tail, name, ranks)]
+
+    def remote(self, name, **request):
+        return self._answer(name, **request)
+
+
+class Exposition:
+    def __init__(self, engine):
+        self._engine = engine
+
+    async def remote(self):
+        if self._engine.fault is not None:
+            raise self._engine.fault
+        return "vllm:fake 1.0\n"
+
+
+class Streams:
+    def __init__(self, engine):
+        self._engine = engine
+
+    async def remote(self, route, name, body, deadline_s):
+        if self._engine.fault is not None:
+            raise self._engine.fault
+        yield Opening(200, None if body.get("stream") else json.dumps({"model": name}))
+        if body.get("stream"):
+            yield "data: one\n\n"
+            if body.get("seed") == 13:
+                raise EngineError("gone")
+            yield "data: [DONE]\n\n"
+
+
+@pytest.fixture
+def front(tiny, tmp_path):
+    """(client, engine, spec, run): the app over a run with two adapters."""
+    run = RunDirectory.create(run_config(str(tiny), str(tmp_path)))
+    (run.models / "proxy").parent.mkdir(parents=True)
+    (run.models / "proxy").symlink_to(tiny)
+    for number in (0, 1):
+        fake_adapter(run, number)
+    engine = FakeEngine()
+    spec = ServiceSpec(str(run.root), "base", max_length=20, beside_run=False, shares_cores=True, deadline_s=1.0)
+
+    def client(**changes):
+        app = build_app(ProxyService(replace(spec, **changes), lambda: engine))
+        return TestClient(app, raise_server_exceptions=False)
+
+    return client, engine, run
+
+
+def test_a_distribution_by_independent_arithmetic(front):
+    client, engine, run = front
+    write_json(
+        run.stages / "score.json", {"result": {"adapter": "r01", "mu": -4.0, "gamma": 2.0, "reduction": "sequence_sum"}}
+    )
+    answer = client().post("/v1/proxy/distribution", json=QUESTION | {"adapters": ["base", "r01", "base"]}).json()
+    assert [r["adapter"] for r in answer["results"]] == engine.asked
+    assert [name.split("-")[-2 if "r01" in name else -1] for name in engine.asked] == ["base", "r01"]
+    one = answer["results"][0]
+    assert one["sequence"]["logprob"] == pytest.approx(-6.0)
+    assert one["sequence"]["z_score"] == pytest.approx(-1.0)
+    assert one["sequence"]["trust_weight"] == pytest.approx(1 / (1 + math.e))
+    token = one["tokens"][1]
+    assert (token["token_id"], token["rank"]) == (8, 2)
+    least = -(0.5 * math.log(0.5) + 0.2 * math.log(0.2) + 0.3 * math.log(0.3))
+    assert token["tail_mass"] == pytest.approx(0.3)
+    assert token["entropy_at_least"] == pytest.approx(least)
+    assert token["entropy_at_most"] == pytest.approx(least + 0.3 * math.log(320 - 2))
+
+
+def test_without_a_completion_the_next_token_is_told(front):
+    client, _, _ = front
+    [one] = client().post("/v1/proxy/logits", json={"prompt": "the", "top_k": 3}).json()["results"]
+    assert one["sequence"] is None
+    assert len(one["next_token"]["top"]) == 3
+    assert "rank" not in one["next_token"]
+
+
+def test_lines_are_answered_in_order_each_error_by_itself(front):
+    client, _, _ = front
+    lines = [json.dumps(QUESTION), "{not json", json.dumps(QUESTION | {"adapter": "nobody"}), json.dumps(QUESTION)]
+    answer = client().post(
+        "/v1/proxy/distribution", content="\n".join(lines), headers={"content-type": "application/x-ndjson"}
+    )
+    kinds = [next(iter(json.loads(line))) for line in answer.text.splitlines()]
+    assert kinds == ["object", "error", "error", "object"]
+    assert (
+        client()
+        .post("/v1/proxy/distribution", content="\n" * 5, headers={"content-type": "application/x-ndjson"})
+        .status_code
+        == 400
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (EngineError("died"), 503),
+        (ActorDiedError(), 503),
+        (TimeoutError(), 504),
+    ],
+)
+def test_engine_failures_become_statuses_with_a_time_to_come_back(front, fault, status):
+    client, engine, _ = front
+    engine.fault = fault
+    http = client()
+    for path, body in (
+        ("/v1/proxy/distribution", QUESTION),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": True}),
+    ):
+        answer = http.post(path, json=body)
+        assert answer.status_code == status, answer.text
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json()["error"]["message"]
+    assert http.get("/readyz").status_code == status
+    assert http.get("/healthz").status_code == 200
+    assert f'status="{status}"' in http.get("/metrics").text
+    assert "proxykd_requests_in_flight 0.0" in http.get("/metrics").text
+
+
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(front):
+    client, _, _ = front
+    answer = client().post("/v1/completions", json={"prompt": "x", "stream": True, "seed": 13})
+    assert answer.status_code == 200
+    first, error, done = answer.text.strip().split("\n\n")
+    assert (first, done) == ("data: one", "data: [DONE]")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "503"
+
+
+def test_a_full_house_is_told_to_come_back(front):
+    client, _, _ = front
+    answer = client(max_in_flight=0).post("/v1/proxy/distribution", json=QUESTION)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+@pytest.mark.parametrize(
+    ("live", "shares_cores", "status"),
+    [
+        ({}, True, 503),
+        ({"stage": "distil", "engine": False}, True, 503),
+        ({"stage": "align", "engine": True, "training": True}, True, 503),
+        ({"stage": "align", "engine": True, "training": True}, False, 200),
+        ({"stage": "align", "engine": True, "training": False}, True, 200),
+    ],
+)
+def test_beside_a_run_clients_wait_for_the_engine_and_for_shared_cores(front, live, shares_cores, status):
+    client, _, run = front
+    if live:
+        write_json(run.live, live)
+    answer = client(beside_run=True, shares_cores=shares_cores).post("/v1/proxy/distribution", json=QUESTION)
+    assert answer.status_code == status
+    assert status == 200 or int(answer.headers["retry-after"]) > 0
+
+
+def test_keys_are_asked_for_everywhere_but_health(front, tmp_path, monkeypatch):
+    client, _, _ = front
+    (tmp_path / "keys").write_text(f"{KEY}\nanother-key-of-length\n")
+    http = client(key_digests=key_digests(str(tmp_path / "keys")))
+    for path in (
+        "/v1/models",
+        "/v1/proxy/adapters",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/nowhere",
+        "/healthz/../v1/models",
+    ):
+        assert http.get(path).status_code == 401, path
+        assert http.get(path, headers={"authorization": "Bearer " + "wrong" * 5}).status_code == 401
+        assert http.get(path, headers={"authorization": f"Bearer {KEY}"}).status_code in (200, 404)
+    assert http.get("/healthz").status_code == 200
+    monkeypatch.setenv("PROXYKD_API_KEYS", f"{KEY},")
+    assert key_digests(None) == key_digests(str(tmp_path / "keys"))[:1]
+    assert KEY not in str(key_digests(None))
+
+
+def test_a_bind_beyond_loopback_needs_keys_and_short_keys_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 is reachable from outside"):
+        require_keys_beyond_loopback("0.0.0.0", ())
+    require_keys_beyond_loopback("0.0.0.0", ("digest",))
+    for host in ("127.0.0.1", "::1", "localhost"):
+        require_keys_beyond_loopback(host, ())
+    monkeypatch.setenv("PROXYKD_API_KEYS", "short")
+    with pytest.raises(ConfigError, match="fewer than 16") as error:
+        key_digests(None)
+    assert "short" not in str(error.value).replace("shorter", "")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ConfigError, match="holds no API key"):
+        key_digests(str(tmp_path / "empty"))
+
+
+def test_bodies_over_the_limit_are_refused_declared_or_chunked(front):
+    client, _, _ = front
+    http = client(max_body_bytes=1000)
+    large = json.dumps(QUESTION | {"prompt": [1] * 5000}).encode()
+    assert http.post("/v1/proxy/distribution", content=large).status_code == 413
+    assert http.post("/v1/proxy/distribution", content=iter([large[:600], large[600:]])).status_code == 413
+    assert http.post("/v1/proxy/distribution", json=QUESTION).status_code == 200
+
+
+def test_the_document_has_examples_and_the_statuses_that_are_given(front):
+    client, _, _ = front
+    document = client().get("/openapi.json").json()
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/proxy/distribution", "/v1/proxy/logits"):
+        operation = document["paths"][path]["post"]
+        assert {"200", "400", "401", "404", "429", "503", "504"} <= set(operation["responses"])
+        assert "422" not in operation["responses"]
+        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+        assert document["components"]["schemas"][name]["examples"]
+    assert "application/x-ndjson" in document["paths"]["/v1/proxy/logits"]["post"]["requestBody"]["content"]
+
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("completions", {"prompt": "x", "n": 10**9}, "n"),
+        ("completions", {"prompt": "x", "max_tokens": -1}, "max_tokens"),
+        ("completions", {"prompt": "x", "max_tokens": 0}, "echo"),
+        ("completions", {"prompt": "x", "logprobs": 5000}, "logprobs"),
+        ("completions", {"prompt": [-1]}, "prompt"),
+        ("completions", {"prompt": []}, "prompt"),
+        ("completions", {"prompt": "x", "seed": 2**63}, "seed"),
+        ("completions", {"prompt": "x", "kv_transfer_params": {}}, "kv_transfer_params"),
+        ("completions", {"prompt": "x", "temperature": 1e9}, "temperature"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", CHAT | {"top_logprobs": 3}, "logprobs: true"),
+        ("chat/completions", CHAT | {"response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {"messages": [{"role": "root", "content": "x"}]}, "messages"),
+        ("proxy/distribution", QUESTION | {"top_k": 10**6}, "top_k"),
+        ("proxy/distribution", QUESTION | {"messages": CHAT["messages"]}, "either"),
+        ("proxy/distribution", QUESTION | {"prompt": [319_000]}, "vocabulary"),
+        ("proxy/distribution", QUESTION | {"prompt": [1] * 30}, "limit is 20"),
+        ("proxy/distribution", {"completion": "x"}, "messages or prompt"),
+    ],
+)
+def test_bad_bodies_name_what_is_wrong(front, path, body, named):
+    client, engine, _ = front
+    answer = client().post(f"/v1/{path}", json=body)
+    assert answer.status_code == 400, answer.text
+    assert named in answer.json()["error"]["message"]
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt": "x", "temperature": NaN}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}',
+        b"[" * 100_000,
+        b"",
+        b'{"prompt": "x", "seed": 1' + b"0" * 5000 + b"}",
+    ],
+)
+def test_broken_json_is_the_clients_fault(front, raw):
+    client, _, _ = front
+    for path in ("completions", "proxy/distribution"):
+        assert (
+            client().post(f"/v1/{path}", content=raw, headers={"content-type": "application/json"}).status_code == 400
+        )
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "r99", "base/../r01", "%2e%2e", "r01\x00", "R01"])
+def test_unknown_adapters_are_404_with_the_known_ones(front, name):
+    client, engine, run = front
+    for path, body in (
+        ("completions", {"prompt": "x", "model": name}),
+        ("proxy/distribution", QUESTION | {"adapter": name}),
+    ):
+        answer = client().post(f"/v1/{path}", json=body)
+        assert answer.status_code == 404
+        assert f"{run.id}-base" in answer.json()["error"]["message"]
+    assert engine.asked == []
+
+
+def test_a_slow_engine_is_given_up_after_the_deadline(front, monkeypatch):
+    client, engine, _ = front
+
+    async def never(*_, **__):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(engine, "_answer", never)
+    assert client(ready_within_s=0.2).get("/readyz").status_code == 504
+    monkeypatch.setattr("services.proxy_service.GRACE_S", 0.1)
+    assert client(deadline_s=0.1).post("/v1/proxy/distribution", json=QUESTION).status_code == 504
