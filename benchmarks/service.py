@@ -153,7 +153,7 @@ async def measure(run, deployer, arguments):
     url = await asyncio.to_thread(
         deployer.deploy_rest, ServiceSpec.of_run(run, config, HttpOptions(), beside_run=False)
     )
-    bench = Bench(run, arguments.rows, arguments.tokens)
+    bench = Bench(run, arguments.rows, arguments.tokens) if arguments.parts != "load" else None
     limits = httpx.Limits(max_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         print(

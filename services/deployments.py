@@ -71,6 +71,7 @@ class ServeDeployer:
     def __init__(self, resources: ResourceConfig, http: HttpOptions):
         self._resources = resources
         self._http = http
+        self._serve_is_up = False
 
     def deploy_proxy(self, spec: EngineSpec) -> Any:
         """Starts the proxy's engine and returns its handle once a replica answers. HTTP reaches it by REST alone."""
@@ -118,6 +119,9 @@ class ServeDeployer:
             serve.delete(app)
 
     def _start_serve(self) -> None:
+        if self._serve_is_up:
+            return
+        self._serve_is_up = True
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": self._http.host, "port": self._http.port},

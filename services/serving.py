@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from typing import Any
@@ -40,9 +41,8 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
     except KeyboardInterrupt:
         print("\nstopping")
     finally:
-        if cluster is None:
-            _withdraw()
-        else:
+        _leave(withdraw=cluster is None)
+        if cluster is not None:
             cluster.stop()
 
 
@@ -55,6 +55,7 @@ def _deploy(run: RunDirectory, card: AdapterCard, address: str, http: HttpOption
     from services.proxy_service import ServiceSpec
 
     config = run.config()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     deployer = ServeDeployer(config.resources, http)
     print(f"starting the engine for {card.name}")
@@ -72,10 +73,15 @@ def _announce(run: RunDirectory, card: AdapterCard, url: str) -> None:
     print("Ctrl-C stops it.", flush=True)
 
 
-def _withdraw() -> None:
+def _leave(withdraw: bool) -> None:
+    """Disconnects first, so that the end of a local Ray is no news here; on a cluster the applications go."""
+    import ray
     from ray import serve
 
     from services.deployments import PROXY_APP, REST_APP
 
-    for app in (REST_APP, PROXY_APP):
+    if not ray.is_initialized():
+        return
+    for app in (REST_APP, PROXY_APP) if withdraw else ():
         serve.delete(app)
+    ray.shutdown()
