@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -89,8 +88,7 @@ def build_app(service: ProxyService) -> FastAPI:
     @proxy.get("/v1/proxy/adapters")
     async def adapters() -> dict[str, Any]:
         """Every adapter with its manifest's facts, which one is the default, and mu and gamma of the trust weight."""
-        cards = [asdict(card) for card in service.adapters()]
-        return {"default": service.adapter(None).name, "adapters": cards, "trust": service.trust()}
+        return service.facts()
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:

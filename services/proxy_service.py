@@ -30,8 +30,9 @@ from services.api_schemas import DistributionBody
 from services.distribution import Question, describe
 
 LIVE_FOR_S = 0.5
-GRACE_S = 5.0
 """How long one look at the run's live state is good for."""
+GRACE_S = 5.0
+"""What an answer may take beyond its deadline, which the engine keeps itself, before the engine counts as gone."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,15 @@ class ProxyService:
         except UnknownAdapterError as error:
             raise ApiError(404, str(error), param="model") from error
 
-    def trust(self) -> dict[str, Any] | None:
-        trust = trust_of_run(self._run)
-        return asdict(trust) if trust else None
+    def facts(self) -> dict[str, Any]:
+        """Every adapter, which of them answers where a request names nobody (None so far), and mu and gamma."""
+        cards, trust = self.adapters(), trust_of_run(self._run)
+        default = next((card.name for card in cards if self.spec.default_adapter in (card.name, *card.aliases)), None)
+        return {
+            "default": default,
+            "adapters": [asdict(card) for card in cards],
+            "trust": asdict(trust) if trust else None,
+        }
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -248,7 +255,6 @@ class ProxyService:
         return state
 
     async def _within_deadline(self, answer: Any) -> Any:
-        # The engine keeps the deadline itself; this one is for an engine that is gone.
         async with asyncio.timeout(self.spec.deadline_s + GRACE_S):
             return await answer
 
@@ -266,6 +272,9 @@ class ProxyService:
             raise ApiError(503, "the engine died; a replacement starts", retry_after_s=10) from error
         except RayServeException as error:
             raise ApiError(503, "the engine is not deployed now", retry_after_s=10) from error
+        except ProxykdError as error:  # such as an adapter whose files are not what its manifest says
+            kind = type(getattr(error, "cause", error)).__name__
+            raise ApiError(503, f"the adapter cannot be taken up ({kind}); the engine's log says why") from error
 
 
 @dataclass

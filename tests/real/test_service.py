@@ -229,6 +229,18 @@ def test_what_the_engine_cannot_do_is_the_clients_fault_and_it_goes_on(http, pat
     assert http.get("/readyz").status_code == 200
 
 
+def test_a_tampered_adapter_never_answers(http, engine):
+    run, spec, _ = engine
+    name = make_adapter(run, 90 if spec.mode == "merged" else 91)
+    with (run.adapters / name / "adapter_model.safetensors").open("r+b") as weights:
+        weights.seek(-8, os.SEEK_END)
+        weights.write(b"tampered")
+    for adapter, status in ((name, 503), ("r01", 200), (name, 503), ("base", 200)):
+        answer = http.post("/v1/proxy/distribution", json={"adapter": adapter, "prompt": PROMPT, "top_k": 1})
+        assert answer.status_code == status, answer.text
+    assert http.post("/v1/completions", json={"model": name, "prompt": PROMPT}).status_code == 503
+
+
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63), 2**32])
 def test_no_seed_kills_the_engine(client, seed):
     prompts = [[40 + i] * (5 + i) for i in range(16)]

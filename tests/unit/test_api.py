@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError
 
 from actors.engine import CompletionLogps
 from actors.openai_front import Opening
-from proxykd.errors import ConfigError, EngineError
+from proxykd.errors import ConfigError, EngineError, IntegrityError
 from proxykd.storage import RunDirectory, write_json
 from services.access import key_digests, require_keys_beyond_loopback
 from services.api import build_app
@@ -120,6 +120,15 @@ def test_a_distribution_by_independent_arithmetic(front):
     assert token["entropy_at_most"] == pytest.approx(least + 0.3 * math.log(320 - 2))
 
 
+def test_before_there_is_an_aligned_adapter_nobody_is_the_default(front):
+    client, _, run = front
+    facts = client(default_adapter="aligned").get("/v1/proxy/adapters").json()
+    assert facts["default"] is None
+    assert [card["aliases"] for card in facts["adapters"]] == [["base"], ["warmup"], ["r01"]]
+    assert client().get("/v1/proxy/adapters").json()["default"] == f"{run.id}-base"
+    assert client(default_adapter="aligned").post("/v1/completions", json={"prompt": "x"}).status_code == 404
+
+
 def test_without_a_completion_the_next_token_is_told(front):
     client, _, _ = front
     [one] = client().post("/v1/proxy/logits", json={"prompt": "the", "top_k": 3}).json()["results"]
@@ -169,6 +178,15 @@ def test_engine_failures_become_statuses_with_a_time_to_come_back(front, fault, 
     assert http.get("/healthz").status_code == 200
     assert f'status="{status}"' in http.get("/metrics").text
     assert "proxykd_requests_in_flight 0.0" in http.get("/metrics").text
+
+
+def test_an_adapter_that_is_not_what_its_manifest_says_is_no_answer(front):
+    client, engine, run = front
+    engine.fault = IntegrityError(f"{run.adapters}/r01-00000001/x is not the file that its manifest names")
+    answer = client().post("/v1/proxy/distribution", json=QUESTION)
+    assert answer.status_code == 503
+    assert "cannot be taken up (IntegrityError)" in answer.json()["error"]["message"]
+    assert str(run.root) not in answer.text
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(front):
