@@ -6,21 +6,28 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Generic, TypeVar
 
+Prepared = TypeVar("Prepared")
 Ticket = tuple[int, int]
 """Priority and order of arrival: the smallest goes first."""
 
 
-class AdapterSlot:
+class AdapterSlot(Generic[Prepared]):
     """Lets requests of the loaded adapter run together, drains, then swaps for the next group.
+
+    A swap prepares (whose failure leaves the weights as they were) and then loads.
 
     Groups go in the order of their first request, lower priority numbers first. A swap admits every request for its
     adapter that was waiting by then; later ones join only while no other adapter waits before them, so that no group
     of a priority starves.
     """
 
-    def __init__(self, swap: Callable[[str], Awaitable[None]], loaded: str):
-        self._swap = swap
+    def __init__(
+        self, prepare: Callable[[str], Awaitable[Prepared]], load: Callable[[Prepared], Awaitable[None]], loaded: str
+    ):
+        self._prepare = prepare
+        self._load = load
         self._loaded: str | None = loaded
         self._running = 0
         self._waiting: dict[Ticket, str] = {}
@@ -30,7 +37,7 @@ class AdapterSlot:
 
     @asynccontextmanager
     async def hold(self, adapter: str, priority: int = 0) -> AsyncIterator[None]:
-        """Runs its body while `adapter` is in the weights. A failed swap raises here and leaves nothing loaded."""
+        """Runs its body while `adapter` is in the weights. A failed swap raises here, for this request alone."""
         await self._enter(adapter, priority)
         try:
             yield
@@ -58,8 +65,9 @@ class AdapterSlot:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._may_join(ticket) or self._may_swap(ticket))
                 if self._loaded != adapter:
+                    prepared = await self._prepare(adapter)
                     self._loaded = None
-                    await self._swap(adapter)
+                    await self._load(prepared)
                     self._loaded = adapter
                     self._admitted_until = max(arrival for _, arrival in self._waiting)
                 self._running += 1

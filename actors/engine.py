@@ -139,8 +139,10 @@ class ProxyEngine:
                 "lora_target_modules": _linear_layers(spec.model),
             }
         self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        swap = self._swap_weights if spec.mode == "merged" else _nothing_to_swap
-        self._slot = AdapterSlot(swap, spec.adapter_name(None))
+        merged = spec.mode == "merged"
+        self._slot: AdapterSlot[Any] = AdapterSlot(
+            self._merge if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
+        )
         self._lora_ids: dict[str, int] = {}
         self._lora_lock = asyncio.Lock()
 
@@ -257,21 +259,28 @@ class ProxyEngine:
             raise UnknownAdapterError(f"unknown adapter {adapter!r}; known: {', '.join(sorted(known))}")
         return known[adapter]
 
-    async def _swap_weights(self, adapter: str) -> None:
-        """Loads base + adapter in place of the weights, without a restart. The slot has drained the requests."""
+    async def _merge(self, adapter: str) -> Path:
+        """Writes base + adapter as a checkpoint to load; the base is one already."""
         directory = self._directory(adapter)
-        scratch = None
+        if directory is None:
+            return Path(self._spec.model)
+        scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
         try:
-            source = Path(self._spec.model)
-            if directory is not None:
-                scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
-                source = await asyncio.to_thread(merge_adapter, source, directory, scratch / "model", self._spec.dtype)
-            await self.client.collective_rpc("reload_weights", kwargs={"weights_path": str(source)})
+            base = Path(self._spec.model)
+            return await asyncio.to_thread(merge_adapter, base, directory, scratch / "model", self._spec.dtype)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+    async def _load(self, checkpoint: Path) -> None:
+        """Puts a checkpoint in place of the weights, without a restart. The slot has drained the requests."""
+        try:
+            await self.client.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint)})
             if not await self.client.reset_prefix_cache():
-                raise EngineError(f"the engine kept cached prompts of another adapter than {adapter}")
+                raise EngineError("the engine kept cached prompts of the adapter before")
         finally:
-            if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
+            if checkpoint != Path(self._spec.model):
+                shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
     async def _lora_request(self, adapter: str, directory: Path) -> Any:
         from vllm.lora.request import LoRARequest
@@ -294,7 +303,7 @@ def translated() -> Iterator[None]:
         raise EngineError("the engine died while it answered; a replacement starts") from error
 
 
-async def _nothing_to_swap(adapter: str) -> None:
+async def _nothing(_: Any) -> None:
     """LoRA weights come with each request."""
 
 

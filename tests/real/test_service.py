@@ -239,6 +239,7 @@ def test_a_tampered_adapter_never_answers(http, engine):
         answer = http.post("/v1/proxy/distribution", json={"adapter": adapter, "prompt": PROMPT, "top_k": 1})
         assert answer.status_code == status, answer.text
     assert http.post("/v1/completions", json={"model": name, "prompt": PROMPT}).status_code == 503
+    assert http.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63), 2**32])
@@ -248,15 +249,24 @@ def test_no_seed_kills_the_engine(client, seed):
     assert len(answer.choices) == 16
 
 
+def hang_ups(exposition: str) -> float:
+    return sum(map(float, re.findall(r'^proxykd_requests_total\{.*status="499"\} (\S+)$', exposition, re.M)))
+
+
 def test_a_client_that_hangs_up_leaves_nothing_running(http):
     body = {"model": "base", "prompt": "the", "max_tokens": 80, "ignore_eos": True, "stream": True}
+    before = hang_ups(http.get("/metrics").text)
     for _ in range(5):
         with http.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_lines())
+    for _ in range(5):
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/completions", json=body | {"stream": False, "n": 8}, timeout=0.1)
     for _ in range(50):
         text = http.get("/metrics").text
         running = sum(float(v) for v in re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.M))
         if "proxykd_requests_in_flight 0.0" in text and running == 0:
+            assert hang_ups(text) - before == 10
             return
     pytest.fail(f"still at work:\n{text}")
 

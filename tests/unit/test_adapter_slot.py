@@ -15,14 +15,19 @@ def played(script):
     """Runs `script(slot, ask, log)`; ask starts a request that holds its adapter until its event is set."""
     log: list[str] = []
 
-    async def swap(adapter: str) -> None:
+    async def prepare(adapter: str) -> str:
+        if adapter == "tampered":
+            raise OSError("no such weights")
+        return adapter
+
+    async def load(adapter: str) -> None:
         log.append(f"swap {adapter}")
         await asyncio.sleep(0)
         if adapter == "broken":
-            raise OSError("no such weights")
+            raise OSError("half loaded")
 
     async def main() -> None:
-        slot = AdapterSlot(swap, "a")
+        slot = AdapterSlot(prepare, load, "a")
         tasks = []
 
         async def request(adapter: str, priority: int, end: asyncio.Event) -> None:
@@ -91,9 +96,21 @@ def test_a_probe_holds_whatever_is_loaded_and_keeps_a_swap_waiting():
 
 def test_a_failed_swap_fails_its_request_alone():
     async def script(slot, ask, log):
-        with pytest.raises(OSError, match="no such weights"):
+        with pytest.raises(OSError, match="half loaded"):
             async with slot.hold("broken"):
                 pass
         (await ask("a")).set()
 
     assert played(script) == ["swap broken", "swap a", "a"]
+
+
+def test_what_cannot_be_prepared_leaves_the_weights_in_place():
+    async def script(slot, ask, log):
+        with pytest.raises(OSError, match="no such weights"):
+            async with slot.hold("tampered"):
+                pass
+        async with slot.hold_loaded() as loaded:
+            assert loaded == "a"
+        (await ask("a")).set()
+
+    assert played(script) == ["a"]
