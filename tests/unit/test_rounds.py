@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 
 import pytest
 
-from actors.adapter_slot import AdapterSlot
 from proxykd import gates
 from proxykd.config import AlignmentConfig
 from proxykd.errors import GateError
@@ -71,81 +69,3 @@ def test_the_parity_gate():
         gates.check_parity(math.nan, math.nan, 0.01, "r01")
     with pytest.raises(GateError, match="no completion token"):
         gates.parity([], [])
-
-
-class Weights:
-    """Records swaps and refuses one while a request runs."""
-
-    def __init__(self):
-        self.loaded, self.running, self.swaps = "base", 0, []
-
-    async def swap(self, adapter):
-        assert self.running == 0
-        await asyncio.sleep(0.001)
-        if adapter == "broken":
-            raise OSError("no such adapter")
-        self.loaded = adapter
-        self.swaps.append(adapter)
-
-
-async def request(slot, weights, adapter):
-    async with slot.hold(adapter):
-        weights.running += 1
-        for _ in range(3):
-            assert weights.loaded == adapter
-            await asyncio.sleep(0.001)
-        weights.running -= 1
-
-
-def test_interleaved_requests_swap_once_a_group():
-    async def scenario():
-        weights = Weights()
-        slot = AdapterSlot(weights.swap, "base")
-        await asyncio.gather(*[request(slot, weights, f"a{i % 3}") for i in range(60)])
-        return weights.swaps
-
-    assert asyncio.run(scenario()) == ["a0", "a1", "a2"]
-
-
-def test_no_adapter_starves_behind_a_steady_stream():
-    async def scenario():
-        weights = Weights()
-        slot = AdapterSlot(weights.swap, "base")
-        order = []
-
-        async def one(adapter, delay):
-            await asyncio.sleep(delay)
-            await request(slot, weights, adapter)
-            order.append(adapter)
-
-        await asyncio.gather(*[one("base", 0.001 * i) for i in range(40)], one("late", 0.005))
-        return order
-
-    order = asyncio.run(scenario())
-    assert order.index("late") < 30
-
-
-def test_a_failed_swap_fails_its_request_alone():
-    async def scenario():
-        weights = Weights()
-        slot = AdapterSlot(weights.swap, "base")
-        return await asyncio.gather(
-            *[request(slot, weights, name) for name in ("base", "broken", "a1", "base")], return_exceptions=True
-        )
-
-    results = asyncio.run(scenario())
-    assert [type(r) for r in results] == [type(None), OSError, type(None), type(None)]
-
-
-def test_a_cancelled_waiter_blocks_nobody():
-    async def scenario():
-        weights = Weights()
-        slot = AdapterSlot(weights.swap, "base")
-        running = asyncio.create_task(request(slot, weights, "base"))
-        await asyncio.sleep(0)
-        waiter = asyncio.create_task(request(slot, weights, "a1"))
-        await asyncio.sleep(0)
-        waiter.cancel()
-        await asyncio.wait_for(asyncio.gather(running, request(slot, weights, "base"), request(slot, weights, "a2")), 5)
-
-    asyncio.run(scenario())
