@@ -81,7 +81,7 @@ class Guard:
             return
         too_large = JSONResponse(error_body(f"the body is over {self._limit} bytes", "invalid_request_error"), 413)
         declared = headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared[:20]) > self._limit:
+        if not declared.isdecimal() or int(declared[:20]) > self._limit:
             await too_large(scope, receive, send)
             return
         parts = await self._read(receive)

@@ -322,8 +322,6 @@ def pids_of(title: str) -> list[int]:
 def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine, url, truth, victim):
     """SIGKILL under load: every request ends as 200, 503 or 504; the same adapters answer again; no orphan stays."""
     run, spec, _ = engine
-    if spec.mode == "lora":
-        pytest.skip("merged mode shows it: what dies and what replaces it is the same")
     before = pids_of("VLLM::EngineCore")
     answers: list[tuple[str, httpx.Response]] = []
     recovered = asyncio.Event()
@@ -373,9 +371,6 @@ def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine
 
 
 def test_a_hung_engine_is_alive_but_not_ready(engine, url):
-    _, spec, _ = engine
-    if spec.mode == "lora":
-        pytest.skip("the same process hangs in both modes")
     [pid] = pids_of("VLLM::EngineCore")
     os.kill(pid, signal.SIGSTOP)
     try:
