@@ -7,19 +7,23 @@ import errno
 import importlib
 import os
 import signal
+import socket
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from actors.events import EventLog
+from actors.embedded_redis import EmbeddedRedis
+from actors.events import BEAT_S, EventLog
 from actors.http_options import HttpOptions
+from actors.live_view import LiveView
 from actors.progress import Reporter
 from actors.stages import Pipeline
-from proxykd.errors import ProxykdError, StaleEpochError
-from proxykd.journal import Journal
+from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError
+from proxykd.journal import Journal, replay
 from proxykd.storage import RunDirectory
 
 NAMESPACE = "proxykd"
@@ -46,8 +50,12 @@ class Coordinator:
     def __init__(self, launch: Launch):
         self._launch = launch
         self._run = RunDirectory.open(launch.run)
-        self._events = EventLog(self._run)
+        self._config = self._run.config()
+        self._redis = None if self._config.redis.url else EmbeddedRedis()
+        self._events = EventLog(self._run, LiveView(self._run.id, self.redis_url))
+        self._journal: Journal | None = None
         threading.Thread(target=self._work, name="pipeline", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
         """Takes a report from a worker; `add` counts `done` on top of what the stage has."""
@@ -56,37 +64,73 @@ class Coordinator:
     def ping(self) -> str:
         return self._run.id
 
+    def redis_url(self) -> str:
+        """Where the live view is, for whoever may talk to this actor."""
+        return self._redis.ensure() if self._redis else str(self._config.redis.url)
+
     def _work(self) -> None:
         try:
             self._execute()
         except StaleEpochError as error:
+            self._give_way(error)
+        except RunStoppedError as error:
             self._events.emit("stopped", reason=str(error))
-            return
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk takes no event either; the terminal sees the end
                 self._events.emit("failed", **failure(error, self._run))
         self._end()
 
     def _execute(self) -> None:
-        journal = Journal(self._run.journal)
+        self._journal = Journal(self._run.journal, **self._claim())
+        self._run.sweep()
         module, _, name = self._launch.deployer.partition(":")
         make_deployer = getattr(importlib.import_module(module), name)
-        deployer = make_deployer(self._run.config().resources, self._launch.http)
+        deployer = make_deployer(self._config.resources, self._launch.http)
         reporter = Reporter(actor_name(self._run.id), NAMESPACE)
-        pipeline = Pipeline(self._run, journal, deployer, self._events, reporter)
+        pipeline = Pipeline(self._run, self._journal, deployer, self._events, reporter)
         try:
             pipeline.execute()
         finally:
             if self._launch.cluster_pid is None:  # a local Ray ends as a whole
                 pipeline.close()
 
+    def _beat(self) -> None:
+        """A sign of life, and a look whether another coordinator has claimed the run meanwhile."""
+        while True:
+            time.sleep(BEAT_S)
+            if self._journal is None:
+                continue
+            try:
+                self._journal.check()
+                self._events.beat(self._journal.epoch)
+            except StaleEpochError as error:
+                self._give_way(error)
+            except OSError:
+                continue  # storage that does not answer now may in the next beat; the pipeline raises what lasts
+
+    def _give_way(self, error: StaleEpochError) -> None:
+        """Another coordinator has the run: this one touches nothing of it any more, and takes its workers along."""
+        print(error, flush=True)
+        claims = [entry for entry in replay(self._run.journal) if entry["event"] == "EPOCH_CLAIMED"]
+        shared = self._claim().items() <= claims[-1].items()
+        if self._launch.cluster_pid is not None and not shared:
+            os.kill(self._launch.cluster_pid, signal.SIGTERM)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    def _claim(self) -> dict[str, Any]:
+        """Where this coordinator is, for the journal."""
+        return {"host": socket.gethostname(), "cluster_pid": self._launch.cluster_pid}
+
     def _end(self) -> None:
         """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
-        self._events.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
+        if self._redis is not None:
+            self._redis.close()
         if self._launch.cluster_pid is not None:
             os.kill(self._launch.cluster_pid, signal.SIGTERM)
             return
-        ray.kill(ray.get_actor(actor_name(self._run.id), namespace=NAMESPACE), no_restart=True)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:

@@ -23,7 +23,7 @@ from proxykd.adapter_catalogue import UnknownAdapterError, adapter_name
 from proxykd.config import RunConfig
 from proxykd.errors import EngineError, ModelError
 from proxykd.models import merge_adapter
-from proxykd.storage import RunDirectory, verify_directory
+from proxykd.storage import RunDirectory, fetch, location, verify_directory
 
 PROBE, RUN, CLIENT = -1, 0, 1
 """Priorities: the run's own requests come before those of clients, and the probe of its life before both."""
@@ -112,8 +112,9 @@ class ProxyEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._spec = spec
+        self._base = fetch(location(spec.model))
         arguments: dict[str, Any] = {
-            "model": spec.model,
+            "model": str(self._base),
             "dtype": spec.dtype,
             "max_model_len": spec.max_length,
             "max_num_seqs": spec.max_seqs,
@@ -136,14 +137,14 @@ class ProxyEngine:
                 "max_loras": spec.max_loras,
                 "max_lora_rank": spec.max_lora_rank,
                 # Without names vLLM wraps the head too, whose wrapper kills the engine on prompt log-probs.
-                "lora_target_modules": _linear_layers(spec.model),
+                "lora_target_modules": _linear_layers(str(self._base)),
             }
         self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         merged = spec.mode == "merged"
         self._slot: AdapterSlot[Any] = AdapterSlot(
             self._merge if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
         )
-        self._lora_ids: dict[str, int] = {}
+        self._loras: dict[str, Any] = {}
         self._lora_lock = asyncio.Lock()
 
     async def generate(
@@ -252,7 +253,7 @@ class ProxyEngine:
         Raises:
             UnknownAdapterError: not an adapter of this run, or not finished.
         """
-        root = Path(self._spec.adapters_dir)
+        root = location(self._spec.adapters_dir)
         known: dict[str, Path | None] = {self._spec.adapter_name(None): None}
         known |= {self._spec.adapter_name(path.name): path for path in RunDirectory.ready_directories(root)}
         if adapter not in known:
@@ -263,11 +264,10 @@ class ProxyEngine:
         """Writes base + adapter as a checkpoint to load; the base is one already."""
         directory = self._directory(adapter)
         if directory is None:
-            return Path(self._spec.model)
+            return self._base
         scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
         try:
-            base = Path(self._spec.model)
-            return await asyncio.to_thread(merge_adapter, base, directory, scratch / "model", self._spec.dtype)
+            return await asyncio.to_thread(merge_adapter, self._base, directory, scratch / "model", self._spec.dtype)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -279,17 +279,18 @@ class ProxyEngine:
             if not await self.client.reset_prefix_cache():
                 raise EngineError("the engine kept cached prompts of the adapter before")
         finally:
-            if checkpoint != Path(self._spec.model):
+            if checkpoint != self._base:
                 shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
     async def _lora_request(self, adapter: str, directory: Path) -> Any:
         from vllm.lora.request import LoRARequest
 
         async with self._lora_lock:
-            if adapter not in self._lora_ids:
-                await asyncio.to_thread(verify_directory, directory)
-                self._lora_ids[adapter] = len(self._lora_ids) + 1
-        return LoRARequest(adapter, self._lora_ids[adapter], str(directory))
+            if adapter not in self._loras:
+                local = await asyncio.to_thread(fetch, directory)
+                await asyncio.to_thread(verify_directory, local)
+                self._loras[adapter] = LoRARequest(adapter, len(self._loras) + 1, str(local))
+        return self._loras[adapter]
 
 
 @contextmanager

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -15,13 +17,14 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from proxykd.errors import ResourceError
-from proxykd.storage import cache_folder, read_json, write_json
+from proxykd.storage import cache_folder, is_remote, read_json, write_json
 
 START_TIMEOUT_S = 120.0
+WATCH_S = 1.0
 TAG = "PROXYKD_CLUSTER"
 ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
@@ -46,18 +49,23 @@ class LocalCluster:
     def alive(self) -> bool:
         try:
             # A zombie has exited; only its parent has not read its status yet.
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except (FileNotFoundError, ProcessLookupError):
+            # Its tag too: after a reboot the number may be another process's. A zombie has an empty environment.
+            return f"{TAG}={self.tag}".encode() in Path(f"/proc/{self.pid}/environ").read_bytes()
+        except OSError:  # gone, or another user's
             return False
 
     def stop(self, timeout_s: float = 60.0) -> None:
         """Ends Ray and everything on it, and returns when no process is left; what will not end is killed."""
         if self.alive:
             os.kill(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
-        while (left := self._processes()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        for pid in left:
+            deadline = time.monotonic() + timeout_s
+            while self._processes() and time.monotonic() < deadline:
+                time.sleep(0.2)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends what is left without asking."""
+        for pid in set(self._processes()) - {os.getpid()}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -72,17 +80,28 @@ class LocalCluster:
         return found
 
 
+def local_folder(run_root: Path) -> Path:
+    """Where this machine keeps what is its own about a run: the run directory, or the cache for one in a store."""
+    if not is_remote(run_root):
+        return run_root
+    folder = cache_folder() / "runs" / f"{run_root.name}-{hashlib.sha256(str(run_root).encode()).hexdigest()[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def state_file(run_root: Path) -> Path:
-    return run_root / "cluster.json"
+    return local_folder(run_root) / "cluster.json"
 
 
 def running(run_root: Path) -> LocalCluster | None:
     """The local cluster that holds this run, if it is alive."""
+    cluster = last_known(run_root)
+    return cluster if cluster is not None and cluster.alive else None
+
+
+def last_known(run_root: Path) -> LocalCluster | None:
     path = state_file(run_root)
-    if not path.exists():
-        return None
-    cluster = LocalCluster(**read_json(path))
-    return cluster if cluster.alive else None
+    return LocalCluster(**read_json(path)) if path.exists() else None
 
 
 def use_token() -> None:
@@ -108,13 +127,15 @@ def start(run_root: Path, logical_cpus: int) -> LocalCluster:
     Raises:
         ResourceError: it did not come up; the log says why.
     """
+    if (dead := last_known(run_root)) is not None:
+        dead.kill()  # what its Ray left running when it was killed
     state_file(run_root).unlink(missing_ok=True)
     use_token()
-    log = run_root / "logs" / "cluster.log"
+    log = local_folder(run_root) / "logs" / "cluster.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         holder = subprocess.Popen(
-            [sys.executable, "-m", "actors.local_cluster", str(run_root), str(logical_cpus)],
+            [sys.executable, "-m", "actors.local_cluster", str(state_file(run_root)), str(logical_cpus)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -133,7 +154,7 @@ def start(run_root: Path, logical_cpus: int) -> LocalCluster:
     raise ResourceError(f"Ray did not start on this machine; see {log}:\n{tail}")
 
 
-def _hold(run_root: Path, logical_cpus: int) -> None:
+def _hold(state: Path, logical_cpus: int) -> None:
     import ray
 
     stop_signals = {signal.SIGTERM, signal.SIGINT}
@@ -147,13 +168,37 @@ def _hold(run_root: Path, logical_cpus: int) -> None:
         configure_logging=False,
     )
     address = ray.get_runtime_context().gcs_address
-    write_json(state_file(run_root), {"address": address, "pid": os.getpid(), "tag": os.environ[TAG]})
+    cluster = LocalCluster(address, os.getpid(), os.environ[TAG])
+    write_json(state, asdict(cluster))
     print(json.dumps({"address": address, "logs": scratch}), flush=True)
+    vital = _vital_processes()
+    while all(map(_runs, vital)):
+        if signal.sigtimedwait(stop_signals, WATCH_S) is not None:
+            ray.shutdown()
+            state.unlink(missing_ok=True)
+            return
+    # Ray does not start these again: everything else would wait for them, so it ends, and `resume` starts anew.
+    print("Ray's GCS or raylet was killed", flush=True)
+    cluster.kill()
+    os._exit(1)  # an orderly end would wait for the dead
+
+
+def _vital_processes() -> list[int]:
+    """Ray's GCS and raylet, which this process started."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if re.search(rb"gcs_server|raylet/raylet", _command(int(pid)))]
+
+
+def _command(pid: int) -> bytes:
+    """Empty for a process that has ended, also for a zombie."""
     try:
-        signal.sigwait(stop_signals)
-    finally:
-        ray.shutdown()
-        state_file(run_root).unlink(missing_ok=True)
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _runs(pid: int) -> bool:
+    return _command(pid) != b""
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
+
+from ray.exceptions import RayActorError
 
 from actors.collection import collect, collected_lines
 from actors.engine import EngineSpec
@@ -29,6 +32,7 @@ from actors.training_runs import train
 from proxykd import errors
 from proxykd.adapter_catalogue import adapters_in_force
 from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer
+from proxykd.checkpoints import Checkpoints
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, parse_row, read_corpus, read_prompts
 from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_corpus
@@ -39,9 +43,11 @@ from proxykd.report import write_report
 from proxykd.rounds import decide, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.soft_labels import LabelSource
-from proxykd.storage import RunDirectory, read_json, shard_facts, write_json
+from proxykd.storage import RunDirectory, delete, read_json, read_table, shard_facts, stage_key, unfinished, write_json
 
 Facts = dict[str, Any]
+MAX_CONTROLLERS = 8
+"""Ray Train controllers that may die in one stage before the run fails: what kills so many is no accident."""
 
 
 class Deployer(Protocol):
@@ -99,20 +105,24 @@ class Pipeline:
 
     def stage(self, name: str, body: Callable[[], Facts], round_number: int | None = None) -> Facts:
         """Runs a stage once and keeps its result with its cost in stages/."""
-        key = name if round_number is None else f"{name}-{round_number:02d}"
+        key = stage_key(name, round_number)
         marker = self.run.stages / f"{key}.json"
         if marker.exists():
             stored: Facts = read_json(marker)["result"]
             return stored
+        self.run.go_on()
         self.journal.append("STAGE_STARTED", stage=name, round=round_number)
         self.events.stage(name, round_number)
         self.events.emit("stage_started", stage=name, round=round_number)
         started = time.time()
         result = body()
-        seconds = time.time() - started
-        cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started}
+        seconds = self.events.stage_seconds
+        attempts = sum(1 for entry in self.journal.entries if _is(entry, "STAGE_STARTED", name, round_number))
+        cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started, "attempts": attempts}
+        self.journal.check()
         write_json(marker, {**cost, **result.pop("cost", {}), "result": result})
         self.journal.append("STAGE_FINISHED", stage=name, round=round_number)
+        Checkpoints(self.run.checkpoints / key).clear()
         self.events.end_stage()
         self.events.emit("stage_finished", stage=name, round=round_number, seconds=seconds, **_headline(result))
         return result
@@ -242,7 +252,8 @@ class Pipeline:
             ]
             for start in range(0, len(indices), size)
         }
-        if any(shard_facts(path) is None for path in shards):
+        missing = [path for path in shards if unfinished(path)]
+        if missing:
             call = self._engine_call(reference)
             self.events.step("sample")
             sample_pairs(
@@ -254,6 +265,7 @@ class Pipeline:
                 max_length=self.config.corpus.max_length,
                 stop_token_id=manifest(self.run)["stop_token_id"],
                 reporter=self.reporter,
+                run=self.run,
             )
         return list(shards)
 
@@ -272,14 +284,15 @@ class Pipeline:
         corpus = slice_shards(self.run, "distillation")
         labels = self.run.soft_labels(adapter)
         source = self._label_source(adapter)
-        missing = {labels / p.name: read_shard_rows(p) for p in corpus if shard_facts(labels / p.name) is None}
+        missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
         if missing and self.config.score.source == "engine":
             call = self._engine_call(adapter)
             self.events.step("score")
-            score_with_engine(missing, call, source, self.reporter)
+            score_with_engine(missing, call, source, self.reporter, self.run)
         elif missing:
             self.events.step("score")
             self._train("score", "score", None, adapter=adapter, source=source)
+            self.run.go_on()
         facts = label_statistics([labels / path.name for path in corpus], source, self.config.distillation.trust)
         return {**facts, "cost": self._cost(records=manifest(self.run)["distillation"], tokens=facts["tokens"])}
 
@@ -338,26 +351,34 @@ class Pipeline:
 
     def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
         """One Ray Train run. A loop's own error comes back as what it is."""
-        outcome_path = self.run.stages / f".{key}-{uuid.uuid4().hex[:8]}.json"
         self.events.step("start the workers")
         self.events.standing(training=True)
+        outcome_path = self.run.outcomes / f"{key}-{uuid.uuid4().hex[:8]}.json"
+        facts = {
+            "run": str(self.run.root),
+            "key": key,
+            "loop": loop,
+            "outcome": str(outcome_path),
+            "reporter": self.reporter,
+        }
         try:
-            train(
-                f"{self.run.id}-{key}-{self.journal.epoch}",
-                {
-                    "run": str(self.run.root),
-                    "loop": loop,
-                    "outcome": str(outcome_path),
-                    "reporter": self.reporter,
-                    **task,
-                },
-                stream,
-                self.config.resources,
-            )
+            for attempt in count(1):
+                try:
+                    train(
+                        f"{self.run.id}-{key}-{self.journal.epoch}-{attempt}",
+                        facts | task,
+                        stream,
+                        self.config.resources,
+                    )
+                    break
+                except RayActorError as error:  # Ray Train restarts workers; its controller is restarted here
+                    if attempt == MAX_CONTROLLERS:
+                        raise
+                    self.events.emit("warning", message=f"{key}: Ray Train's controller died ({error}); started again")
         finally:
             self.events.standing(training=False)
         outcome = read_json(outcome_path)
-        outcome_path.unlink()
+        delete(outcome_path)
         if "error" in outcome:
             known: type[ProxykdError] = getattr(errors, outcome["error"]["type"], ProxykdError)
             raise known(outcome["error"]["message"])
@@ -369,6 +390,7 @@ class Pipeline:
         return LabelSource(adapter, manifest(self.run)["tokenizer"], tokens, self.config.score.top_k)
 
     def _progress(self, done: float, total: float, unit: str) -> None:
+        self.run.go_on()
         self.events.progress(done, total, unit, {})
 
     def _cost(self, records: int = 0, tokens: int = 0) -> Facts:
@@ -377,13 +399,14 @@ class Pipeline:
         return {"records": records, "tokens": tokens, "devices": devices}
 
 
+def _is(entry: Facts, event: str, stage: str, round_number: int | None) -> bool:
+    return (entry["event"], entry.get("stage"), entry.get("round")) == (event, stage, round_number)
+
+
 def _tokens(shards: list[Path]) -> int:
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    return sum(
-        pc.sum(pc.list_value_length(pq.read_table(p, columns=["completion_ids"])[0])).as_py() or 0 for p in shards
-    )
+    return sum(pc.sum(pc.list_value_length(read_table(p, columns=["completion_ids"])[0])).as_py() or 0 for p in shards)
 
 
 def _headline(result: Facts) -> Facts:

@@ -5,6 +5,7 @@ A shard is one file with its marker. Only missing shards are asked for, so that 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,18 +14,23 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 
 from actors.engine import CompletionLogps
 from actors.progress import Reporter
 from proxykd.chat import ids_hash
 from proxykd.corpus_store import read_shard_rows
-from proxykd.errors import ModelError, ProxykdError
+from proxykd.errors import EngineError, ModelError, ProxykdError
 from proxykd.losses import trust_weights
 from proxykd.pairs import read_pairs, write_pairs
 from proxykd.rounds import sample_seed
 from proxykd.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_shard_file
-from proxykd.storage import shard_facts, verify_shard, write_shard
+from proxykd.storage import RunDirectory, location, read_table, unfinished, verify_shard, write_shard
 from proxykd.training import Row
+
+ENGINE_RECOVERY_S = 1200.0
+"""How long a request waits for an engine to be replaced: large models take minutes to load."""
+RETRY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,24 @@ class EngineCall:
     deadline_s: float
 
     def __call__(self, method: str, **request: Any) -> Any:
-        handle = serve.get_app_handle(self.app)
-        response = getattr(handle, method).remote(self.adapter, deadline_s=self.deadline_s, **request)
-        return response.result(timeout_s=self.deadline_s + 30.0)
+        """The engine's answer. Where the engine or its replica dies, the same is asked of the replacement.
+
+        Raises:
+            EngineError: no replacement answered within ENGINE_RECOVERY_S.
+            TimeoutError: the deadline passed.
+        """
+        until = time.monotonic() + ENGINE_RECOVERY_S
+        while True:
+            handle = serve.get_app_handle(self.app)
+            response = getattr(handle, method).remote(self.adapter, deadline_s=self.deadline_s, **request)
+            try:
+                return response.result(timeout_s=self.deadline_s + 30.0)
+            except (EngineError, RayActorError) as error:
+                if time.monotonic() > until:
+                    raise EngineError(
+                        f"the engine died and none answered for {ENGINE_RECOVERY_S:.0f} s; its log is in Ray's session"
+                    ) from error
+                time.sleep(RETRY_S)
 
 
 def sample_pairs(
@@ -51,6 +72,7 @@ def sample_pairs(
     max_length: int,
     stop_token_id: int,
     reporter: Reporter,
+    run: RunDirectory,
 ) -> None:
     """Draws one rejected completion for every row of every unfinished shard, and writes the pairs."""
     total = sum(map(len, shards.values()))
@@ -72,14 +94,16 @@ def sample_pairs(
                 rejected.append(stop_token_id)
             facts = {"rejected_stopped": generation.stopped, "adapter": generation.adapter, "seed": row_seed}
             pairs.append({**row, "rejected_ids": rejected, **facts})
-        write_pairs(Path(item["path"]), pairs)
+        write_pairs(location(item["path"]), pairs)
         reporter().add(len(rows), total, "pairs")
         return {"path": item["path"]}
 
-    _for_each_shard(shards, sample)
+    _for_each_shard(shards, sample, run)
 
 
-def score_with_engine(shards: dict[Path, list[Row]], call: EngineCall, source: LabelSource, reporter: Reporter) -> None:
+def score_with_engine(
+    shards: dict[Path, list[Row]], call: EngineCall, source: LabelSource, reporter: Reporter, run: RunDirectory
+) -> None:
     """Writes the soft labels of every unfinished shard from the engine's prompt log-probs."""
     total = sum(map(len, shards.values()))
 
@@ -88,11 +112,11 @@ def score_with_engine(shards: dict[Path, list[Row]], call: EngineCall, source: L
         prompts = [list(row["prompt_ids"]) for row in rows]
         completions = [list(row["completion_ids"]) for row in rows]
         results = call("score", prompts=prompts, completions=completions, top_k=source.top_k)
-        write_soft_labels(Path(item["path"]), rows, results, source)
+        write_soft_labels(location(item["path"]), rows, results, source)
         reporter().add(len(rows), total, "records")
         return {"path": item["path"]}
 
-    _for_each_shard(shards, score)
+    _for_each_shard(shards, score, run)
 
 
 def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps], source: LabelSource) -> None:
@@ -168,12 +192,10 @@ def _corpus_rows(path: Path) -> Iterable[Row]:
 def _distillation_rows(
     path: Path, labels: Path, source: LabelSource, trust: Callable[[float, int], float]
 ) -> Iterable[Row]:
-    import pyarrow.parquet as pq
-
     label_path = labels / path.name
     verify_shard(label_path)
     require(label_path, source)
-    for row, label in zip(read_shard_rows(path), pq.read_table(label_path).to_pylist(), strict=True):
+    for row, label in zip(read_shard_rows(path), read_table(label_path).to_pylist(), strict=True):
         yield {**row, **label, "trust": trust(label["sequence_logp"], label["tokens"])}
 
 
@@ -185,14 +207,27 @@ def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]]) -> ray.da
     items = [{"path": str(path), "first": sum(counts[:i])} for i, path in enumerate(shards) if counts[i]]
 
     def rows(item: dict[str, Any]) -> list[Row]:
-        return [{"index": item["first"] + i, **row} for i, row in enumerate(read(Path(item["path"])))]
+        return [{"index": item["first"] + i, **row} for i, row in enumerate(read(location(item["path"])))]
 
     return ray.data.from_items(items, override_num_blocks=len(items)).flat_map(rows)
 
 
-def _for_each_shard(shards: dict[Path, list[Row]], work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    missing = [{"path": str(path), "rows": rows} for path, rows in shards.items() if shard_facts(path) is None]
+def _for_each_shard(
+    shards: dict[Path, list[Row]], work: Callable[[dict[str, Any]], dict[str, Any]], run: RunDirectory
+) -> None:
+    """Does `work` for every shard that is not finished. A task whose worker died is done again by Ray.
+
+    Raises:
+        RunStoppedError: somebody asked the run to stop; the shards in hand were finished.
+    """
+
+    def once(item: dict[str, Any]) -> dict[str, Any]:
+        stop = run.stop_request.exists()
+        return {"path": item["path"]} if stop or not unfinished(location(item["path"])) else work(item)
+
+    missing = [{"path": str(path), "rows": rows} for path, rows in shards.items() if unfinished(path)]
     if missing:
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
         # Two calls at once: the engine never waits for the next shard while one is written.
-        dataset.map(work, concurrency=2).materialize()
+        dataset.map(once, concurrency=2).materialize()
+    run.go_on()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,13 +18,14 @@ import torch
 from ray.train.torch import get_device
 
 from actors.engine import CompletionLogps
+from actors.resumable_training import ResumableTraining
 from actors.streams import unpack_labels, write_soft_labels
 from proxykd import gates
 from proxykd.batching import collate, plan_micro_batches
 from proxykd.chat import load_tokenizer
-from proxykd.config import RunConfig, TrainConfig
+from proxykd.config import RunConfig
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
-from proxykd.errors import IntegrityError, ProxykdError
+from proxykd.errors import ProxykdError
 from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
 from proxykd.losses import trust_weights
 from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapter, save_model
@@ -32,8 +33,8 @@ from proxykd.parallel import Workers, full_state
 from proxykd.scorer import CompletionScorer
 from proxykd.soft_labels import LabelSource
 from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, DistillationLoss, SftLoss, pair_logps
-from proxykd.storage import RunDirectory, publish_directory, shard_facts, verify_directory, write_json
-from proxykd.training import Row, Step, Trainer
+from proxykd.storage import RunDirectory, location, publish_directory, unfinished, verify_directory, write_json
+from proxykd.training import Row, Step
 
 Facts = dict[str, Any]
 
@@ -72,41 +73,6 @@ class Worker:
         rows = read_slice(self.run, slice_name)
         return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity()
 
-    def trainer(self, scorer: CompletionScorer, config: TrainConfig) -> Trainer:
-        if config.gradient_checkpointing:
-            scorer.checkpoint_layers()
-        return Trainer(scorer, config, self.workers, self.config.resources.micro_batch_tokens)
-
-    def batches(self, config: TrainConfig) -> Iterator[list[Row]]:
-        """Global batches of the streamed data set, one epoch after the other, in order and complete."""
-        stream = ray.train.get_dataset_shard("train")
-        for _ in range(config.epochs):
-            expected = 0
-            for table in stream.iter_batches(batch_size=config.global_batch, batch_format="pyarrow"):
-                rows = table.to_pylist()
-                if [row["index"] for row in rows] != list(range(expected, expected + len(rows))):
-                    raise IntegrityError(f"the stream lost or reordered rows near {expected}; resume the run")
-                expected += len(rows)
-                yield rows
-            if expected != self.task["records"]:
-                raise IntegrityError(f"the stream gave {expected} rows of {self.task['records']}; resume the run")
-
-    def total_steps(self, config: TrainConfig) -> int:
-        return int(config.epochs * -(-self.task["records"] // config.global_batch))
-
-
-class Clock:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] = now - self._last
-        self._last = now
-
 
 def run_loop(task: Facts) -> None:
     """The function that Ray Train runs. A ProxykdError is a finding, not a crash: it is stored, not retried."""
@@ -116,19 +82,20 @@ def run_loop(task: Facts) -> None:
     except ProxykdError as error:
         outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
     if worker.lead or "error" in outcome:
-        write_json(Path(task["outcome"]), outcome)
+        write_json(location(task["outcome"]), outcome)
     ray.train.report({})
 
 
 def warm_up(worker: Worker) -> Facts:
     """Proxy SFT on D_w, equation (1), from fresh adapters."""
-    config = worker.config.warmup
     scorer = worker.proxy(None)
-    base = worker.evaluate(scorer, "validation")
-    steps = _train(worker, scorer, config, lambda rows: SftLoss(rows))
+    training = ResumableTraining(worker, scorer, worker.config.warmup)
+    if "base" not in training.notes:
+        training.notes["base"] = worker.evaluate(scorer, "validation")
+    steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows)))
     result = {
         "nll_loss": fmean(s.losses["nll"] for s in steps),
-        "base": base,
+        "base": training.notes["base"],
         "validation": worker.evaluate(scorer, "validation"),
         "steps": _curve(steps),
     }
@@ -139,66 +106,66 @@ def align(worker: Worker) -> Facts:
     """One round, equations (3)-(6): reference log-probs and parity first, then NLL + DPO from the same adapter."""
     config, task = worker.config.alignment, worker.task
     scorer = worker.proxy(task["reference"])
-    trainer = worker.trainer(scorer, config)
-    clock = Clock()
-    references, parity = _reference_pass(worker, scorer, trainer)
-    clock.lap("reference")
-    step0: Facts = {}
+    training = ResumableTraining(worker, scorer, config)
+    notes = training.notes
+    if "references" not in notes:
+        began = time.monotonic()
+        notes["references"], notes["parity"] = _reference_pass(worker, scorer, training)
+        notes["reference_seconds"] = time.monotonic() - began
+        training.save()
 
     def step(rows: list[Row]) -> Step:
-        rows = [{**row, **references.get(row["index"], {})} for row in rows]
+        rows = [{**row, **notes["references"][row["index"]]} for row in rows]
         loss = AlignmentLoss(rows, config)
 
         def gate(losses: dict[str, float], _: dict[str, float]) -> None:
             largest = float(worker.workers.max(torch.tensor(loss.largest_margin, device=worker.workers.device)))
-            step0.update({"step0_margin_max_abs": largest, "step0_dpo_loss": losses["dpo"]})
+            notes["step0"] = {"step0_margin_max_abs": largest, "step0_dpo_loss": losses["dpo"]}
             gates.check_step0(largest, losses["dpo"])
 
-        return trainer.step(rows, loss, gate if not step0 else None)
+        return training.trainer.step(rows, loss, gate if "step0" not in notes else None)
 
-    steps, sizes = [], []
-    for rows in worker.batches(config):
-        steps.append(step(rows))
-        sizes.append(len(rows))
-        worker.progress(len(steps), worker.total_steps(config), "steps", **steps[-1].losses)
-    clock.lap("train")
+    steps = training.run(step)
+    began = time.monotonic()
     validation = worker.evaluate(scorer, "validation")
-    clock.lap("evaluate")
+    evaluated = time.monotonic() - began
     measured = [s for s in steps if s.grad_norms]
     result = {
-        **step0,
-        **parity,
+        **notes["step0"],
+        **notes["parity"],
         "nll_loss": fmean(s.losses["nll"] for s in steps),
         "dpo_loss": fmean(s.losses["dpo"] for s in steps),
         "nll_grad_norm": fmean(s.grad_norms["nll"] for s in measured),
         "dpo_grad_norm": fmean(s.grad_norms["dpo"] for s in measured),
-        "dpo_accuracy": sum(s.metrics["correct"] for s in steps) / sum(sizes),
-        "margin_mean": sum(s.metrics["margin"] for s in steps) / sum(sizes),
+        "dpo_accuracy": sum(s.metrics["correct"] for s in steps) / training.records_seen,
+        "margin_mean": sum(s.metrics["margin"] for s in steps) / training.records_seen,
         "validation": validation,
-        "seconds": clock.laps,
+        "seconds": {"reference": notes["reference_seconds"], "train": training.seconds, "evaluate": evaluated},
         "steps": _curve(steps),
     }
     facts = {"round": task["round"], "parent": task["reference"]}
     return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result)
 
 
-def _reference_pass(worker: Worker, scorer: CompletionScorer, trainer: Trainer) -> tuple[dict[int, Facts], Facts]:
+def _reference_pass(
+    worker: Worker, scorer: CompletionScorer, training: ResumableTraining
+) -> tuple[dict[int, Facts], Facts]:
     """Reference sequence log-probs on exactly training's micro-batches; and the parity of engine and trainer.
 
     The reference is the policy before its first step: the same weights in the same place, no second copy.
     """
     task = worker.task
     references: dict[int, Facts] = {}
-    steps = worker.total_steps(worker.config.alignment) // worker.config.alignment.epochs
-    epoch = worker.config.alignment.model_copy(update={"epochs": 1})
-    for number, rows in enumerate(worker.batches(epoch), start=1):
-        for part, weight in trainer.micro_batches(rows):
+    steps = training.total_steps // worker.config.alignment.epochs
+    for number, rows in enumerate(training.first_epoch(), start=1):
+        for part, weight in training.trainer.micro_batches(rows):
             with torch.no_grad():
                 logps = pair_logps(scorer, part)
             if weight:
                 columns = zip(part, *(column.tolist() for column in logps), strict=True)
                 references |= {r["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for r, *values in columns}
         worker.progress(number, steps, "reference batches")
+    everyones = [pair for part in worker.workers.gather_objects(references) for pair in part.items()]
     sample = task["parity"]
     ours: list[float] = []
     for prompt, completion in zip(sample["prompts"], sample["completions"], strict=True):
@@ -206,7 +173,7 @@ def _reference_pass(worker: Worker, scorer: CompletionScorer, trainer: Trainer) 
         ours += scorer.score(batch).token_logps_N.tolist()
     mean_abs, max_abs = gates.parity(sample["logps"], ours)
     gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, str(task["reference"]))
-    return references, {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
+    return dict(everyones), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
 
 
 def score(worker: Worker) -> Facts:
@@ -218,7 +185,8 @@ def score(worker: Worker) -> Facts:
     shards = slice_shards(worker.run, "distillation")
     worker.progress(0, len(shards), "shards")
     for number, path in enumerate(shards, start=1):
-        if number % worker.workers.world == worker.workers.rank and shard_facts(labels / path.name) is None:
+        worker.run.go_on()
+        if number % worker.workers.world == worker.workers.rank and unfinished(labels / path.name):
             rows = read_shard_rows(path)
             write_soft_labels(labels / path.name, rows, _score_rows(worker, scorer, rows, source.top_k), source)
         worker.progress(number, len(shards), "shards")
@@ -244,26 +212,26 @@ def distil(worker: Worker) -> Facts:
     config, task = worker.config.distillation, worker.task
     base = worker.run.models / "student"
     scorer = worker.workers.place(load_scorer(base, worker.config.student, seed=worker.config.seed))
-    total = worker.total_steps(config)
+    training = ResumableTraining(worker, scorer, config)
+    total = training.total_steps
     every = -(-total // config.evaluations) if config.evaluations else total + 1
-    curve: list[Facts] = []
-    seen = 0
+    curve: list[Facts] = training.notes.setdefault("curve", [])
 
     def point() -> None:
         fidelity = worker.evaluate(scorer, "validation")
-        curve.append({**fidelity, "step": len(steps), "records": seen})
+        curve.append({**fidelity, "step": len(training.steps), "records": training.records_seen})
 
-    steps: list[Step] = []
-    trainer = worker.trainer(scorer, config)
-    worker.progress(0, total, "steps")
-    point()
-    for rows in worker.batches(config):
+    def step(rows: list[Row]) -> Step:
         rows = [unpack_labels(row, task["source"]) for row in rows]
-        steps.append(trainer.step(rows, DistillationLoss(rows, config)))
-        seen += len(rows)
-        worker.progress(len(steps), total, "steps", **steps[-1].losses)
-        if len(steps) % every == 0 or len(steps) == total:
+        return training.trainer.step(rows, DistillationLoss(rows, config))
+
+    def after_step() -> None:
+        if len(training.steps) % every == 0 or len(training.steps) == total:
             point()
+
+    if not curve:
+        point()
+    steps = training.run(step, after_step)
     result = {
         "loss_share": _shares([s.losses for s in steps]),
         "grad_share": _shares([s.grad_norms for s in steps if s.grad_norms]),
@@ -322,17 +290,6 @@ def _trust_correlation(models: dict[str, Facts], task: Facts) -> float | None:
         logps = logps / torch.tensor(aligned["tokens"])
     weights = trust_weights(logps, task["mu"], task["gamma"])
     return spearman(weights.tolist(), aligned["record_kls"])
-
-
-def _train(
-    worker: Worker, scorer: CompletionScorer, config: TrainConfig, loss: Callable[[list[Row]], Any]
-) -> list[Step]:
-    trainer = worker.trainer(scorer, config)
-    steps: list[Step] = []
-    for rows in worker.batches(config):
-        steps.append(trainer.step(rows, loss(rows)))
-        worker.progress(len(steps), worker.total_steps(config), "steps", **steps[-1].losses)
-    return steps
 
 
 def _save_proxy(worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts) -> Facts:

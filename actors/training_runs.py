@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from typing import Any
 
@@ -13,6 +14,9 @@ from ray.train.torch import TorchTrainer
 from actors.train_loops import run_loop
 from proxykd.config import ResourceConfig
 
+MAX_FAILURES = 16
+"""Deaths of workers in one stage before the run fails."""
+
 
 def train(name: str, task: dict[str, Any], stream: Dataset | None, resources: ResourceConfig) -> None:
     """Runs the loop named in `task` on all workers and returns when all have.
@@ -21,17 +25,22 @@ def train(name: str, task: dict[str, Any], stream: Dataset | None, resources: Re
         ray.train.TrainingFailedError: the workers died more often than is retried.
     """
     options = ExecutionOptions(preserve_order=True)
+    # Ray Train's own book-keeping; what a stage makes goes to the run directory.
+    scratch = tempfile.mkdtemp(prefix="proxykd-train-")
     trainer = TorchTrainer(
         run_loop,
         train_loop_config=task,
         scaling_config=ScalingConfig(num_workers=resources.trainer_workers, use_gpu=resources.device == "gpu"),
         run_config=ray.train.RunConfig(
             name=name,
-            # Ray Train's own book-keeping; what a stage makes goes to the run directory.
-            storage_path=tempfile.mkdtemp(prefix="proxykd-train-"),
-            failure_config=FailureConfig(max_failures=2),
+            storage_path=scratch,
+            # A worker group that is started again goes on from the stage's checkpoint.
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
         datasets={} if stream is None else {"train": stream},
         dataset_config=DataConfig(datasets_to_split=[], execution_options=options),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from proxykd.corpus import Message, Record
 from proxykd.errors import ModelError, TemplateError
+from proxykd.storage import fetch, location
 
 SHIPPED = Path(__file__).parent / "chat_templates"
 PROBE = "Yes, seven."
@@ -34,7 +35,7 @@ def load_tokenizer(directory: str | Path, chat_template: str | None = None) -> A
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(fetch(location(directory)))
     if chat_template is not None:
         tokenizer.chat_template = template_text(chat_template)
     if not tokenizer.chat_template:

@@ -1,6 +1,6 @@
 """The frozen configuration of a run. Imports neither torch nor transformers.
 
-Defaults are the paper's (DESIGN.md, section 2). `resources` and `runs_dir` say where and how fast a run
+Defaults are the paper's (DESIGN.md, section 2). `resources`, `redis` and `runs_dir` say where and how fast a run
 happens; everything else changes its results and is part of the run's hash.
 """
 
@@ -168,8 +168,29 @@ class ResourceConfig(Section):
     engine_memory_gib: float = Field(1.0, gt=0, description="KV cache on CPU; on GPUs the share below decides")
     engine_gpu_share: float = Field(0.85, gt=0, le=1.0)
     micro_batch_tokens: int = Field(2048, ge=8)
+    checkpoint_seconds: float = Field(120.0, ge=0, description="between a training stage's checkpoints; 0: each step")
     request_deadline_s: float = Field(600.0, gt=0)
     logical_cpus: int = Field(8, ge=4, description="CPUs that a locally started Ray announces")
+
+
+class RedisConfig(Section):
+    """What is live about a run (no result needs it). Without `url` the run starts a server of its own.
+
+    User and password of one's own server come from $PROXYKD_REDIS_USERNAME and $PROXYKD_REDIS_PASSWORD.
+    """
+
+    url: str | None = Field(None, description="redis://host:port or rediss://host:port")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.url and "@" in self.url:
+            raise ValueError(
+                "redis.url holds credentials, which a run directory would keep; set $PROXYKD_REDIS_USERNAME and "
+                "$PROXYKD_REDIS_PASSWORD instead"
+            )
+        if self.url and not self.url.startswith(("redis://", "rediss://")):
+            raise ValueError(f"redis.url is {self.url!r}; write redis://host:port or rediss://host:port")
+        return self
 
 
 class RunConfig(Section):
@@ -188,6 +209,7 @@ class RunConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
     engine: EngineConfig = EngineConfig()
     resources: ResourceConfig = ResourceConfig()
+    redis: RedisConfig = RedisConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -222,7 +244,7 @@ class RunConfig(Section):
 
     @property
     def sha256(self) -> str:
-        frozen = self.model_dump(mode="json", exclude={"resources", "runs_dir"})
+        frozen = self.model_dump(mode="json", exclude={"resources", "redis", "runs_dir"})
         return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
     @property

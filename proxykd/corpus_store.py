@@ -15,7 +15,7 @@ from proxykd.chat import ChatFormat, TokenisedRecord, tokenise_all, tokenizer_ha
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, slice_of
 from proxykd.errors import CorpusError
-from proxykd.storage import RunDirectory, read_json, verify_shard, write_json, write_shard
+from proxykd.storage import RunDirectory, read_json, read_table, verify_shard, write_json, write_shard
 from proxykd.training import Row
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
@@ -100,7 +100,7 @@ def slice_shards(run: RunDirectory, name: str) -> list[Path]:
 def read_shard_rows(path: Path) -> list[Row]:
     """A corpus shard's rows after its checksum was verified, each with its `length` in tokens."""
     verify_shard(path)
-    rows: list[Row] = pq.read_table(path).to_pylist()
+    rows: list[Row] = read_table(path).to_pylist()
     for row in rows:
         row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
     return rows

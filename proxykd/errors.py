@@ -6,6 +6,7 @@ ProxykdError
  ├─ TemplateError      a chat template that does not round-trip
  ├─ ModelError         a model or tokenizer that does not fit the run
  ├─ RunError           a run directory in the wrong state
+ ├─ RunStoppedError    somebody asked the run to stop
  ├─ StaleEpochError    another coordinator has taken the run over
  ├─ IntegrityError     a file that is not what its checksum or manifest says
  ├─ GateError          a numerical gate was broken: the run stops before it trains on nonsense
@@ -40,6 +41,10 @@ class RunError(ProxykdError):
 
 
 class StaleEpochError(RunError):
+    pass
+
+
+class RunStoppedError(RunError):
     pass
 
 

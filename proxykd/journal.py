@@ -38,7 +38,7 @@ def _current(entries: Iterable[Entry]) -> Iterable[Entry]:
 class Journal:
     """The writing end, held by exactly one coordinator at a time."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, **claimant: Any):
         """Replays `directory` and claims it. Losing the race to another claimant is retried with a higher epoch."""
         self._directory = directory
         while True:
@@ -46,7 +46,7 @@ class Journal:
             self.entries = list(_current(read_json(path) for path in files))
             self.epoch = 1 + max((entry["epoch"] for entry in self.entries), default=0)
             self._next = 1 + (int(files[-1].stem) if files else 0)
-            if self._create({"event": "EPOCH_CLAIMED"}):
+            if self._create({"event": "EPOCH_CLAIMED", **claimant}):
                 return
 
     def append(self, event: str, **facts: Any) -> Entry:
@@ -56,11 +56,19 @@ class Journal:
             StaleEpochError: another coordinator has claimed the run since; this one must stop writing.
         """
         if not self._create({"event": event, **facts}):
-            raise StaleEpochError(
-                f"journal entry {self._next:06d} exists: another coordinator has claimed {self._directory.parent}; "
-                f"this one (epoch {self.epoch}) stops"
-            )
+            raise self._stale()
         return self.entries[-1]
+
+    def check(self) -> None:
+        """Raises StaleEpochError once another coordinator has claimed the run."""
+        if (self._directory / f"{self._next:06d}.json").exists():
+            raise self._stale()
+
+    def _stale(self) -> StaleEpochError:
+        return StaleEpochError(
+            f"journal entry {self._next:06d} exists: another coordinator has claimed {self._directory.parent}; "
+            f"this one (epoch {self.epoch}) stops"
+        )
 
     def _create(self, facts: Entry) -> bool:
         entry = {"epoch": self.epoch, "time": time.time(), **facts}

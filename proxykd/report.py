@@ -11,7 +11,7 @@ from typing import Any
 
 from proxykd.corpus_store import SLICES, manifest
 from proxykd.journal import replay
-from proxykd.storage import RunDirectory, read_json, write_json
+from proxykd.storage import RunDirectory, read_json, stage_key, write_json
 
 Facts = dict[str, Any]
 ROUND_KEYS = (
@@ -27,11 +27,22 @@ def write_report(run: RunDirectory, stop_reason: str) -> Facts:
     return report
 
 
+def finished_stages(run: RunDirectory) -> list[Facts]:
+    """The stages' markers in the order in which they began, by the journal: clocks jump."""
+    began: list[str] = []
+    for entry in replay(run.journal):
+        if entry["event"] == "STAGE_STARTED":
+            key = stage_key(entry["stage"], entry["round"])
+            began += [key] if key not in began else []
+    stages: list[Facts] = [read_json(path) for key in began if (path := run.stages / f"{key}.json").exists()]
+    return stages
+
+
 def build_report(run: RunDirectory, stop_reason: str) -> Facts:
     """Everything that a reader of report.json may rely on; `rounds` and `stages` in the order they ran."""
     config = run.config()
-    stages = sorted((read_json(path) for path in run.stages.glob("*.json")), key=lambda s: s["started_at"])
-    results = {_key(stage): stage["result"] for stage in stages}
+    stages = finished_stages(run)
+    results = {stage_key(stage["stage"], stage["round"]): stage["result"] for stage in stages}
     rounds = [stage["result"] for stage in stages if stage["stage"] == "align"]
     warmup, score, distil, evaluation = (results[name] for name in ("warmup", "score", "distil", "evaluate"))
     models, aligned = evaluation["models"], score["adapter"]
@@ -90,10 +101,6 @@ def _sealed_teacher(models: Facts, warmup: str, rounds: list[Facts]) -> Facts | 
         by_round.append({"adapter": in_force, "round": result["round"], **models[in_force]["true_kl"]})
     student = {when: models[f"student_{when}"]["true_kl"] for when in ("before", "after")}
     return {"kl_teacher_proxy": by_round, "kl_teacher_student": student, "kl_teacher_base": models["base"]["true_kl"]}
-
-
-def _key(stage: Facts) -> str:
-    return stage["stage"] if stage["round"] is None else f"{stage['stage']}-{stage['round']:02d}"
 
 
 def _stage(stage: Facts) -> Facts:

@@ -64,7 +64,7 @@ def describe(config: RunConfig) -> list[str]:
     return lines + _memory(config)
 
 
-def require_machine(config: RunConfig, local: bool, run_root: Path) -> None:
+def require_machine(config: RunConfig, local: bool, folder: Path) -> None:
     """Refuses a run that this machine cannot hold, before anything is started.
 
     Raises:
@@ -82,10 +82,10 @@ def require_machine(config: RunConfig, local: bool, run_root: Path) -> None:
             f"resources.device is gpu and the run needs {gpus_needed(config)} GPUs, this machine has {gpus}; "
             f"use --address of a cluster, or a CPU config such as configs/quickstart.yaml"
         )
-    free = shutil.disk_usage(run_root).free / 2**30
+    free = shutil.disk_usage(folder).free / 2**30
     if free < SPARE_DISK_GIB:
         raise ResourceError(
-            f"{free:.1f} GiB free at {run_root}, a run needs at least {SPARE_DISK_GIB:g}; free some or set runs_dir"
+            f"{free:.1f} GiB free at {folder}, a run needs at least {SPARE_DISK_GIB:g}; free some or set runs_dir"
         )
 
 

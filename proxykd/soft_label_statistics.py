@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from proxykd.losses import trust_statistics, trust_weights
 from proxykd.soft_labels import LabelSource, require, unpack
-from proxykd.storage import verify_shard
+from proxykd.storage import read_table, verify_shard
 
 HISTOGRAM_BINS = 20
 
@@ -24,7 +23,7 @@ def label_statistics(shards: list[Path], source: LabelSource, trust: str) -> dic
     for path in shards:
         verify_shard(path)
         require(path, source)
-        for row in pq.read_table(path).to_pylist():
+        for row in read_table(path).to_pylist():
             sums.append(row["sequence_logp"])
             tokens.append(row["tokens"])
             mass += np.exp(unpack(row, source).top_logps_TK).cumsum(-1).sum(0)

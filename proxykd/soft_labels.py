@@ -122,7 +122,9 @@ def write_shard_file(path: Path, labels: Sequence[SoftLabels], source: LabelSour
 
 
 def read_source(path: Path) -> LabelSource:
-    facts = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()}
+    with path.open("rb") as file:
+        schema = pq.read_schema(file)
+    facts = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
     return LabelSource(facts["adapter"], facts["tokenizer"], int(facts["vocabulary"]), int(facts["k"]))
 
 

@@ -1,7 +1,9 @@
 """The run directory: the only truth a run has. Files are immutable once their marker stands.
 
-Local and NFS paths. Every write is atomic (a temporary file, then rename or link), so that a reader never
-sees half a file, whenever the writer was killed.
+It lies on a local disk, on NFS or in an S3-like object store; a path is a pathlib.Path or an object store's UPath,
+which has the same interface. A reader never sees half a file, whenever the writer was killed: on file systems a write
+is a temporary file and a rename, in an object store it is one PUT. To create a file only if it is absent (which the
+journal's fence stands on) is a hard link on file systems and a conditional PUT (If-None-Match: *) on S3.
 """
 
 from __future__ import annotations
@@ -10,15 +12,42 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from proxykd.config import RunConfig, validate_config
-from proxykd.errors import IntegrityError, RunError
+from proxykd.errors import ConfigError, IntegrityError, RunError, RunStoppedError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 READY = "READY"
+OBJECT_STORES = ("s3",)
+"""Protocols whose conditional PUT was tested."""
+
+
+def location(path: str | Path) -> Path:
+    """A path on this machine, or in an object store where it is written as s3://bucket/prefix.
+
+    Raises:
+        ConfigError: a store whose conditional PUT nobody has tested.
+    """
+    protocol, separator, _ = str(path).partition("://")
+    if not separator:
+        return Path(path).absolute()
+    if protocol not in OBJECT_STORES:
+        raise ConfigError(f"{path}: runs can lie on local disks, NFS and S3-like stores (s3://), not on {protocol}://")
+    from upath import UPath
+
+    # Another process writes there too: a cached listing would hide it.
+    return cast(Path, UPath(str(path), use_listings_cache=False))
+
+
+def is_remote(path: Path) -> bool:
+    return "://" in str(path)
 
 
 def cache_folder() -> Path:
@@ -31,6 +60,9 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
+    if is_remote(path):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -44,7 +76,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def create_if_absent(path: Path, data: bytes) -> bool:
-    """Creates `path` with all of `data`, or returns False because it exists. Link is atomic on local disks and NFS."""
+    """Creates `path` with all of `data`, or returns False because it exists. Of many callers one wins."""
+    if is_remote(path):
+        remote: Any = path
+        try:
+            remote.fs.pipe_file(remote.path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     write_atomic(temporary, data)
@@ -68,16 +107,34 @@ def read_json(path: Path) -> Any:
         raise IntegrityError(f"{path} is torn or not JSON ({error}); delete it and resume the run") from None
 
 
+def delete(path: Path) -> None:
+    """Removes a file or a whole folder; one that is not there is no error."""
+    if is_remote(path):
+        remote: Any = path
+        if remote.exists():
+            remote.fs.rm(remote.path, recursive=True)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file, wherever it lies."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
 def write_shard(path: Path, write: Callable[[Path], None], facts: dict[str, Any]) -> None:
     """Writes one shard and, when it is whole, its marker `.ok` with the file's checksum and `facts`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with _scratch(path.parent) as scratch:
+        temporary = Path(scratch) / path.name
         write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_json(path.with_suffix(".ok"), {"sha256": sha256_file(path), **facts})
+        sha256 = sha256_file(temporary)
+        _move(temporary, path)
+    write_json(path.with_suffix(".ok"), {"sha256": sha256, **facts})
 
 
 def shard_facts(path: Path) -> dict[str, Any] | None:
@@ -104,39 +161,115 @@ def verify_shard(path: Path) -> dict[str, Any]:
     return facts
 
 
-def publish_directory(final: Path, build: Callable[[Path], dict[str, Any]]) -> None:
-    """Builds a directory aside, adds manifest.json with every file's checksum, READY, and moves it into place."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
+def unfinished(path: Path) -> bool:
+    """Whether a shard is still to be made: it has no marker, or one of the two is torn. What is torn is removed."""
     try:
-        facts = build(temporary)
-        files = {str(p.relative_to(temporary)): sha256_file(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-        write_json(temporary / "manifest.json", {**facts, "files": files})
-        (temporary / READY).touch()
+        if shard_facts(path) is not None:
+            verify_shard(path)
+            return False
+    except (IntegrityError, KeyError):
+        delete(path.with_suffix(".ok"))
+        delete(path)
+    return True
+
+
+def publish_directory(final: Path, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Builds a directory aside, adds manifest.json with every file's checksum, and puts it in place.
+
+    Where a directory cannot be moved in one act (object stores), READY is the last file to arrive, and until then
+    the directory counts for nothing.
+    """
+    with _scratch(final.parent) as scratch:
+        staged = Path(scratch) / final.name
+        staged.mkdir()
+        facts = build(staged)
+        files = {str(p.relative_to(staged)): sha256_file(p) for p in sorted(staged.rglob("*")) if p.is_file()}
+        write_json(staged / "manifest.json", {**facts, "files": files})
+        if is_remote(final):
+            delete(final / READY)
+            for name in [*files, "manifest.json"]:
+                _move(staged / name, final / name)
+            (final / READY).write_bytes(b"")
+            return
+        (staged / READY).touch()
         if final.exists():
             shutil.rmtree(final)
-        temporary.rename(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        staged.rename(final)
 
 
 def verify_directory(path: Path) -> dict[str, Any]:
     """Checks a published directory's files against its manifest and returns the manifest."""
-    if not (path / READY).exists():
-        raise IntegrityError(f"{path} has no {READY} marker: it was never finished; resume the run to write it again")
-    manifest: dict[str, Any] = read_json(path / "manifest.json")
+    manifest = _ready_manifest(path)
     for name, expected in manifest["files"].items():
         if not (path / name).exists() or sha256_file(path / name) != expected:
             raise IntegrityError(f"{path / name} is missing or not the file that its manifest names; delete {path}")
     return manifest
 
 
+def fetch(directory: Path) -> Path:
+    """A published directory as a folder on this machine: itself, or a copy in the cache, checked by its manifest.
+
+    Raises:
+        IntegrityError: it was never finished, or a file is not what its manifest names.
+    """
+    if not is_remote(directory):
+        return directory
+    manifest = _ready_manifest(directory)
+    digest = hashlib.sha256(json.dumps([str(directory), manifest], sort_keys=True).encode()).hexdigest()
+    local = cache_folder() / "fetched" / digest[:16] / directory.name
+    if not (local / READY).exists():
+
+        def download(target: Path) -> dict[str, Any]:
+            remote: Any = directory
+            for name in manifest["files"]:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                remote.fs.get_file((remote / name).path, str(target / name))
+            return {key: value for key, value in manifest.items() if key != "files"}
+
+        publish_directory(local, download)
+        if read_json(local / "manifest.json")["files"] != manifest["files"]:
+            delete(local)
+            raise IntegrityError(f"a file of {directory} is not what its manifest names; delete it and resume the run")
+    return local
+
+
+def _ready_manifest(directory: Path) -> dict[str, Any]:
+    if not (directory / READY).exists():
+        raise IntegrityError(
+            f"{directory} has no {READY} marker: it was never finished; resume the run to write it again"
+        )
+    manifest: dict[str, Any] = read_json(directory / "manifest.json")
+    return manifest
+
+
+def _scratch(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder to build in: beside the target, so that a rename suffices, or on this machine for an object store."""
+    if is_remote(parent):
+        return tempfile.TemporaryDirectory(prefix="proxykd-")
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix=".")
+
+
+def _move(built: Path, target: Path) -> None:
+    if is_remote(target):
+        remote: Any = target
+        remote.fs.put_file(str(built), remote.path)
+        return
+    with built.open("rb") as file:
+        os.fsync(file.fileno())
+    built.replace(target)
+
+
+def stage_key(stage: str, round_number: int | None) -> str:
+    """What a stage's files are called: warmup, align-03."""
+    return stage if round_number is None else f"{stage}-{round_number:02d}"
+
+
 class RunDirectory:
     """Names every path of one run (DESIGN.md, section 4) and guards whose run it is."""
 
     def __init__(self, root: str | Path):
-        self.root = Path(root).absolute()
+        self.root = location(root)
 
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
@@ -145,7 +278,7 @@ class RunDirectory:
         Raises:
             RunError: the directory holds another config, or cannot be written.
         """
-        run = cls(Path(config.runs_dir) / config.run_id)
+        run = cls(location(config.runs_dir) / config.run_id)
         frozen = json.dumps(config.model_dump(mode="json"), indent=1).encode()
         try:
             if not create_if_absent(run.root / "config.json", frozen):
@@ -215,6 +348,16 @@ class RunDirectory:
         return self.root / "stages"
 
     @property
+    def checkpoints(self) -> Path:
+        """What training stages go on from after a death; a finished stage leaves nothing here."""
+        return self.root / "checkpoints"
+
+    @property
+    def outcomes(self) -> Path:
+        """What the Train workers hand to the coordinator, which removes it."""
+        return self.root / "outcomes"
+
+    @property
     def report(self) -> Path:
         return self.root / "report" / "report.json"
 
@@ -226,6 +369,25 @@ class RunDirectory:
     def live(self) -> Path:
         """The latest progress, overwritten in place: what a terminal draws, nothing that a result needs."""
         return self.root / "live.json"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.root / "stop"
+
+    def go_on(self) -> None:
+        """Called wherever a unit of work is whole.
+
+        Raises:
+            RunStoppedError: somebody asked the run to stop.
+        """
+        if self.stop_request.exists():
+            raise RunStoppedError("stopped, as asked")
+
+    def sweep(self) -> None:
+        """Removes what killed writers left half-written. An object store holds nothing half-written."""
+        if not is_remote(self.root):
+            for path in list(self.root.rglob(".*")):
+                delete(path)
 
     @staticmethod
     def ready_directories(parent: Path) -> Iterator[Path]:

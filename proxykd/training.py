@@ -17,7 +17,7 @@ from torch import Tensor
 from proxykd.batching import plan_micro_batches, share_of_worker
 from proxykd.config import TrainConfig
 from proxykd.errors import GateError
-from proxykd.parallel import Workers, whole
+from proxykd.parallel import Workers, placed_like, whole
 from proxykd.scorer import CompletionScorer
 
 Row = dict[str, Any]
@@ -104,6 +104,35 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return Step(losses, metrics, norm, grad_norms)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, whole and on the CPU: weights, Adam's moments, steps, the RNG.
+
+        Every worker must call it; any number of workers can go on from it.
+        """
+        moments = [
+            {name: whole(value).cpu() for name, value in self.optimizer.state[p].items()} for p in self.parameters
+        ]
+        return {
+            "steps": self.steps,
+            "parameters": [whole(p).cpu() for p in self.parameters],
+            "moments": moments,
+            "rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`: the next step is bit for bit the one that would have come (same workers, float32)."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(placed_like(parameter, value))
+        for parameter, moments in zip(self.parameters, state["moments"], strict=True):
+            self.optimizer.state[parameter] = {
+                # Adam counts its steps in a scalar that stays on the CPU.
+                name: value if value.ndim == 0 else placed_like(parameter, value)
+                for name, value in moments.items()
+            }
+        torch.set_rng_state(state["rng"])
+        self.steps = state["steps"]
 
     def _accumulate(
         self, micro_batches: list[tuple[list[Row], float]], stage: StageLoss, group: tuple[str, ...]

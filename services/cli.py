@@ -116,12 +116,13 @@ def status(run_directory: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
-def stop(run_directory: str) -> None:
-    """Stop RUN and its local Ray; what is finished stays, `resume` goes on."""
+@click.option("--now", is_flag=True, help="Do not wait for the shard or step in hand: it will be done again.")
+def stop(run_directory: str, now: bool) -> None:
+    """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
     from proxykd.storage import RunDirectory
     from services.runs import stop_run
 
-    stop_run(RunDirectory.open(run_directory))
+    stop_run(RunDirectory.open(run_directory), now)
     click.echo(f"stopped; go on with: proxykd resume {run_directory}")
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
+import socket
 import sys
+import time
 from typing import Any
 
-from actors.events import read_events, read_live
+from actors.events import gives_signs_of_life, read_events, read_live
 from actors.http_options import HttpOptions
-from actors.local_cluster import LocalCluster, running, start
+from actors.local_cluster import LocalCluster, local_folder, running, start
 from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, ResourceError, RunError
 from proxykd.journal import replay
+from proxykd.report import finished_stages
 from proxykd.requirements import require_machine
-from proxykd.storage import RunDirectory, read_json
+from proxykd.storage import RunDirectory, delete, write_json
 from services.terminal import follow, print_report
 
 DEPLOYER = "services.deployments:ServeDeployer"
+STOP_POLL_S = 0.5
 
 
 def start_run(config: RunConfig, *, address: str | None, http: HttpOptions, fresh: bool, detach: bool) -> None:
@@ -25,7 +28,7 @@ def start_run(config: RunConfig, *, address: str | None, http: HttpOptions, fres
     if fresh:
         if (cluster := running(run.root)) is not None:
             cluster.stop()
-        shutil.rmtree(run.root)
+        delete(run.root)
         run = RunDirectory.create(config)
     follow_or_start(run, address=address, http=http, detach=detach)
 
@@ -43,13 +46,13 @@ def follow_or_start(run: RunDirectory, *, address: str | None, http: HttpOptions
     _, seen = read_events(run.events)
     cluster = None if address else running(run.root)
     if cluster is None:
-        config = run.config()
-        cluster = launch_coordinator(run, config, address, http)
+        delete(run.stop_request)
+        cluster = launch_coordinator(run, run.config(), address, http)
     if detach:
         print(f"{run.id} runs on its own; look with: proxykd status {run.root}")
         return
     try:
-        end = follow(run, after=seen, alive=lambda: cluster is None or cluster.alive)
+        end = follow(run, after=seen, alive=lambda: cluster.alive if cluster else gives_signs_of_life(run))
     except KeyboardInterrupt:
         _ask_what_to_do(run, cluster)
         return
@@ -68,7 +71,7 @@ def launch_coordinator(
     run: RunDirectory, config: RunConfig, address: str | None, http: HttpOptions
 ) -> LocalCluster | None:
     """Starts Ray where no address is given, and the coordinator on it."""
-    require_machine(config, local=address is None, run_root=run.root)
+    require_machine(config, local=address is None, folder=local_folder(run.root))
     cluster = None if address else start(run.root, config.resources.logical_cpus)
     from actors.coordinator import Launch, launch
 
@@ -85,12 +88,27 @@ def launch_coordinator(
     return cluster
 
 
-def stop_run(run: RunDirectory) -> None:
-    """Ends the local Ray that holds the run. A shard in hand is lost and done again on resuming."""
+def stop_run(run: RunDirectory, now: bool) -> None:
+    """Asks the run to stop once the shard or step in hand is whole, and returns when it has.
+
+    `now` ends its local Ray at once: what is in hand is done again on resuming.
+
+    Raises:
+        RunError: it does not run.
+    """
     cluster = running(run.root)
-    if cluster is None:
-        raise RunError(f"{run.id} does not run on this machine; nothing to stop")
-    cluster.stop()
+    if cluster is None and (now or not gives_signs_of_life(run)):
+        where = "on this machine" if now else "anywhere"
+        raise RunError(f"{run.id} does not run {where}; nothing to stop")
+    if now and cluster is not None:
+        cluster.stop()
+        return
+    write_json(run.stop_request, {"time": time.time()})
+    print(f"{run.id} finishes the shard or step in hand (--now stops without) ...", flush=True)
+    while cluster.alive if cluster else gives_signs_of_life(run):
+        time.sleep(STOP_POLL_S)
+    if cluster is not None:
+        cluster.stop()
 
 
 def finished(run: RunDirectory) -> bool:
@@ -101,20 +119,25 @@ def run_status(run: RunDirectory) -> dict[str, Any]:
     """Where a run stands, from storage alone; `alive` says whether its local Ray still runs."""
     entries = replay(run.journal)
     events, _ = read_events(run.events)
-    failures = [event for event in events if event["event"] in ("failed", "run_started")]
-    failed = failures[-1]["message"] if failures and failures[-1]["event"] == "failed" else None
-    stages = sorted((read_json(p) for p in run.stages.glob("*.json")), key=lambda s: s["started_at"])
-    alive = running(run.root) is not None
+    ends = [event for event in events if event["event"] in ("failed", "stopped", "run_started")]
+    failed = ends[-1]["message"] if ends and ends[-1]["event"] == "failed" else None
+    alive = running(run.root) is not None or (gives_signs_of_life(run) and not _died_here(run))
     live = read_live(run)
     return {
         "run": run.id,
         "state": "finished" if finished(run) else "running" if alive else "failed" if failed else "stopped",
         "alive": alive,
         "epoch": entries[-1]["epoch"] if entries else 0,
-        "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in stages],
+        "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in finished_stages(run)],
         "now": live if alive and live.get("stage") else None,
         "error": failed,
     }
+
+
+def _died_here(run: RunDirectory) -> bool:
+    """Whether the run's last claim was by a local Ray of this machine, which running() knows better about."""
+    claims = [entry for entry in replay(run.journal) if entry["event"] == "EPOCH_CLAIMED"]
+    return bool(claims) and claims[-1].get("host") == socket.gethostname() and claims[-1].get("cluster_pid") is not None
 
 
 def _ask_what_to_do(run: RunDirectory, cluster: LocalCluster | None) -> None:
@@ -128,7 +151,7 @@ def _ask_what_to_do(run: RunDirectory, cluster: LocalCluster | None) -> None:
     except (EOFError, KeyboardInterrupt):
         answer = "l"
     if answer.startswith("s"):
-        cluster.stop()
+        stop_run(run, now=False)
         print(f"stopped; go on with: proxykd resume {os.path.relpath(run.root)}")
     else:
         print(leave)

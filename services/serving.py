@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from actors.http_options import HttpOptions
-from actors.local_cluster import running, start
+from actors.local_cluster import local_folder, running, start
 from proxykd.adapter_catalogue import AdapterCard, catalogue, find
 from proxykd.errors import ResourceError, RunError
 from proxykd.requirements import require_machine
@@ -29,15 +29,16 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
     if address is None and running(run.root) is not None:
         raise RunError(f"{run.id} is at work or served already; its routes are open on the port that it was given")
     config = run.config()
-    require_machine(config, local=address is None, run_root=run.root)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    require_machine(config, local=address is None, folder=local_folder(run.root))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background commands with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     cluster = None if address else start(run.root, config.resources.logical_cpus)
     try:
         url = _deploy(run, card, cluster.address if cluster else str(address), http)
         _announce(run, card, url)
         while cluster is None or cluster.alive:
             time.sleep(WATCH_S)
-        raise ResourceError(f"the local Ray of {run.id} is gone; its logs are in {run.root / 'logs'}")
+        raise ResourceError(f"the local Ray of {run.id} is gone; its logs are in {local_folder(run.root) / 'logs'}")
     except KeyboardInterrupt:
         print("\nstopping")
     finally:

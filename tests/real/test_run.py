@@ -92,6 +92,7 @@ def finished(tiny, tmp_path_factory):
     answers = client.stop()
     stopped = proxykd("stop", str(root))
     assert stopped.returncode == 0, stopped.stderr
+    assert "finishes the shard or step in hand" in stopped.stdout
     left = processes_naming(mark)
     before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
     resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
@@ -156,7 +157,8 @@ def test_a_finished_run_is_served_until_it_is_interrupted(finished):
             assert "served already" in again.stderr
         finally:
             serving.send_signal(signal.SIGINT)
-    assert serving.returncode == 0
+            _, said = serving.communicate(timeout=120)
+    assert serving.returncode == 0, said
     assert processes_naming(finished["mark"]) == []
     unknown = proxykd("serve", str(root), "--adapter", "r99")
     assert unknown.returncode == 2

@@ -91,11 +91,11 @@ def test_parity_threshold_follows_the_dtypes(tmp_path):
 def test_machines_that_cannot_hold_a_run_are_refused(tmp_path):
     crowded = load(tmp_path, "resources.trainer_workers=6", "resources.logical_cpus=8")
     with pytest.raises(ResourceError, match=r"set resources\.logical_cpus=9"):
-        require_machine(crowded, local=True, run_root=tmp_path)
+        require_machine(crowded, local=True, folder=tmp_path)
     gpu = load(tmp_path, "resources.device=gpu", "resources.trainer_workers=90", "resources.logical_cpus=99")
     with pytest.raises(ResourceError, match=r"needs 91 GPUs, this machine has \d+"):
-        require_machine(gpu, local=True, run_root=tmp_path)
-    require_machine(gpu, local=False, run_root=tmp_path)
+        require_machine(gpu, local=True, folder=tmp_path)
+    require_machine(gpu, local=False, folder=tmp_path)
     assert (cpus_needed(gpu), gpus_needed(gpu)) == (93, 91)
 
 

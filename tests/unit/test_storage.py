@@ -1,123 +1,249 @@
-"""The run directory and the journal: atomic, checked, fenced."""
+"""The run directory and the journal, on a local disk and in an object store: atomic, checked, fenced."""
 
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from proxykd.config import validate_config
-from proxykd.errors import IntegrityError, RunError, StaleEpochError
+from proxykd.errors import ConfigError, IntegrityError, RunError, RunStoppedError, StaleEpochError
 from proxykd.journal import Journal, replay
 from proxykd.storage import (
     RunDirectory,
     create_if_absent,
+    delete,
+    fetch,
+    is_remote,
+    location,
     publish_directory,
     read_json,
+    shard_facts,
+    unfinished,
     verify_directory,
+    verify_shard,
     write_atomic,
+    write_shard,
 )
 
 RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
 
 
-def test_only_one_of_many_creates(tmp_path):
+def make_run(store, **sections):
+    return RunDirectory.create(validate_config(RAW | {"runs_dir": str(store)} | sections, "test"))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_only_one_of_many_creates(store):
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda i: create_if_absent(tmp_path / "x", str(i).encode()), range(32)))
+        won = list(pool.map(lambda i: create_if_absent(store / "x", str(i).encode()), range(32)))
     assert won.count(True) == 1
-    assert (tmp_path / "x").read_text() == str(won.index(True))
-    assert os.listdir(tmp_path) == ["x"]
+    assert (store / "x").read_text() == str(won.index(True))
+    assert names(store) == ["x"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
-    path = tmp_path / "x"
+def test_a_failed_write_leaves_the_old_file_and_no_litter(store):
+    path = store / "x"
     write_atomic(path, b"old")
     with pytest.raises(TypeError):
-        write_atomic(path, "not bytes")  # type: ignore[arg-type]
+        write_atomic(path, {"not": "bytes"})  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x"]
+    assert names(store) == ["x"]
 
 
-def test_published_directories_are_checked_against_their_manifest(tmp_path):
-    target = tmp_path / "adapters" / "r01-abc"
+def build(directory):
+    (directory / "weights").write_bytes(b"1234")
+    (directory / "deeper").mkdir()
+    (directory / "deeper" / "more").write_bytes(b"5")
+    return {"round": 1}
 
-    def build(directory):
-        (directory / "weights").write_bytes(b"1234")
-        return {"round": 1}
 
+def test_published_directories_are_checked_against_their_manifest(store):
+    target = store / "adapters" / "r01-abc"
     publish_directory(target, build)
     assert verify_directory(target)["round"] == 1
+    assert list(RunDirectory.ready_directories(store / "adapters")) == [target]
     (target / "weights").write_bytes(b"1235")
     with pytest.raises(IntegrityError, match="not the file that its manifest names"):
         verify_directory(target)
     (target / "READY").unlink()
     with pytest.raises(IntegrityError, match="no READY marker"):
         verify_directory(target)
+    assert list(RunDirectory.ready_directories(store / "adapters")) == []
 
 
-def test_a_build_that_fails_publishes_nothing(tmp_path):
-    def build(directory):
+def test_a_published_directory_is_had_as_local_files(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXYKD_CACHE", str(tmp_path / "cache"))
+    target = store / "models" / "proxy"
+    publish_directory(target, build)
+    local = fetch(target)
+    assert not is_remote(local)
+    assert (local / "weights").read_bytes() == b"1234"
+    assert (local / "deeper" / "more").read_bytes() == b"5"
+    assert verify_directory(local)["round"] == 1
+    assert fetch(target) == local
+    (target / "READY").unlink()
+    if is_remote(target):
+        with pytest.raises(IntegrityError, match="no READY marker"):
+            fetch(target)
+
+
+def test_a_torn_copy_of_a_published_directory_is_not_used(object_store, tmp_path, monkeypatch):
+    from tests.object_store import new_bucket
+
+    monkeypatch.setenv("PROXYKD_CACHE", str(tmp_path / "cache"))
+    target = location(new_bucket()) / "r01"
+    publish_directory(target, build)
+    (target / "weights").write_bytes(b"12")
+    with pytest.raises(IntegrityError, match="is not what its manifest names"):
+        fetch(target)
+    (target / "weights").write_bytes(b"1234")
+    assert verify_directory(fetch(target))
+
+
+def test_a_shard_is_finished_when_its_marker_stands(store):
+    path = store / "pairs" / "shard-00000.parquet"
+    assert unfinished(path)
+    write_shard(path, lambda target: target.write_bytes(b"rows"), {"records": 2})
+    assert verify_shard(path)["records"] == 2
+    assert not unfinished(path)
+    assert names(path.parent) == ["shard-00000.ok", "shard-00000.parquet"]
+
+
+@pytest.mark.parametrize("torn", ["truncated shard", "truncated marker", "empty marker", "no marker", "no shard"])
+def test_a_torn_shard_is_made_again(store, torn):
+    path = store / "pairs" / "shard-00000.parquet"
+    write_shard(path, lambda target: target.write_bytes(b"rows"), {"records": 2})
+    marker = path.with_suffix(".ok")
+    match torn:
+        case "truncated shard":
+            path.write_bytes(b"ro")
+        case "truncated marker":
+            marker.write_bytes(marker.read_bytes()[:20])
+        case "empty marker":
+            marker.write_bytes(b"")
+        case "no marker":
+            delete(marker)
+        case "no shard":
+            delete(path)
+    assert unfinished(path)
+    write_shard(path, lambda target: target.write_bytes(b"rows"), {"records": 2})
+    assert not unfinished(path)
+
+
+def test_a_write_onto_a_full_disk_leaves_no_marker(store):
+    path = store / "pairs" / "shard-00000.parquet"
+
+    def write(target):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(target))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_shard(path, write, {})
+    assert shard_facts(path) is None
+    assert names(path.parent) == []
+
+
+def test_a_build_that_fails_publishes_nothing(store):
+    def fail(directory):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        publish_directory(tmp_path / "a", build)
-    assert os.listdir(tmp_path) == []
+        publish_directory(store / "a", fail)
+    assert names(store) == []
 
 
-def test_a_run_directory_belongs_to_one_config(tmp_path):
-    config = validate_config(RAW | {"runs_dir": str(tmp_path)}, "test")
+def test_what_a_killed_writer_left_half_written_is_swept(tmp_path):
+    run = make_run(tmp_path)
+    (run.adapters / ".r01-abc.tmp").mkdir(parents=True)
+    (run.adapters / ".r01-abc.tmp" / "weights").write_bytes(b"12")
+    (run.stages / ".warmup.json.123").parent.mkdir()
+    (run.stages / ".warmup.json.123").write_bytes(b"{")
+    write_atomic(run.stages / "models.json", b"{}")
+    run.sweep()
+    assert names(run.adapters) == []
+    assert names(run.stages) == ["models.json"]
+
+
+def test_a_run_directory_belongs_to_one_config(store):
+    config = validate_config(RAW | {"runs_dir": str(store)}, "test")
     run = RunDirectory.create(config)
-    assert RunDirectory.open(run.root).config() == config
-    more = validate_config(RAW | {"runs_dir": str(tmp_path), "resources": {"trainer_workers": 2}}, "test")
-    assert RunDirectory.create(more).config().resources.trainer_workers == 2
+    assert RunDirectory.open(str(run.root)).config() == config
+    more = make_run(store, resources={"trainer_workers": 2}, redis={"url": "redis://there:1"})
+    assert more.config().resources.trainer_workers == 2
     held = read_json(run.root / "config.json")
     held["alignment"]["beta"] = 0.7
     (run.root / "config.json").write_text(json.dumps(held))
     with pytest.raises(RunError, match="belongs to another config"):
         RunDirectory.create(config)
     with pytest.raises(RunError, match="is no run directory"):
-        RunDirectory.open(tmp_path / "nowhere")
+        RunDirectory.open(store / "nowhere")
+
+
+def test_a_run_is_asked_to_stop_through_storage(store):
+    run = make_run(store)
+    run.go_on()
+    write_atomic(run.stop_request, b"{}")
+    with pytest.raises(RunStoppedError, match="as asked"):
+        run.go_on()
+
+
+def test_a_store_whose_conditional_put_nobody_has_tested_is_refused():
+    with pytest.raises(ConfigError, match="not on gs://"):
+        location("gs://bucket/runs")
 
 
 def test_an_unwritable_runs_dir_is_said_plainly(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write the run directory"):
-        RunDirectory.create(validate_config(RAW | {"runs_dir": str(tmp_path / "file")}, "test"))
+        make_run(tmp_path / "file")
 
 
-def test_the_journal_replays_in_order_and_fences_a_stale_writer(tmp_path):
-    first = Journal(tmp_path)
+def test_a_bucket_that_is_not_there_is_said_plainly(object_store):
+    with pytest.raises(RunError, match="cannot write the run directory s3://no-such-bucket"):
+        make_run("s3://no-such-bucket/runs")
+
+
+def test_the_journal_replays_in_order_and_fences_a_stale_writer(store):
+    first = Journal(store)
     first.append("A", n=1)
-    second = Journal(tmp_path)
+    first.check()
+    second = Journal(store, host="b")
     assert second.epoch == first.epoch + 1
+    with pytest.raises(StaleEpochError, match="another coordinator"):
+        first.check()
     with pytest.raises(StaleEpochError, match="another coordinator"):
         first.append("B", n=2)
     second.append("C", n=3)
-    assert [e["event"] for e in replay(tmp_path)] == ["EPOCH_CLAIMED", "A", "EPOCH_CLAIMED", "C"]
+    assert [e["event"] for e in replay(store)] == ["EPOCH_CLAIMED", "A", "EPOCH_CLAIMED", "C"]
+    assert replay(store)[2]["host"] == "b"
 
 
-def test_what_a_stale_epoch_wrote_later_is_ignored(tmp_path):
-    Journal(tmp_path)
-    second = Journal(tmp_path)
+def test_what_a_stale_epoch_wrote_later_is_ignored(store):
+    Journal(store)
+    second = Journal(store)
     second.append("GOOD")
     late = {"epoch": 1, "time": 0, "event": "STALE"}
-    create_if_absent(tmp_path / "000004.json", json.dumps(late).encode())
-    assert [e["event"] for e in replay(tmp_path)] == ["EPOCH_CLAIMED", "EPOCH_CLAIMED", "GOOD"]
-    third = Journal(tmp_path)
+    create_if_absent(store / "000004.json", json.dumps(late).encode())
+    assert [e["event"] for e in replay(store)] == ["EPOCH_CLAIMED", "EPOCH_CLAIMED", "GOOD"]
+    third = Journal(store)
     assert third.epoch == 3
     third.append("NEXT")
-    assert replay(tmp_path)[-1]["event"] == "NEXT"
+    assert replay(store)[-1]["event"] == "NEXT"
 
 
-def test_racing_claims_get_different_epochs(tmp_path):
+def test_racing_claims_get_different_epochs(store):
     with ThreadPoolExecutor(8) as pool:
-        journals = list(pool.map(lambda _: Journal(tmp_path), range(8)))
+        journals = list(pool.map(lambda _: Journal(store), range(8)))
     assert sorted(j.epoch for j in journals) == list(range(1, 9))
 
 
-def test_a_torn_json_file_is_named(tmp_path):
-    (tmp_path / "x.json").write_text('{"a": ')
-    with pytest.raises(IntegrityError, match=r"x\.json is torn"):
-        read_json(tmp_path / "x.json")
+def test_a_torn_journal_entry_is_named(store):
+    Journal(store).append("A")
+    (store / "000002.json").write_text('{"a": ')
+    with pytest.raises(IntegrityError, match=r"000002\.json is torn"):
+        Journal(store)

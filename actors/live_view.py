@@ -1,0 +1,84 @@
+"""What is live about a run, in Redis: a capped stream of its events, its latest state, its coordinator's lease.
+
+No result depends on it. A server that is away, slow or wiped costs the view alone: a call that fails is dropped, and
+the next is made after a pause. The truth about events is events/*.jsonl, about the coordinator the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+STREAM_LENGTH = 10_000
+LEASE_MS = 20_000
+TIMEOUT_S = 1.0
+PAUSE_S = 5.0
+USERNAME, PASSWORD = "PROXYKD_REDIS_USERNAME", "PROXYKD_REDIS_PASSWORD"
+
+Facts = dict[str, Any]
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that waits at most a second. User and password of one's own server come from the environment."""
+    credentials = {"username": os.environ.get(USERNAME), "password": os.environ.get(PASSWORD)}
+    given = {name: value for name, value in credentials.items() if value} if "@" not in url else {}
+    return redis.Redis.from_url(
+        url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, decode_responses=True, **given
+    )
+
+
+class LiveView:
+    """One run's keys: proxykd:<run>:events, :state and :lease."""
+
+    def __init__(self, run_id: str, url: Callable[[], str]):
+        """`url` is asked again after every failure: an embedded server may have come back elsewhere."""
+        self._prefix = f"proxykd:{run_id}"
+        self._url = url
+        self._client: redis.Redis | None = None
+        self._not_before = 0.0
+
+    def publish(self, event: Facts) -> None:
+        """Adds an event to the stream, which keeps about the last 10,000."""
+        line = json.dumps(event, default=str)
+        self._try(lambda c: c.xadd(f"{self._prefix}:events", {"event": line}, maxlen=STREAM_LENGTH, approximate=True))
+
+    def show(self, state: Facts) -> None:
+        self._try(lambda c: c.set(f"{self._prefix}:state", json.dumps(state, default=str)))
+
+    def hold_lease(self, epoch: int) -> None:
+        """Says for the next 20 s which coordinator is at work: a hint for onlookers. The journal decides."""
+        self._try(lambda c: c.set(f"{self._prefix}:lease", epoch, px=LEASE_MS))
+
+    def events(self, after: str = "0") -> list[tuple[str, Facts]]:
+        """(id, event) of the stream after id `after`. Raises redis.RedisError where the server does not answer."""
+        entries: Any = self._connected().xrange(f"{self._prefix}:events", min=f"({after}")
+        return [(entry_id, json.loads(fields["event"])) for entry_id, fields in entries]
+
+    def state(self) -> Facts | None:
+        text: Any = self._connected().get(f"{self._prefix}:state")
+        state: Facts | None = json.loads(text) if text else None
+        return state
+
+    def lease(self) -> int | None:
+        """The epoch of the coordinator that holds the run, or None."""
+        epoch: Any = self._connected().get(f"{self._prefix}:lease")
+        return int(epoch) if epoch else None
+
+    def _try(self, call: Callable[[redis.Redis], Any]) -> None:
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            call(self._connected())
+        except (redis.RedisError, OSError):
+            self._client = None
+            self._not_before = time.monotonic() + PAUSE_S
+
+    def _connected(self) -> redis.Redis:
+        if self._client is None:
+            self._client = connect(self._url())
+        return self._client

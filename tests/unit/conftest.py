@@ -1,0 +1,28 @@
+"""Both kinds of storage, for the tests of everything that a run directory promises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxykd.storage import location
+from tests.object_store import new_bucket, s3_server
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty folder to keep runs in: on this machine, or in a bucket of a real S3 server."""
+    if request.param == "local":
+        return tmp_path / "runs"
+    request.getfixturevalue("object_store")
+    return location(new_bucket())

@@ -1,0 +1,113 @@
+"""A stage that dies goes on from its last whole checkpoint, bit for bit as if it had not died."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from proxykd.checkpoints import Checkpoints
+from proxykd.parallel import Workers, full_state
+from tests.unit.test_training import LOSSES, make, rows
+
+
+def take(trainer, loss, steps):
+    for number in steps:
+        batch = rows(seed=number)
+        trainer.step(batch, LOSSES[loss](batch))
+
+
+@pytest.mark.parametrize("loss", ["sft", "align", "distil"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tiny, store, loss, method):
+    whole = make(tiny, 20, method=method)
+    take(whole, loss, range(5))
+    checkpoints = Checkpoints(store / "warmup")
+    first = make(tiny, 20, method=method)
+    take(first, loss, range(2))
+    checkpoints.save(2, {"trainer": first.state()})
+    torch.manual_seed(99)
+    second = make(tiny, 20, method=method)
+    second.restore(checkpoints.latest()["trainer"])
+    assert second.steps == 2
+    take(second, loss, range(2, 5))
+    for a, b in zip(whole.state()["moments"], second.state()["moments"], strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    expected, found = (full_state(t.scorer.model, trainable_only=False) for t in (whole, second))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_random_state_goes_on_too(tiny, store):
+    trainer = make(tiny, 20)
+    torch.manual_seed(5)
+    Checkpoints(store).save(0, {"trainer": trainer.state()})
+    expected = torch.rand(3)
+    trainer.restore(Checkpoints(store).latest()["trainer"])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_the_newest_is_kept_and_none_after_the_stage(store):
+    checkpoints = Checkpoints(store)
+    assert checkpoints.latest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    assert sorted(p.name for p in store.iterdir()) == ["step-000003.ok", "step-000003.pt"]
+    assert checkpoints.latest() == {"step": 3}
+    checkpoints.clear()
+    assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize("torn", ["file", "marker", "no marker"])
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(store, torn, monkeypatch):
+    checkpoints = Checkpoints(store)
+    checkpoints.save(1, {"step": 1})
+    monkeypatch.setattr("proxykd.checkpoints._remove", lambda path: None)  # killed before the old one went
+    checkpoints.save(2, {"step": 2})
+    newest = store / "step-000002.pt"
+    match torn:
+        case "file":
+            newest.write_bytes(newest.read_bytes()[:100])
+        case "marker":
+            newest.with_suffix(".ok").write_bytes(b'{"sha')
+        case "no marker":
+            newest.with_suffix(".ok").unlink()
+    assert checkpoints.latest() == {"step": 1}
+
+
+def _worker(rank, world, mode, store, tiny, folder):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+    workers = Workers.current(mode, torch.device("cpu"))
+    whole = make(tiny, 20, workers)
+    take(whole, "align", range(4))
+    first = make(tiny, 20, workers)
+    take(first, "align", range(2))
+    state = first.state()
+    if rank == 0:
+        Checkpoints(folder).save(2, state)
+    dist.barrier()
+    second = make(tiny, 20, workers)
+    second.restore(Checkpoints(folder).latest())
+    take(second, "align", range(2, 4))
+    expected, found = (full_state(t.scorer.model, trainable_only=True) for t in (whole, second))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_two_workers_go_on_to_the_bit_too(tiny, tmp_path, mode):
+    mp.spawn(_worker, args=(2, mode, str(tmp_path / "store"), tiny, tmp_path / "checkpoints"), nprocs=2)
+
+
+def test_a_checkpoint_of_two_sharded_workers_serves_one(tiny, tmp_path):
+    mp.spawn(_worker, args=(2, "fsdp2", str(tmp_path / "store"), tiny, tmp_path / "checkpoints"), nprocs=2)
+    one = make(tiny, 20, Workers())
+    one.restore(Checkpoints(tmp_path / "checkpoints").latest())
+    take(one, "align", range(2, 4))
+    alone = make(tiny, 20)
+    take(alone, "align", range(4))
+    for a, b in zip(one.parameters, alone.parameters, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
