@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from actors import local_cluster
 local_cluster.use_token()  # before anything imports ray, which reads its token mode on import
 
 from tests import tiny_model
+from tests.object_store import s3_server
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny_model.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The URL of a real S3 protocol server; clients find it by the environment."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_server() as url:
+        yield url

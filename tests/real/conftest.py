@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +12,13 @@ from actors.http_options import HttpOptions
 from actors.streams import EngineCall
 from proxykd.models import initialise
 from proxykd.storage import RunDirectory, write_json
+from tests.object_store import free_port
 from tests.small_run import engine_spec, make_adapter, run_config
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[None]:
+    """Its processes know the object store, which is there before them."""
     import ray
 
     started = local_cluster.start(tmp_path_factory.mktemp("cluster"), logical_cpus=8)

@@ -1,9 +1,12 @@
-"""Ray Train and Ray Data for real: one worker and two give the same loss curve; a broken gate ends the stage."""
+"""Ray Train and Ray Data for real: one worker and two give the same loss curve, a killed one the same adapter."""
 
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from actors.coordinator import NAMESPACE
@@ -15,8 +18,9 @@ from proxykd.corpus import read_corpus
 from proxykd.corpus_store import manifest, read_slice, slice_shards, write_corpus
 from proxykd.models import initialise
 from proxykd.pairs import read_pairs, write_pairs
-from proxykd.storage import RunDirectory, read_json
+from proxykd.storage import RunDirectory, read_json, verify_directory
 from tests import tiny_model
+from tests.object_store import new_bucket
 from tests.small_run import run_config
 
 
@@ -35,16 +39,16 @@ def prepared(cluster, tiny, tmp_path_factory):
     (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.corpus_rows(80)))
     runs = {}
     corpus = {"path": str(folder / "c.jsonl"), "max_length": 96, "shard_records": 4}
-    for workers in (1, 2):
-        resources = {"trainer_workers": workers, "micro_batch_tokens": 64}
-        warmup = {"learning_rate": 3e-3, "global_batch": 4, "epochs": 3}
-        config = run_config(
-            str(tiny), str(folder / f"runs{workers}"), corpus=corpus, resources=resources, warmup=warmup
-        )
+    places = {"one": str(folder / "runs"), "two, in S3": f"{new_bucket()}/runs", "killed": str(folder / "killed")}
+    for name, runs_dir in places.items():
+        workers = 2 if name == "two, in S3" else 1
+        resources = {"trainer_workers": workers, "micro_batch_tokens": 64, "checkpoint_seconds": 0.0}
+        warmup = {"learning_rate": 1e-3, "global_batch": 4, "epochs": 12}
+        config = run_config(str(tiny), runs_dir, corpus=corpus, resources=resources, warmup=warmup)
         run = RunDirectory.create(config)
         initialise(config.proxy, run.models / "proxy")
         write_corpus(run, config, read_corpus(config.corpus), ChatFormat(load_tokenizer(run.models / "proxy")))
-        runs[workers] = run
+        runs[name] = run
     silent = ray.remote(Silent).options(name="silent", namespace=NAMESPACE, num_cpus=0).remote()
     ray.get(silent.__ray_ready__.remote())
     yield runs
@@ -53,27 +57,55 @@ def prepared(cluster, tiny, tmp_path_factory):
 
 def run_stage(run, loop, stream, **task):
     outcome = run.root / "outcome.json"
-    base = {"run": str(run.root), "loop": loop, "outcome": str(outcome), "reporter": Reporter("silent", NAMESPACE)}
-    train(f"{run.root.parent.name}-{loop}", base | task, stream, run.config().resources)
+    base = {"run": str(run.root), "key": loop, "loop": loop, "outcome": str(outcome)}
+    reporter = Reporter("silent", NAMESPACE)
+    train(f"{run.root.parent.name}-{loop}", base | {"reporter": reporter} | task, stream, run.config().resources)
     return read_json(outcome)
 
 
+def warm_up(run):
+    stream = stream_corpus(slice_shards(run, "warmup"))
+    return run_stage(run, "warmup", stream, records=manifest(run)["warmup"])["result"]
+
+
+def kill_a_worker_after(run, step):
+    """SIGKILL to a Train worker once the stage's checkpoint of `step` stands."""
+    while not any(int(path.stem.removeprefix("step-")) >= step for path in run.checkpoints.glob("*/step-*.ok")):
+        time.sleep(0.02)
+    [worker, *_] = [p for p in psutil.process_iter() if "ray::RayTrainWorker" in " ".join(p.cmdline() or [p.name()])]
+    worker.kill()
+    last: int = max(int(path.stem.removeprefix("step-")) for path in run.checkpoints.glob("*/step-*.ok"))
+    return last
+
+
 def test_one_and_two_workers_give_the_same_loss_curve(prepared):
-    results = {}
-    for workers, run in prepared.items():
-        records = manifest(run)["warmup"]
-        results[workers] = run_stage(run, "warmup", stream_corpus(slice_shards(run, "warmup")), records=records)[
-            "result"
-        ]
-    one, two = ([step["nll"] for step in results[w]["steps"]] for w in (1, 2))
+    """The second run lies in an S3 store: corpus, checkpoints and adapter."""
+    results = {name: warm_up(prepared[name]) for name in ("one", "two, in S3")}
+    one, two = ([step["nll"] for step in result["steps"]] for result in results.values())
     assert len(one) == len(two) > 2
     assert one == pytest.approx(two, abs=1e-4)
     assert one[-1] < one[0]
-    assert results[1]["validation"]["held_out_nll"] == pytest.approx(results[2]["validation"]["held_out_nll"], abs=1e-4)
+    first, second = (result["validation"]["held_out_nll"] for result in results.values())
+    assert first == pytest.approx(second, abs=1e-4)
+    assert verify_directory(prepared["two, in S3"].adapters / results["two, in S3"]["adapter"])["round"] == 0
+
+
+def test_a_worker_that_is_killed_between_steps_ends_with_the_same_adapter(prepared):
+    with ThreadPoolExecutor(1) as pool:
+        stage = pool.submit(warm_up, prepared["killed"])
+        at = kill_a_worker_after(prepared["killed"], 2)
+        killed = stage.result()
+    [uninterrupted] = prepared["one"].adapters.iterdir()
+    assert at < len(killed["steps"])
+    assert killed["adapter"] == uninterrupted.name  # which carries the SHA-256 of the weights
+    weights = "adapter_model.safetensors"
+    assert (prepared["killed"].adapters / killed["adapter"] / weights).read_bytes() == (
+        uninterrupted / weights
+    ).read_bytes()
 
 
 def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
-    run = prepared[1]
+    run = prepared["one"]
     rows = [
         {**row, "rejected_ids": [40, 41, 2], "rejected_stopped": True, "adapter": "a", "seed": 1}
         for row in read_slice(run, "alignment")

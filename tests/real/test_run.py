@@ -1,4 +1,7 @@
-"""A whole run by the command line, as a user does it: stopped in the middle, resumed, finished, asked again."""
+"""A whole run by the command line, as a user does it: killed, stopped and resumed on its way, finished, asked again.
+
+The deaths here are the short set; `make chaos` has the whole matrix.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ import httpx
 import pytest
 import yaml
 
-from proxykd.storage import read_json, verify_directory
+from actors.events import read_live
+from proxykd.journal import replay
+from proxykd.storage import RunDirectory, read_json, sha256_file, verify_directory
 from tests import tiny_model
-from tests.real.conftest import free_port
+from tests.chaos.victims import kill
+from tests.object_store import free_port
 from tests.small_run import run_config
 
 
@@ -88,6 +94,12 @@ def finished(tiny, tmp_path_factory):
     assert (status["state"], status["alive"]) == ("running", True)
     client = Client(port)
     client.start()
+    run = RunDirectory.open(root)
+    wait_for(lambda: read_live(run).get("stage") == "warmup", 400)
+    assert kill("coordinator", root) == 1
+    wait_for(lambda: list(run.pairs(1).glob("*.ok")), 400)
+    shards = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
+    assert kill("vllm engine", root) == 1
     wait_for(lambda: (root / "stages" / "align-01.json").exists(), 400)
     answers = client.stop()
     stopped = proxykd("stop", str(root))
@@ -95,6 +107,11 @@ def finished(tiny, tmp_path_factory):
     assert "finishes the shard or step in hand" in stopped.stdout
     left = processes_naming(mark)
     before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
+    again = proxykd("resume", str(root), "--detach", "--http-port", port)
+    assert again.returncode == 0, again.stderr
+    wait_for(lambda: read_live(run).get("stage") == "distil", 400)
+    assert kill("machine", root) > 10
+    killed = json.loads(proxykd("status", str(root), "--json").stdout)
     resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
     yield {
         "root": root,
@@ -104,6 +121,8 @@ def finished(tiny, tmp_path_factory):
         "left": left,
         "mark": mark,
         "answers": answers,
+        "shards": shards,
+        "killed": killed,
     }
     del os.environ["PROXYKD_TEST_MARK"]
 
@@ -116,6 +135,21 @@ def test_it_resumes_what_was_not_finished_and_leaves_no_process(finished):
     assert processes_naming(finished["mark"]) == []
     assert "student:" in finished["resumed"].stdout
     assert "round 2" in finished["resumed"].stdout
+
+
+def test_what_was_killed_came_back_and_nothing_was_done_twice(finished):
+    """The coordinator, the engine, then every process at once: two by themselves, the third by the resume."""
+    root = finished["root"]
+    claims = [entry for entry in replay(root / "journal") if entry["event"] == "EPOCH_CLAIMED"]
+    assert [entry["epoch"] for entry in claims] == [1, 2, 3, 4]
+    assert (finished["killed"]["state"], finished["killed"]["alive"]) == ("stopped", False)
+    for marker, sha256 in finished["shards"].items():
+        assert sha256_file(marker.with_suffix(".parquet")) == sha256
+    attempts = {path.stem: read_json(path)["attempts"] for path in (root / "stages").glob("*.json")}
+    assert attempts["warmup"] == attempts["distil"] == 2
+    assert attempts["align-01"] == 1
+    assert not list((root / "checkpoints").rglob("*.pt"))
+    assert not list((root / "outcomes").iterdir())
 
 
 def test_beside_the_run_clients_are_answered_or_told_when_to_come_back(finished):

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from proxykd.storage import location
-from tests.object_store import new_bucket, s3_server
-
-
-@pytest.fixture(scope="session")
-def object_store() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with s3_server() as url:
-        yield url
+from tests.object_store import new_bucket
 
 
 @pytest.fixture(params=["local", "s3"])

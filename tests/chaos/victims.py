@@ -1,0 +1,47 @@
+"""The processes of a run, by the part that they play: real PIDs, to be killed with SIGKILL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from pathlib import Path
+
+from actors.local_cluster import TAG, last_known
+
+TITLES = {
+    "coordinator": r"ray::Coordinator",
+    "train worker": r"ray::RayTrainWorker",
+    "train controller": r"ray::TrainController",
+    "serve replica": r"ray::ServeReplica:proxy",
+    "vllm engine": r"VLLM::EngineCore",
+    "data task": r"ray::(Map|FlatMap|MapWorker)",
+    "gcs": r"/gcs/gcs_server",
+    "raylet": r"/raylet/raylet",
+    "valkey": r"valkey-server",
+    "machine": r"",
+}
+
+
+def pids(victim: str, run_root: Path) -> list[int]:
+    """The victim's processes in the run's local Ray."""
+    cluster = last_known(run_root)
+    assert cluster is not None
+    mark = f"{TAG}={cluster.tag}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark in (entry / "environ").read_bytes() and re.search(TITLES[victim], title):
+                found.append(int(entry.name))
+    return found
+
+
+def kill(victim: str, run_root: Path) -> int:
+    """SIGKILL to all of them at once; how many there were."""
+    found = pids(victim, run_root)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(found)
