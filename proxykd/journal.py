@@ -7,6 +7,7 @@ EPOCH_CLAIMED entry with 1 + the highest epoch it replayed; an entry that a lowe
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,6 +42,7 @@ class Journal:
     def __init__(self, directory: Path, **claimant: Any):
         """Replays `directory` and claims it. Losing the race to another claimant is retried with a higher epoch."""
         self._directory = directory
+        self._lock = threading.Lock()
         while True:
             files = _files(directory)
             self.entries = list(_current(read_json(path) for path in files))
@@ -61,7 +63,9 @@ class Journal:
 
     def check(self) -> None:
         """Raises StaleEpochError once another coordinator has claimed the run."""
-        if (self._directory / f"{self._next:06d}.json").exists():
+        with self._lock:  # not between another thread's entry and its number
+            stale = (self._directory / f"{self._next:06d}.json").exists()
+        if stale:
             raise self._stale()
 
     def _stale(self) -> StaleEpochError:
@@ -73,8 +77,9 @@ class Journal:
     def _create(self, facts: Entry) -> bool:
         entry = {"epoch": self.epoch, "time": time.time(), **facts}
         data = json.dumps(entry, indent=1, allow_nan=False).encode()
-        if not create_if_absent(self._directory / f"{self._next:06d}.json", data):
-            return False
-        self.entries.append(entry)
-        self._next += 1
+        with self._lock:
+            if not create_if_absent(self._directory / f"{self._next:06d}.json", data):
+                return False
+            self.entries.append(entry)
+            self._next += 1
         return True

@@ -223,6 +223,15 @@ def test_the_journal_replays_in_order_and_fences_a_stale_writer(store):
     assert replay(store)[2]["host"] == "b"
 
 
+def test_a_look_at_the_journal_beside_its_writer_is_no_false_alarm(tmp_path):
+    """The coordinator's heartbeat checks in another thread than the pipeline appends in."""
+    journal = Journal(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [journal.append("A", n=n) for n in range(200)])
+        while not writing.done():
+            journal.check()
+
+
 def test_what_a_stale_epoch_wrote_later_is_ignored(store):
     Journal(store)
     second = Journal(store)
