@@ -209,7 +209,8 @@ def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]]) -> ray.da
     def rows(item: dict[str, Any]) -> list[Row]:
         return [{"index": item["first"] + i, **row} for i, row in enumerate(read(location(item["path"])))]
 
-    return ray.data.from_items(items, override_num_blocks=len(items)).flat_map(rows)
+    # Two readers keep ahead of any trainer; each more is a process that takes seconds to start.
+    return ray.data.from_items(items, override_num_blocks=len(items)).flat_map(rows, concurrency=2)
 
 
 def _for_each_shard(

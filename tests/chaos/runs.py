@@ -45,11 +45,11 @@ def write_config(folder: Path, runs_dir: Path | str, **resources: Any) -> Path:
             "shard_records": 2,
             "split": {"validation": 0.1, "test": 0.1, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4},
         },
-        warmup={"learning_rate": 1e-3, "global_batch": 4, "epochs": 12},
+        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 6},
         alignment={
-            "rounds": 1, "learning_rate": 5e-4, "global_batch": 4, "epochs": 6, "max_new_tokens": 12, "parity_records": 4,
+            "rounds": 1, "learning_rate": 5e-4, "global_batch": 2, "epochs": 3, "max_new_tokens": 12, "parity_records": 4,
         },
-        distillation={"learning_rate": 1e-3, "global_batch": 4, "epochs": 6, "alpha": 2.0, "kl_reduction": "token_sum"},
+        distillation={"learning_rate": 1e-3, "global_batch": 2, "epochs": 3, "alpha": 2.0, "kl_reduction": "token_sum"},
         resources={
             "engine_max_seqs": 16, "micro_batch_tokens": 512, "request_deadline_s": 120, "checkpoint_seconds": 1.0,
         } | resources,
