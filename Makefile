@@ -5,7 +5,7 @@ FRESH ?=
 # Exactly the locked versions: nothing is resolved on the way.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
-.PHONY: quickstart test check unit real lock clean
+.PHONY: quickstart test check unit real chaos lock clean
 
 quickstart: .venv/cpu
 	$(BIN)/proxykd run configs/quickstart.yaml $(if $(FRESH),--fresh)
@@ -23,6 +23,10 @@ unit: .venv/dev
 
 real: .venv/dev
 	$(BIN)/python -m pytest tests/real
+
+# An hour, and not part of `make test`: every part of a run killed at every stage. Goes on where it was cut off.
+chaos: .venv/dev
+	$(BIN)/python -m tests.chaos.matrix $(if $(FRESH),--fresh)
 
 lock: .venv/cpu
 	$(BIN)/python requirements/lock.py

@@ -11,14 +11,14 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from actors.capacity import require_cluster
 from actors.embedded_redis import EmbeddedRedis
 from actors.events import BEAT_S, EventLog
-from actors.http_options import HttpOptions
+from actors.launch import Launch
 from actors.live_view import LiveView
 from actors.progress import Reporter
 from actors.stages import Pipeline
@@ -31,17 +31,6 @@ NAMESPACE = "proxykd"
 
 def actor_name(run_id: str) -> str:
     return f"coordinator-{run_id}"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a coordinator is started with. `deployer` is `module:Class`, injected so that actors/ knows no services/."""
-
-    run: str
-    deployer: str
-    http: HttpOptions
-    cluster_pid: int | None
-    """The process that holds a local Ray, to be ended as the coordinator's last act; None on a cluster."""
 
 
 class Coordinator:
@@ -119,7 +108,7 @@ class Coordinator:
 
     def _claim(self) -> dict[str, Any]:
         """Where this coordinator is, for the journal."""
-        return {"host": socket.gethostname(), "cluster_pid": self._launch.cluster_pid}
+        return {"host": socket.gethostname(), "cluster_pid": self._launch.cluster_pid, "job": self._launch.job}
 
     def _end(self) -> None:
         """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
@@ -143,19 +132,21 @@ def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
     return facts | {"traceback": "".join(traceback.format_exception(error))}
 
 
-def launch(spec: Launch, address: str) -> None:
-    """Creates the run's coordinator on the cluster at `address`, unless it is there already, and disconnects."""
+def launch(spec: Launch) -> None:
+    """Creates the run's coordinator on the cluster that this process is connected to, unless it is there already.
+
+    As long as this process stays connected, Ray keeps the workers of the run's tasks warm: they belong to its job.
+    """
     run = RunDirectory.open(spec.run)
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    try:
-        actor = ray.remote(Coordinator).options(
-            name=actor_name(run.id),
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            num_cpus=0,
-            max_concurrency=16,
-        )
-        ray.get(actor.remote(spec).ping.remote())  # type: ignore[attr-defined]
-    finally:
-        ray.shutdown()
+    if spec.cluster_pid is None:
+        require_cluster(run.config())
+    actor = ray.remote(Coordinator).options(
+        name=actor_name(run.id),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        max_concurrency=16,
+    )
+    ray.get(actor.remote(spec).ping.remote())  # type: ignore[attr-defined]

@@ -7,9 +7,11 @@ are on the node's own disk and hold nothing that a result needs.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import secrets
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import tempfile
 import time
 
 WATCH_S = 0.5
+PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedRedis:
@@ -64,8 +67,13 @@ def keep(password: str) -> None:
                     announced = True
                 while server.poll() is None:
                     if select.select([sys.stdin], [], [], WATCH_S)[0]:
-                        server.terminate()
+                        server.kill()  # there is nothing to save
                         return
+
+
+def _die_with_the_keeper() -> None:
+    """Asks Linux to kill this process when its parent dies, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _server(port: int, password: str, folder: str) -> subprocess.Popen[str]:
@@ -75,7 +83,13 @@ def _server(port: int, password: str, folder: str) -> subprocess.Popen[str]:
 
     settings = {"bind": "127.0.0.1", "port": port, "requirepass": password, "dir": folder, "save": '""'}
     settings["logfile"] = f"{folder}/valkey.log"
-    server = subprocess.Popen([get_binary_path(), "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        [get_binary_path(), "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=_die_with_the_keeper,
+    )
     assert server.stdin is not None
     server.stdin.write("".join(f"{name} {value}\n" for name, value in settings.items()))
     server.stdin.close()

@@ -37,6 +37,7 @@ class EventLog:
         self._written = 0.0
         self._began = time.monotonic()
         self._earlier_s = 0.0
+        self._closed = False
 
     def emit(self, event: str, **facts: Any) -> None:
         with self._lock:
@@ -89,6 +90,8 @@ class EventLog:
     def beat(self, epoch: int) -> None:
         """A sign of life, every few seconds."""
         with self._lock:
+            if self._closed:
+                return
             self._write()
             if self._view is not None:
                 self._view.hold_lease(epoch)
@@ -101,7 +104,7 @@ class EventLog:
     def close(self) -> None:
         """The coordinator ends: nothing is live any more. What a stage in hand has cost so far is kept."""
         with self._lock:
-            self._standing = {}
+            self._closed, self._standing = True, {}
             if self._state:
                 self._write(ended=True)
             else:

@@ -15,11 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from actors.launch import Launch
 from proxykd.errors import ResourceError
 from proxykd.storage import cache_folder, is_remote, read_json, write_json
 
@@ -121,8 +123,11 @@ def use_token() -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
-def start(run_root: Path, logical_cpus: int) -> LocalCluster:
+def start(run_root: Path, logical_cpus: int, launch: Launch | None = None) -> LocalCluster:
     """Starts Ray with token authentication and `logical_cpus` announced, logging to RUN/logs/cluster.log.
+
+    `launch` starts a run's coordinator too. The process that holds Ray does it: a coordinator belongs to the job that
+    started it, and Ray ends every worker of a job that has exited as soon as it is idle.
 
     Raises:
         ResourceError: it did not come up; the log says why.
@@ -136,12 +141,16 @@ def start(run_root: Path, logical_cpus: int) -> LocalCluster:
     with log.open("ab") as output:
         holder = subprocess.Popen(
             [sys.executable, "-m", "actors.local_cluster", str(state_file(run_root)), str(logical_cpus)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
+            text=True,
             env={**ENVIRONMENT, **os.environ, TAG: uuid.uuid4().hex},
             start_new_session=True,
         )
+    assert holder.stdin is not None
+    holder.stdin.write(launch.to_json() if launch else "")
+    holder.stdin.close()
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if state_file(run_root).exists():
@@ -157,8 +166,6 @@ def start(run_root: Path, logical_cpus: int) -> LocalCluster:
 def _hold(state: Path, logical_cpus: int) -> None:
     import ray
 
-    stop_signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     scratch = tempfile.mkdtemp(prefix="proxykd-ray-")
     ray.init(
         num_cpus=logical_cpus,
@@ -168,12 +175,19 @@ def _hold(state: Path, logical_cpus: int) -> None:
         configure_logging=False,
     )
     address = ray.get_runtime_context().gcs_address
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
+        signal.signal(number, lambda *_: asked.set())
+    if spec := sys.stdin.read():
+        from actors.coordinator import launch
+
+        launch(replace(Launch.from_json(spec), cluster_pid=os.getpid()))
     cluster = LocalCluster(address, os.getpid(), os.environ[TAG])
     write_json(state, asdict(cluster))
     print(json.dumps({"address": address, "logs": scratch}), flush=True)
     vital = _vital_processes()
     while all(map(_runs, vital)):
-        if signal.sigtimedwait(stop_signals, WATCH_S) is not None:
+        if asked.wait(WATCH_S):
             ray.shutdown()
             state.unlink(missing_ok=True)
             return

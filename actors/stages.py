@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayActorError
 
+from actors.apps import proxy_app, rest_app, teacher_app
 from actors.collection import collect, collected_lines
 from actors.engine import EngineSpec
 from actors.events import EventLog
@@ -159,7 +160,7 @@ class Pipeline:
             collect(prompts, teacher, base_url, self.run.collected, self.config.seed, self._progress)
         finally:
             if teacher.local is not None:
-                self.deployer.stop("teacher")
+                self.deployer.stop(teacher_app(self.run.id))
         lines = collected_lines(self.run.collected)
         tokens = sum((line["usage"] or {}).get("completion_tokens", 0) for line in lines)
         return {"records": len(lines), "cost": self._cost(records=len(lines), tokens=tokens)}
@@ -335,18 +336,18 @@ class Pipeline:
             self.deployer.deploy_proxy(spec)
             self._proxy_is_up = True
             self.events.standing(engine=True)
-        return EngineCall("proxy", spec.adapter_name(adapter), self.config.resources.request_deadline_s)
+        return EngineCall(proxy_app(self.run.id), spec.adapter_name(adapter), self.config.resources.request_deadline_s)
 
     def close(self) -> None:
         """Withdraws what the run has on Serve: the last act, however it ends."""
         self.stop_proxy()
-        self.deployer.stop("rest")
+        self.deployer.stop(rest_app(self.run.id))
 
     def stop_proxy(self) -> None:
         """Gives the engine's memory back to distillation: its last answer was the last soft label."""
         if self._proxy_is_up:
             self.events.standing(engine=False)
-            self.deployer.stop("proxy")
+            self.deployer.stop(proxy_app(self.run.id))
             self._proxy_is_up = False
 
     def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 OVERRIDES = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a config value."
 )
-ADDRESS = click.option("--address", help="A running Ray cluster (ray://, host:port or auto); default: a local one.")
+ADDRESS = click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    help="A running Ray cluster (host:port or auto); default: $RAY_ADDRESS, which Ray sets in a job, else a local one.",
+)
 
 
 def http_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import generate_latest
 from ray import serve
 
+from actors.apps import proxy_app, rest_app, teacher_app
 from actors.engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
 from actors.http_options import HttpOptions
 from actors.openai_front import OpenAIFront, Opening, Route
@@ -19,10 +20,6 @@ from proxykd.config import ResourceConfig, RunConfig
 from proxykd.storage import RunDirectory
 from services.api import build_app
 from services.proxy_service import ProxyService, ServiceSpec
-
-PROXY_APP = "proxy"
-TEACHER_APP = "teacher"
-REST_APP = "rest"
 
 
 class ProxyReplica:
@@ -59,7 +56,8 @@ class Rest:
 
     def __init__(self, spec: ServiceSpec):
         # Looked up once there is one; the handle finds later replicas, and later engines of the run, by itself.
-        self._service = ProxyService(spec, lru_cache(lambda: serve.get_app_handle(PROXY_APP)))
+        app = proxy_app(RunDirectory(spec.run).id)
+        self._service = ProxyService(spec, lru_cache(lambda: serve.get_app_handle(app)))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._service)
@@ -79,7 +77,7 @@ class ServeDeployer:
         replica: Any = serve.deployment(ProxyReplica)
         app = replica.options(name="ProxyEngine", **options).bind(spec)
         self._start_serve()
-        return serve.run(app, name=PROXY_APP, route_prefix=None)
+        return serve.run(app, name=proxy_app(spec.prefix), route_prefix=None)
 
     def deploy_rest(self, spec: ServiceSpec) -> str:
         """Starts the REST front, once for the life of a run, and returns its base URL."""
@@ -93,8 +91,8 @@ class ServeDeployer:
             max_queued_requests=spec.max_in_flight,
         )
         self._start_serve()
-        serve.run(front.bind(spec), name=REST_APP, route_prefix="/")
-        return f"http://{self._http.host}:{self._http.port}"
+        serve.run(front.bind(spec), name=rest_app(RunDirectory(spec.run).id), route_prefix=self._http.prefix)
+        return f"http://{self._http.host}:{self._http.port}{self._http.prefix.rstrip('/')}"
 
     def serve_run(self, run: RunDirectory, config: RunConfig) -> str:
         """Opens the routes beside a run's own work."""
@@ -109,10 +107,10 @@ class ServeDeployer:
         teacher: Any = SealedTeacher
         serve.run(
             teacher.options(name="SealedTeacher", **options).bind(spec, model_name),
-            name=TEACHER_APP,
-            route_prefix="/teacher",
+            name=teacher_app(spec.prefix),
+            route_prefix=f"/{teacher_app(spec.prefix)}",
         )
-        return f"http://127.0.0.1:{self._http.port}/teacher/v1"
+        return f"http://127.0.0.1:{self._http.port}/{teacher_app(spec.prefix)}/v1"
 
     def stop(self, app: str) -> None:
         if app in serve.status().applications:

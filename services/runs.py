@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from actors.events import gives_signs_of_life, read_events, read_live
 from actors.http_options import HttpOptions
+from actors.launch import Launch
 from actors.local_cluster import LocalCluster, local_folder, running, start
 from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, ResourceError, RunError
@@ -48,6 +53,8 @@ def follow_or_start(run: RunDirectory, *, address: str | None, http: HttpOptions
     if cluster is None:
         delete(run.stop_request)
         cluster = launch_coordinator(run, run.config(), address, http)
+    if job_id():
+        signal.signal(signal.SIGTERM, partial(_stop_with_the_job, run))
     if detach:
         print(f"{run.id} runs on its own; look with: proxykd status {run.root}")
         return
@@ -72,20 +79,34 @@ def launch_coordinator(
 ) -> LocalCluster | None:
     """Starts Ray where no address is given, and the coordinator on it."""
     require_machine(config, local=address is None, folder=local_folder(run.root))
-    cluster = None if address else start(run.root, config.resources.logical_cpus)
-    from actors.coordinator import Launch, launch
+    spec = Launch(str(run.root), DEPLOYER, http, job_id())
+    if address is None:
+        return start(run.root, config.resources.logical_cpus, spec)
+    import ray
 
-    spec = Launch(str(run.root), DEPLOYER, http, cluster.pid if cluster else None)
+    from actors.coordinator import launch
+
     try:
-        launch(spec, cluster.address if cluster else str(address))
+        # This process stays connected until it ends: see launch().
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
-        where = cluster.address if cluster else address
-        raise ResourceError(f"no Ray cluster answers at {where}: {error}") from error
-    except BaseException:
-        if cluster is not None:
-            cluster.stop()
-        raise
-    return cluster
+        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from error
+    launch(replace(spec, http=http.beside_others(run.id)))
+    return None
+
+
+def job_id() -> str | None:
+    """The submission id of the Ray job that this process is, or None."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job: str | None = config.get("metadata", {}).get("job_submission_id")
+    return job
+
+
+def _stop_with_the_job(run: RunDirectory, *_: Any) -> None:
+    """`ray job stop`: the coordinator is another process, which finishes the shard or step in hand."""
+    write_json(run.stop_request, {"time": time.time()})
+    print(f"{run.id} finishes the shard or step in hand, then stops", flush=True)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def stop_run(run: RunDirectory, now: bool) -> None:
@@ -127,6 +148,7 @@ def run_status(run: RunDirectory) -> dict[str, Any]:
         "run": run.id,
         "state": "finished" if finished(run) else "running" if alive else "failed" if failed else "stopped",
         "alive": alive,
+        "job": next((entry["job"] for entry in reversed(entries) if "job" in entry), None),
         "epoch": entries[-1]["epoch"] if entries else 0,
         "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in finished_stages(run)],
         "now": live if alive and live.get("stage") else None,

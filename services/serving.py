@@ -7,6 +7,7 @@ import signal
 import time
 from typing import Any
 
+from actors.apps import proxy_app, rest_app
 from actors.http_options import HttpOptions
 from actors.local_cluster import local_folder, running, start
 from proxykd.adapter_catalogue import AdapterCard, catalogue, find
@@ -26,6 +27,7 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
         ResourceError: the machine lacks what the engine needs, or the cluster is gone.
     """
     card = find(catalogue(run), adapter)
+    http = http.beside_others(run.id) if address else http
     if address is None and running(run.root) is not None:
         raise RunError(f"{run.id} is at work or served already; its routes are open on the port that it was given")
     config = run.config()
@@ -42,7 +44,7 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
     except KeyboardInterrupt:
         print("\nstopping")
     finally:
-        _leave(withdraw=cluster is None)
+        _leave(run, withdraw=cluster is None)
         if cluster is not None:
             cluster.stop()
 
@@ -74,15 +76,13 @@ def _announce(run: RunDirectory, card: AdapterCard, url: str) -> None:
     print("Ctrl-C stops it.", flush=True)
 
 
-def _leave(withdraw: bool) -> None:
+def _leave(run: RunDirectory, withdraw: bool) -> None:
     """Disconnects first, so that the end of a local Ray is no news here; on a cluster the applications go."""
     import ray
     from ray import serve
 
-    from services.deployments import PROXY_APP, REST_APP
-
     if not ray.is_initialized():
         return
-    for app in (REST_APP, PROXY_APP) if withdraw else ():
+    for app in (rest_app(run.id), proxy_app(run.id)) if withdraw else ():
         serve.delete(app)
     ray.shutdown()

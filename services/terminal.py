@@ -82,7 +82,8 @@ def progress_line(live: Facts) -> str:
 
 
 def status_lines(facts: Facts) -> list[str]:
-    lines = [f"{facts['run']}: {facts['state']} (epoch {facts['epoch']})"]
+    job = f", Ray job {facts['job']}" if facts["job"] else ""
+    lines = [f"{facts['run']}: {facts['state']} (epoch {facts['epoch']}{job})"]
     lines += [f"  {_stage_name(stage):<12} done in {stage['seconds']:.0f} s" for stage in facts["stages_done"]]
     if facts["now"]:
         lines.append(f"  now: {progress_line(facts['now'])}")

@@ -14,7 +14,7 @@ TITLES = {
     "coordinator": r"ray::Coordinator",
     "train worker": r"ray::RayTrainWorker",
     "train controller": r"ray::TrainController",
-    "serve replica": r"ray::ServeReplica:proxy",
+    "serve replica": r"ray::ServeReplica:.*-proxy:",
     "vllm engine": r"VLLM::EngineCore",
     "data task": r"ray::(Map|FlatMap|MapWorker)",
     "gcs": r"/gcs/gcs_server",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors import local_cluster
+from actors.apps import proxy_app
 from actors.http_options import HttpOptions
 from actors.streams import EngineCall
 from proxykd.models import initialise
@@ -59,5 +60,9 @@ def engine(request: pytest.FixtureRequest, run_with_adapters: RunDirectory, depl
     """(run, spec, call): `call(directory)` reaches the deployment as that adapter, None as the base."""
     spec = engine_spec(run_with_adapters, request.param)
     deployer.deploy_proxy(spec)
-    yield run_with_adapters, spec, lambda directory: EngineCall("proxy", spec.adapter_name(directory), 120.0)
-    deployer.stop("proxy")
+    yield (
+        run_with_adapters,
+        spec,
+        lambda directory: EngineCall(proxy_app(spec.prefix), spec.adapter_name(directory), 120.0),
+    )
+    deployer.stop(proxy_app(spec.prefix))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from actors.apps import proxy_app
 from actors.streams import EngineCall
 from proxykd.batching import collate
 from proxykd.models import load_scorer
@@ -49,7 +50,7 @@ def test_interleaved_requests_are_answered_each_by_its_own_adapter(engine):
     from ray import serve
 
     run, _, call = engine
-    handle = serve.get_app_handle("proxy")
+    handle = serve.get_app_handle(proxy_app(run.id))
     names = adapters(run)
     expected = {d: call(d)("score", prompts=PROMPTS[:2], completions=COMPLETIONS[:2], top_k=1) for d in names}
     pending = []
@@ -83,14 +84,14 @@ def test_unknown_adapters_are_refused_with_the_known_ones(engine):
     run, this, call = engine
     for name in (f"{run.id}-r99-00000000", "other-run-base", f"{run.id}-../models/proxy"):
         with pytest.raises(Exception, match=r"unknown adapter .*known: .*-base") as error:
-            EngineCall("proxy", name, 60.0)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
+            EngineCall(proxy_app(run.id), name, 60.0)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
         assert this.adapter_name(adapters(run)[1]) in str(error.value)
     assert call(None)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
 
 
 def test_a_deadline_ends_a_request_and_the_engine_goes_on(engine):
-    _, _, call = engine
-    late = EngineCall("proxy", call(None).adapter, 0.001)
+    run, _, call = engine
+    late = EngineCall(proxy_app(run.id), call(None).adapter, 0.001)
     with pytest.raises(Exception, match="TimeoutError"):
         late("generate", prompts=PROMPTS, max_tokens=80, seeds=[None] * 24)
     assert len(call(None)("generate", prompts=PROMPTS[:3], max_tokens=4, seeds=[1, 2, 3])) == 3

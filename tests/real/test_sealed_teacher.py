@@ -5,6 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
+from actors.apps import teacher_app
 from actors.collection import collect, collected_lines
 from proxykd.config import TeacherConfig
 from proxykd.corpus import read_prompts
@@ -19,7 +20,7 @@ QUESTION = [{"role": "user", "content": "the red dog?"}]
 def base_url(deployer, run_with_adapters):
     url = deployer.deploy_teacher(engine_spec(run_with_adapters, "merged"), "tiny-sealed")
     yield url
-    deployer.stop("teacher")
+    deployer.stop(teacher_app(run_with_adapters.id))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import openai
 import psutil
 import pytest
 
+from actors.apps import rest_app
 from proxykd.batching import collate
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.models import load_scorer
@@ -40,7 +41,7 @@ def url(deployer, run_with_adapters):
     run = run_with_adapters
     spec = ServiceSpec.of_run(run, run.config(), HttpOptions(), beside_run=False)
     yield deployer.deploy_rest(spec)
-    deployer.stop("rest")
+    deployer.stop(rest_app(run.id))
 
 
 @pytest.fixture
@@ -322,7 +323,7 @@ def pids_of(title: str) -> list[int]:
     return [p.pid for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or [])]
 
 
-@pytest.mark.parametrize("victim", ["VLLM::EngineCore", "ray::ServeReplica:proxy"])
+@pytest.mark.parametrize("victim", ["VLLM::EngineCore", "-proxy:ProxyEngine"])
 def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine, url, truth, victim):
     """SIGKILL under load: every request ends as 200, 503 or 504; the same adapters answer again; no orphan stays."""
     run, spec, _ = engine

@@ -131,9 +131,9 @@ def test_the_embedded_server_is_started_again_and_ends_with_its_owner(run, monke
     keeper.wait()
     assert connect(embedded.ensure()).ping()
     [third] = servers_of(embedded._keeper.pid)
+    second.wait(10)  # it died with its keeper
     embedded.close()
     assert not psutil.pid_exists(third.pid)
-    second.kill()
 
 
 def _answers(url):

@@ -1,0 +1,15 @@
+"""What a run's applications on Serve are called: several runs may share a cluster."""
+
+from __future__ import annotations
+
+
+def proxy_app(run_id: str) -> str:
+    return f"{run_id}-proxy"
+
+
+def rest_app(run_id: str) -> str:
+    return f"{run_id}-rest"
+
+
+def teacher_app(run_id: str) -> str:
+    return f"{run_id}-teacher"
