@@ -211,7 +211,7 @@ class Pipeline:
                 f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
             )
         self.events.step("parity sample")
-        sample = self._parity_sample(shards, reference)
+        sample = self._parity_sample(number, shards, reference)
         self.events.step("train")
         result = self._train(
             f"align-{number:02d}",
@@ -270,15 +270,24 @@ class Pipeline:
             )
         return list(shards)
 
-    def _parity_sample(self, shards: list[Path], reference: str) -> Facts:
-        """The engine's log-probs of a few teacher completions, for the trainer to compare with its own."""
+    def _parity_sample(self, number: int, shards: list[Path], reference: str) -> Facts:
+        """The engine's log-probs of a few teacher completions, for the trainer to compare with its own.
+
+        Kept, so that a round whose training goes on after a death needs no engine.
+        """
         from proxykd.pairs import read_pairs
 
+        kept = self.run.round(number) / "parity.json"
+        if kept.exists():
+            known: Facts = read_json(kept)
+            return known
         rows = read_pairs(shards[0])[: self.config.alignment.parity_records]
         prompts, completions = [r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]
         scored = self._engine_call(reference)("score", prompts=prompts, completions=completions, top_k=1)
         logps = [float(value) for one in scored for value in one.token_logps_T]
-        return {"prompts": prompts, "completions": completions, "logps": logps}
+        sample = {"prompts": prompts, "completions": completions, "logps": logps}
+        write_json(kept, sample)
+        return sample
 
     def score(self, adapter: str) -> Facts:
         """Appendix A.1: the aligned proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
@@ -345,10 +354,9 @@ class Pipeline:
 
     def stop_proxy(self) -> None:
         """Gives the engine's memory back to distillation: its last answer was the last soft label."""
-        if self._proxy_is_up:
-            self.events.standing(engine=False)
-            self.deployer.stop(proxy_app(self.run.id))
-            self._proxy_is_up = False
+        self.events.standing(engine=False)
+        self.deployer.stop(proxy_app(self.run.id))
+        self._proxy_is_up = False
 
     def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
         """One Ray Train run. A loop's own error comes back as what it is."""

@@ -31,6 +31,7 @@ from proxykd.training import Row
 ENGINE_RECOVERY_S = 1200.0
 """How long a request waits for an engine to be replaced: large models take minutes to load."""
 RETRY_S = 2.0
+TWO_AT_ONCE = ray.data.TaskPoolStrategy(size=2)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]]) -> ray.da
         return [{"index": item["first"] + i, **row} for i, row in enumerate(read(location(item["path"])))]
 
     # Two readers keep ahead of any trainer; each more is a process that takes seconds to start.
-    return ray.data.from_items(items, override_num_blocks=len(items)).flat_map(rows, concurrency=2)
+    return ray.data.from_items(items, override_num_blocks=len(items)).flat_map(rows, compute=TWO_AT_ONCE)
 
 
 def _for_each_shard(
@@ -230,5 +231,5 @@ def _for_each_shard(
     if missing:
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
         # Two calls at once: the engine never waits for the next shard while one is written.
-        dataset.map(once, concurrency=2).materialize()
+        dataset.map(once, compute=TWO_AT_ONCE).materialize()
     run.go_on()

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import generate_latest
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from actors.apps import proxy_app, rest_app, teacher_app
 from actors.engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
@@ -72,11 +73,15 @@ class ServeDeployer:
         self._serve_is_up = False
 
     def deploy_proxy(self, spec: EngineSpec) -> Any:
-        """Starts the proxy's engine and returns its handle once a replica answers. HTTP reaches it by REST alone."""
+        """Starts the proxy's engine and returns its handle once a replica answers. HTTP reaches it by REST alone.
+
+        One that a coordinator before started serves this one too.
+        """
+        if (handle := self._running(proxy_app(spec.prefix))) is not None:
+            return handle
         options = engine_options(self._resources, self._resources.engine_replicas)
         replica: Any = serve.deployment(ProxyReplica)
         app = replica.options(name="ProxyEngine", **options).bind(spec)
-        self._start_serve()
         return serve.run(app, name=proxy_app(spec.prefix), route_prefix=None)
 
     def deploy_rest(self, spec: ServiceSpec) -> str:
@@ -111,6 +116,12 @@ class ServeDeployer:
             route_prefix=f"/{teacher_app(spec.prefix)}",
         )
         return f"http://127.0.0.1:{self._http.port}/{teacher_app(spec.prefix)}/v1"
+
+    def _running(self, app: str) -> Any:
+        """The handle of an application that is up, or None."""
+        self._start_serve()
+        found = serve.status().applications.get(app)
+        return serve.get_app_handle(app) if found is not None and found.status == ApplicationStatus.RUNNING else None
 
     def stop(self, app: str) -> None:
         if app in serve.status().applications:

@@ -33,9 +33,15 @@ def pids(victim: str, run_root: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if mark in (entry / "environ").read_bytes() and re.search(TITLES[victim], title):
+            # Valkey writes its title over its environment; its keeper's says whose it is.
+            marked = entry if "valkey-server" not in title else entry.parent / _parent(entry)
+            if mark in (marked / "environ").read_bytes() and re.search(TITLES[victim], title):
                 found.append(int(entry.name))
     return found
+
+
+def _parent(entry: Path) -> str:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[1]
 
 
 def kill(victim: str, run_root: Path) -> int:
