@@ -174,6 +174,6 @@ def _ask_what_to_do(run: RunDirectory, cluster: LocalCluster | None) -> None:
         answer = "l"
     if answer.startswith("s"):
         stop_run(run, now=False)
-        print(f"stopped; go on with: proxykd resume {os.path.relpath(run.root)}")
+        print(f"stopped; go on with: proxykd resume {run.root}")
     else:
         print(leave)
