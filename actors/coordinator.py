@@ -62,6 +62,7 @@ class Coordinator:
             self._execute()
         except StaleEpochError as error:
             self._give_way(error)
+            return
         except RunStoppedError as error:
             self._events.emit("stopped", reason=str(error))
         except BaseException as error:
@@ -94,28 +95,36 @@ class Coordinator:
                 self._events.beat(self._journal.epoch)
             except StaleEpochError as error:
                 self._give_way(error)
-            except OSError:
-                continue  # storage that does not answer now may in the next beat; the pipeline raises what lasts
+            except Exception as error:  # storage that does not answer now may in the next beat; what lasts, the
+                print(f"no heartbeat: {error!r}", flush=True)  # pipeline raises
 
     def _give_way(self, error: StaleEpochError) -> None:
         """Another coordinator has the run: this one touches nothing of it any more, and takes its workers along."""
         print(error, flush=True)
         claims = [entry for entry in replay(self._run.journal) if entry["event"] == "EPOCH_CLAIMED"]
-        shared = self._claim().items() <= claims[-1].items()
-        if self._launch.cluster_pid is not None and not shared:
-            os.kill(self._launch.cluster_pid, signal.SIGTERM)
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        if claims[-1].get("actor") == self._claim()["actor"]:
+            os._exit(1)  # Ray took this process for dead and started the actor again: that one has the run
+        self._leave_ray()
 
     def _claim(self) -> dict[str, Any]:
-        """Where this coordinator is, for the journal."""
-        return {"host": socket.gethostname(), "cluster_pid": self._launch.cluster_pid, "job": self._launch.job}
+        """Where this coordinator is, for the journal. Ray gives an actor the same id however often it restarts it."""
+        return {
+            "host": socket.gethostname(),
+            "actor": ray.get_runtime_context().get_actor_id(),
+            "cluster_pid": self._launch.cluster_pid,
+            "job": self._launch.job,
+        }
 
     def _end(self) -> None:
-        """The last act: a local Ray ends with its run; on a cluster only this run's actors and applications do."""
+        """The last act."""
         with contextlib.suppress(OSError):
             self._events.close()
         if self._redis is not None:
             self._redis.close()
+        self._leave_ray()
+
+    def _leave_ray(self) -> None:
+        """A local Ray ends with its run; on a cluster only this run's actors do (and its applications, before)."""
         if self._launch.cluster_pid is not None:
             os.kill(self._launch.cluster_pid, signal.SIGTERM)
             return

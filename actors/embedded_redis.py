@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 WATCH_S = 0.5
@@ -28,13 +29,15 @@ class EmbeddedRedis:
     def __init__(self) -> None:
         self._settings = {"password": secrets.token_hex(16)}
         self._keeper: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
         self.url = self._start()
 
     def ensure(self) -> str:
         """The server's URL; starts the keeper again if it is gone."""
-        if self._keeper is None or self._keeper.poll() is not None:
-            self.url = self._start()
-        return self.url
+        with self._lock:
+            if self._keeper is None or self._keeper.poll() is not None:
+                self.url = self._start()
+            return self.url
 
     def close(self) -> None:
         if self._keeper is not None:

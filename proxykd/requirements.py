@@ -68,7 +68,7 @@ def require_machine(config: RunConfig, local: bool, folder: Path) -> None:
     """Refuses a run that this machine cannot hold, before anything is started.
 
     Raises:
-        ResourceError: too few logical CPUs, no GPUs for a GPU profile, or too little disk.
+        ResourceError: too few logical CPUs, no GPUs for a GPU profile, too little disk, or one that is read-only.
     """
     need, have = cpus_needed(config), config.resources.logical_cpus
     if local and need > have:
@@ -82,6 +82,8 @@ def require_machine(config: RunConfig, local: bool, folder: Path) -> None:
             f"resources.device is gpu and the run needs {gpus_needed(config)} GPUs, this machine has {gpus}; "
             f"use --address of a cluster, or a CPU config such as configs/quickstart.yaml"
         )
+    if not os.access(folder, os.W_OK):
+        raise ResourceError(f"{folder} cannot be written: mount it writable or mend its permissions, then start again")
     free = shutil.disk_usage(folder).free / 2**30
     if free < SPARE_DISK_GIB:
         raise ResourceError(

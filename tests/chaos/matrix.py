@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SELF_HEALING = ("train worker", "train controller", "coordinator", "valkey")
 FATAL = ("gcs", "raylet", "machine")
 """A Ray of one machine does not start these again: the run needs one resume."""
 
+SECOND = "nobody: a second coordinator"
+
 CAMPAIGNS: dict[str, list[tuple[Point, str]]] = {
     "training": [
         (Point(stage, 0.1 + 0.11 * number), victim)
@@ -39,6 +42,7 @@ CAMPAIGNS: dict[str, list[tuple[Point, str]]] = {
         for stage in ("sample", "score")
         for number, victim in enumerate(("data task", "vllm engine", "serve replica", "coordinator", "gcs", "machine"))
     ],
+    "two coordinators": [(Point("warmup", 0.3), SECOND), (Point("distil", 0.3), SECOND)],
     "boundaries": [
         (Point(stage, None), victim)
         for stage, victim in (
@@ -70,17 +74,18 @@ class Book:
 
 def attack(campaign: str, folder: Path, expected: dict[str, str], book: Book, console: Console) -> bool:
     """Runs a campaign's deaths through one run; whether it ended with what the uninterrupted run has."""
-    attacked = AttackedRun(write_config(folder, folder / campaign))
+    attacked = AttackedRun(write_config(folder, folder / campaign.replace(" ", "-")))
     for point, victim in CAMPAIGNS[campaign]:
         if book.has(campaign, point, victim):
             continue
         outcome: Outcome = {"campaign": campaign, "point": str(point), "victim": victim}
         if attacked.wait(point):
-            outcome |= attacked.strike(victim, point)
+            act = attacked.start_a_second if victim == SECOND else partial(attacked.strike, victim)
+            outcome |= act(point)
         else:
             outcome |= {"recovered": "not hit: the stage was over", "seconds": 0.0, "shards": {}}
         book.add(outcome)
-        console.print(f"{campaign}: {victim} killed, {point}: {outcome['recovered']} in {outcome['seconds']} s")
+        console.print(f"{campaign}: {victim}, {point}: {outcome['recovered']} in {outcome['seconds']} s")
     attacked.finish()
     check_records(attacked.run)
     final = attacked.shards()

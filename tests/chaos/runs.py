@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from actors.events import read_events, read_live
-from actors.local_cluster import running
+from actors.local_cluster import running, state_file
 from proxykd.storage import RunDirectory, read_json, sha256_file, stage_key
 from tests import tiny_model
 from tests.chaos.victims import kill
@@ -123,6 +123,19 @@ class AttackedRun:
             "seconds": round(time.monotonic() - began, 1),
             "shards": shards,
         }
+
+    def start_a_second(self, point: Point) -> dict[str, Any]:
+        """Starts another coordinator on a Ray of its own, as from a second machine; the older must give way."""
+        first = running(self.root)
+        assert first is not None
+        state_file(self.root).unlink()  # so that this machine does not know of the first
+        again = proxykd("resume", str(self.root), "--detach", "--http-port", str(free_port()))
+        assert again.returncode == 0, again.stderr
+        shards, began = self.shards(), time.monotonic()
+        while first.alive:
+            assert time.monotonic() - began < PATIENCE_S, f"the older coordinator did not give way at {point}"
+            time.sleep(POLL_S)
+        return {"recovered": "the older gave way", "seconds": round(time.monotonic() - began, 1), "shards": shards}
 
     def finish(self) -> None:
         """Waits until the run has finished and its Ray is gone."""

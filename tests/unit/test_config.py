@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxykd.config import load_config
+from proxykd.config import load_config, validate_config
 from proxykd.errors import ConfigError, ResourceError
 from proxykd.requirements import cpus_needed, describe, gpus_needed, parameters, require_machine
 
@@ -116,3 +117,23 @@ def test_checking_a_config_and_help_load_neither_torch_nor_ray():
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)
+
+
+def test_a_disk_that_is_read_only_or_nearly_full_is_refused(tmp_path):
+    """On real file systems, which only root can make."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    config = validate_config(MINIMAL, "test")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"this machine lets nobody mount: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(ResourceError, match="GiB free at"):
+            require_machine(config, local=True, folder=tmp_path)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        with pytest.raises(ResourceError, match="cannot be written"):
+            require_machine(config, local=True, folder=tmp_path)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
