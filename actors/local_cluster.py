@@ -189,7 +189,8 @@ def _hold(state: Path, logical_cpus: int) -> None:
     while all(map(_runs, vital)):
         if asked.wait(WATCH_S):
             ray.shutdown()
-            state.unlink(missing_ok=True)
+            if state.exists() and LocalCluster(**read_json(state)) == cluster:  # not a newer one's
+                state.unlink()
             return
     # Ray does not start these again: everything else would wait for them, so it ends, and `resume` starts anew.
     print("Ray's GCS or raylet was killed", flush=True)
