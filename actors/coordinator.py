@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import signal
@@ -20,11 +19,12 @@ from actors.embedded_redis import EmbeddedRedis
 from actors.events import BEAT_S, EventLog
 from actors.launch import Launch
 from actors.live_view import LiveView
+from actors.placement import HEAD
 from actors.progress import Reporter
 from actors.stages import Pipeline
-from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError
+from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError, StorageError
 from proxykd.journal import Journal, replay
-from proxykd.storage import RunDirectory
+from proxykd.storage import RunDirectory, refusal
 
 NAMESPACE = "proxykd"
 
@@ -43,12 +43,20 @@ class Coordinator:
         self._redis = None if self._config.redis.url else EmbeddedRedis()
         self._events = EventLog(self._run, LiveView(self._run.id, self.redis_url))
         self._journal: Journal | None = None
+        self._refusal: str | None = None
         threading.Thread(target=self._work, name="pipeline", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
         """Takes a report from a worker; `add` counts `done` on top of what the stage has."""
         self._events.progress(done, total, unit, metrics, add)
+
+    def storage_refused(self, message: str) -> None:
+        """A worker could not write to the run's storage. Trying again would not help, so the run fails with this."""
+        self._refusal = message
+
+    def refusal(self) -> str | None:
+        return self._refusal
 
     def ping(self) -> str:
         return self._run.id
@@ -77,7 +85,7 @@ class Coordinator:
         make_deployer = getattr(importlib.import_module(module), name)
         deployer = make_deployer(self._config.resources, self._launch.http)
         reporter = Reporter(actor_name(self._run.id), NAMESPACE)
-        pipeline = Pipeline(self._run, self._journal, deployer, self._events, reporter)
+        pipeline = Pipeline(self._run, self._journal, deployer, self._events, reporter, self.refusal)
         try:
             pipeline.execute()
         finally:
@@ -134,10 +142,10 @@ class Coordinator:
 def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
     """What a failure says to the user: a ProxykdError its message alone, a defect its traceback too."""
     facts = {"error": type(error).__name__, "message": str(error)}
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return facts | {"message": f"the disk of {error.filename or run.root} is full; free space, then resume the run"}
     if isinstance(error, ProxykdError):
         return facts
+    if (message := refusal(error, run.root)) is not None:
+        return {"error": StorageError.__name__, "message": message}
     return facts | {"traceback": "".join(traceback.format_exception(error))}
 
 
@@ -148,7 +156,7 @@ def launch(spec: Launch) -> None:
     """
     run = RunDirectory.open(spec.run)
     if spec.cluster_pid is None:
-        require_cluster(run.config())
+        require_cluster(run)
     actor = ray.remote(Coordinator).options(
         name=actor_name(run.id),
         namespace=NAMESPACE,
@@ -157,5 +165,7 @@ def launch(spec: Launch) -> None:
         max_restarts=-1,
         num_cpus=0,
         max_concurrency=16,
+        # Where the autoscaler takes no node away, and no worker's death reaches it.
+        resources={HEAD: 0.001},
     )
     ray.get(actor.remote(spec).ping.remote())  # type: ignore[attr-defined]

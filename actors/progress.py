@@ -21,6 +21,15 @@ class Progress:
         """Adds to what is done, for tasks that know only their own part."""
         self._coordinator.progress.remote(done, total, unit, {}, True)
 
+    def storage_refused(self, message: str) -> None:
+        """Tells the coordinator that the run's storage takes no more, and returns when it knows."""
+        ray.get(self._coordinator.storage_refused.remote(message))
+
+    def refusal(self) -> str | None:
+        """What any worker has told so."""
+        message: Any = ray.get(self._coordinator.refusal.remote())
+        return None if message is None else str(message)
+
 
 @dataclass(frozen=True)
 class Reporter:

@@ -37,7 +37,7 @@ from proxykd.checkpoints import Checkpoints
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, parse_row, read_corpus, read_prompts
 from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_corpus
-from proxykd.errors import CorpusError, ProxykdError
+from proxykd.errors import CorpusError, ProxykdError, StorageError
 from proxykd.journal import Journal
 from proxykd.models import initialise
 from proxykd.report import write_report
@@ -66,13 +66,24 @@ class Deployer(Protocol):
 class Pipeline:
     """One run. `execute` is the method of DESIGN.md, section 2, from top to bottom."""
 
-    def __init__(self, run: RunDirectory, journal: Journal, deployer: Deployer, events: EventLog, reporter: Reporter):
+    def __init__(
+        self,
+        run: RunDirectory,
+        journal: Journal,
+        deployer: Deployer,
+        events: EventLog,
+        reporter: Reporter,
+        refused: Callable[[], str | None],
+    ):
+        """`refused` says why a worker could not write to the run's storage, once one could not."""
         self.run = run
         self.config = run.config()
         self.journal = journal
         self.deployer = deployer
         self.events = events
         self.reporter = reporter
+        self._refused = refused
+        self._data_pool = self.config.resources.pools.data
         self._proxy_is_up = False
 
     def execute(self) -> None:
@@ -192,7 +203,7 @@ class Pipeline:
         """Equation (1) with the proxy in the student's place: SFT on D_w."""
         shards = slice_shards(self.run, "warmup")
         records = manifest(self.run)["warmup"]
-        result = self._train("warmup", "warmup", stream_corpus(shards), records=records)
+        result = self._train("warmup", "warmup", stream_corpus(shards, self._data_pool), records=records)
         tokens = self.config.warmup.epochs * _tokens(shards)
         return {**result, "cost": self._cost(records=records * self.config.warmup.epochs, tokens=tokens)}
 
@@ -216,7 +227,7 @@ class Pipeline:
         result = self._train(
             f"align-{number:02d}",
             "align",
-            stream_pairs(shards),
+            stream_pairs(shards, self._data_pool),
             records=records,
             round=number,
             reference=reference,
@@ -313,7 +324,7 @@ class Pipeline:
         shards = slice_shards(self.run, "distillation")
         records = manifest(self.run)["distillation"]
         trust = trust_of(config.trust, labels["mu"], labels["gamma"])
-        stream = stream_distillation(shards, self.run.soft_labels(adapter), source, trust)
+        stream = stream_distillation(shards, self.run.soft_labels(adapter), source, trust, self._data_pool)
         result = self._train("distil", "distil", stream, records=records, source=source)
         return {**result, "cost": self._cost(records=records * config.epochs, tokens=config.epochs * labels["tokens"])}
 
@@ -335,7 +346,7 @@ class Pipeline:
     # -- the parts that stages use -------------------------------------------------------------------------------
 
     def _engine_call(self, adapter: str) -> EngineCall:
-        """The proxy's deployment, started on first use and kept for all rounds.
+        """The proxy's deployment, started on first use and kept for all rounds (unless the config stops it to train).
 
         Not beside the warm-up: on two cores the two slowed each other by more than the start takes.
         """
@@ -353,13 +364,15 @@ class Pipeline:
         self.deployer.stop(rest_app(self.run.id))
 
     def stop_proxy(self) -> None:
-        """Gives the engine's memory back to distillation: its last answer was the last soft label."""
+        """Gives the engine's devices back."""
         self.events.standing(engine=False)
         self.deployer.stop(proxy_app(self.run.id))
         self._proxy_is_up = False
 
     def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
         """One Ray Train run. A loop's own error comes back as what it is."""
+        if self.config.resources.engine_while_training == "stop":
+            self.stop_proxy()
         self.events.step("start the workers")
         self.events.standing(training=True)
         outcome_path = self.run.outcomes / f"{key}-{uuid.uuid4().hex[:8]}.json"
@@ -386,6 +399,8 @@ class Pipeline:
                     self.events.emit("warning", message=f"{key}: Ray Train's controller died ({error}); started again")
         finally:
             self.events.standing(training=False)
+        if (message := self._refused()) is not None:
+            raise StorageError(message)
         outcome = read_json(outcome_path)
         delete(outcome_path)
         if "error" in outcome:

@@ -17,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from actors.engine import CompletionLogps
+from actors.placement import in_pool
 from actors.progress import Reporter
 from proxykd.chat import ids_hash
 from proxykd.corpus_store import read_shard_rows
@@ -143,21 +144,25 @@ def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps
     write_shard(path, lambda target: write_shard_file(target, labels, source), {"records": len(rows), "tokens": tokens})
 
 
-def stream_pairs(shards: list[Path]) -> ray.data.Dataset:
-    """The round's pairs, in order, each row with its place `index`."""
-    return _stream(shards, _pair_rows)
+def stream_pairs(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
+    """The round's pairs, in order, each row with its place `index`; read by the nodes of `pool`, or any."""
+    return _stream(shards, _pair_rows, pool)
 
 
-def stream_corpus(shards: list[Path]) -> ray.data.Dataset:
+def stream_corpus(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
     """A corpus slice, in order."""
-    return _stream(shards, _corpus_rows)
+    return _stream(shards, _corpus_rows, pool)
 
 
 def stream_distillation(
-    shards: list[Path], labels: Path, source: LabelSource, trust: Callable[[float, int], float]
+    shards: list[Path],
+    labels: Path,
+    source: LabelSource,
+    trust: Callable[[float, int], float],
+    pool: str | None = None,
 ) -> ray.data.Dataset:
     """D_s joined with its soft labels and trust weights, in order. A label that does not belong is refused."""
-    return _stream(shards, partial(_distillation_rows, labels=labels, source=source, trust=trust))
+    return _stream(shards, partial(_distillation_rows, labels=labels, source=source, trust=trust), pool)
 
 
 def trust_of(kind: str, mu: float, gamma: float) -> Callable[[float, int], float]:
@@ -200,7 +205,7 @@ def _distillation_rows(
         yield {**row, **label, "trust": trust(label["sequence_logp"], label["tokens"])}
 
 
-def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]]) -> ray.data.Dataset:
+def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]], pool: str | None) -> ray.data.Dataset:
     """Rows of the shards in order, numbered, so that a consumer can see that none is missing or out of place."""
     if not shards:
         raise ProxykdError("no shard to stream: the stage before wrote none")
@@ -211,7 +216,8 @@ def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]]) -> ray.da
         return [{"index": item["first"] + i, **row} for i, row in enumerate(read(location(item["path"])))]
 
     # Two readers keep ahead of any trainer; each more is a process that takes seconds to start.
-    return ray.data.from_items(items, override_num_blocks=len(items)).flat_map(rows, compute=TWO_AT_ONCE)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    return dataset.flat_map(rows, compute=TWO_AT_ONCE, **in_pool(pool))
 
 
 def _for_each_shard(
@@ -231,5 +237,5 @@ def _for_each_shard(
     if missing:
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
         # Two calls at once: the engine never waits for the next shard while one is written.
-        dataset.map(once, compute=TWO_AT_ONCE).materialize()
+        dataset.map(once, compute=TWO_AT_ONCE, **in_pool(run.config().resources.pools.data)).materialize()
     run.go_on()

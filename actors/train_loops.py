@@ -33,7 +33,15 @@ from proxykd.parallel import Workers, full_state
 from proxykd.scorer import CompletionScorer
 from proxykd.soft_labels import LabelSource
 from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, DistillationLoss, SftLoss, pair_logps
-from proxykd.storage import RunDirectory, location, publish_directory, unfinished, verify_directory, write_json
+from proxykd.storage import (
+    RunDirectory,
+    location,
+    publish_directory,
+    refusal,
+    unfinished,
+    verify_directory,
+    write_json,
+)
 from proxykd.training import Row, Step
 
 Facts = dict[str, Any]
@@ -50,9 +58,12 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // resources.trainer_workers))
         torch.manual_seed(self.config.seed)
-        device = get_device() if resources.device == "gpu" else torch.device("cpu")
+        device = torch.device("cpu")
+        if resources.device == "gpu":
+            device = get_device()
+            torch.set_float32_matmul_precision("high")  # TF32, for what is kept in float32
         self.workers = Workers.current(resources.parallel, device)
-        self._progress = task["reporter"]()
+        self.report = task["reporter"]()
 
     @property
     def lead(self) -> bool:
@@ -60,7 +71,7 @@ class Worker:
 
     def progress(self, done: float, total: float, unit: str, **metrics: Any) -> None:
         if self.lead:
-            self._progress(done, total, unit, **metrics)
+            self.report(done, total, unit, **metrics)
 
     def proxy(self, adapter: str | None, trainable: bool = True) -> CompletionScorer:
         directory = self.run.adapters / adapter if adapter else None
@@ -75,14 +86,25 @@ class Worker:
 
 
 def run_loop(task: Facts) -> None:
-    """The function that Ray Train runs. A ProxykdError is a finding, not a crash: it is stored, not retried."""
+    """The function that Ray Train runs. A ProxykdError is a finding, not a crash: it is stored, not retried.
+
+    Storage that refuses a write is the coordinator's to know. The worker that met it fails, so that none of the others
+    waits for it; Ray Train starts them again, and they leave.
+    """
     worker = Worker(task)
+    if worker.report.refusal() is not None:
+        return
     try:
-        outcome = {"result": LOOPS[task["loop"]](worker)}
-    except ProxykdError as error:
-        outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
-    if worker.lead or "error" in outcome:
-        write_json(location(task["outcome"]), outcome)
+        try:
+            outcome = {"result": LOOPS[task["loop"]](worker)}
+        except ProxykdError as error:
+            outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+        if worker.lead or "error" in outcome:
+            write_json(location(task["outcome"]), outcome)
+    except Exception as error:
+        if (message := refusal(error, worker.run.root)) is not None:
+            worker.report.storage_refused(message)
+        raise
     ray.train.report({})
 
 

@@ -11,6 +11,7 @@ from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from actors.placement import in_pool
 from actors.train_loops import run_loop
 from proxykd.config import ResourceConfig
 
@@ -30,7 +31,11 @@ def train(name: str, task: dict[str, Any], stream: Dataset | None, resources: Re
     trainer = TorchTrainer(
         run_loop,
         train_loop_config=task,
-        scaling_config=ScalingConfig(num_workers=resources.trainer_workers, use_gpu=resources.device == "gpu"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.trainer_workers,
+            use_gpu=resources.device == "gpu",
+            **in_pool(resources.pools.trainer),
+        ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=scratch,

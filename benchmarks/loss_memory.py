@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from peak_memory import peak_mib, reset_peak_mib
+
 VOCABULARIES = (49152, 151936)
 TOP_K = 10
 
@@ -53,17 +55,6 @@ def head_scorer(head, states, vocabulary):
 
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(final_logit_softcapping=None))
     return HeadOnly(SimpleNamespace(config=config, get_output_embeddings=lambda: head), vocabulary)
-
-
-def reset_peak_mib() -> float:
-    """Lets the kernel count the peak anew from here on."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_mib()
-
-
-def peak_mib() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         path = self._directory / f"step-{step:06d}.pt"
-        write_shard(path, partial(torch.save, state), {"step": step})
+        write_shard(path, partial(_write, state), {"step": step})
         for old in self._finished():
             if old.name < path.name:
                 _remove(old)
@@ -50,6 +50,11 @@ class Checkpoints:
 
     def _finished(self) -> list[Path]:
         return sorted((marker.with_suffix(".pt") for marker in self._directory.glob("step-*.ok")), reverse=True)
+
+
+def _write(state: State, target: Path) -> None:
+    with target.open("wb") as file:  # given a path, torch does not say why a write failed
+        torch.save(state, file)
 
 
 def _remove(path: Path) -> None:

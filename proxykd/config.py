@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -156,6 +157,14 @@ class EngineConfig(Section):
     max_lora_rank: int = Field(16, ge=1)
 
 
+class PoolConfig(Section):
+    """On a cluster: which nodes hold which part. A node is in a pool by `ray start --labels proxykd-pool=NAME`."""
+
+    engine: str | None = Field(None, description="the proxy's vLLM replicas, and a local teacher's")
+    trainer: str | None = Field(None, description="Ray Train workers")
+    data: str | None = Field(None, description="Ray Data tasks")
+
+
 class ResourceConfig(Section):
     """Where a run happens; no result depends on it."""
 
@@ -167,6 +176,10 @@ class ResourceConfig(Section):
     engine_max_seqs: int = Field(64, ge=1)
     engine_memory_gib: float = Field(1.0, gt=0, description="KV cache on CPU; on GPUs the share below decides")
     engine_gpu_share: float = Field(0.85, gt=0, le=1.0)
+    engine_while_training: Literal["keep", "stop"] = Field(
+        "keep", description="stop: engine and trainers take the same GPUs in turn, for an engine start every round"
+    )
+    pools: PoolConfig = PoolConfig()
     micro_batch_tokens: int = Field(2048, ge=8)
     checkpoint_seconds: float = Field(120.0, ge=0, description="between a training stage's checkpoints; 0: each step")
     request_deadline_s: float = Field(600.0, gt=0)
@@ -198,7 +211,10 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     seed: int = 0
-    runs_dir: str = "runs"
+    runs_dir: str = Field(
+        default_factory=lambda: os.environ.get("PROXYKD_RUNS_DIR", "runs"),
+        description="a folder that every node sees, or s3://bucket/prefix; default: $PROXYKD_RUNS_DIR, else runs",
+    )
     teacher: TeacherConfig = TeacherConfig()
     corpus: CorpusConfig
     proxy: ModelConfig
@@ -223,6 +239,12 @@ class RunConfig(Section):
             raise ValueError("teacher.local and teacher.base_url are both set; set one of them")
         if self.proxy.method != "lora":
             raise ValueError("proxy.method is 'full'; the proxy is aligned by adapters, set it to 'lora'")
+        if self.student.method == "full" and self.student.dtype == "bfloat16":
+            raise ValueError(
+                f"student.dtype is bfloat16 with method full: most steps of learning_rate "
+                f"{self.distillation.learning_rate:g} are below its resolution and would be lost; set "
+                f"student.dtype=float32, or student.method=lora"
+            )
         if self.proxy.lora.rank > self.engine.max_lora_rank:
             raise ValueError(
                 f"proxy.lora.rank is {self.proxy.lora.rank}, above engine.max_lora_rank {self.engine.max_lora_rank}; "

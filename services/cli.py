@@ -140,6 +140,28 @@ def report(run_directory: str) -> None:
     print_report(RunDirectory.open(run_directory))
 
 
+@main.command()
+@click.argument("file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--device", help="A GPU by name (default a100-80g), or `this` for this machine's cores (CPU configs).")
+@click.option("--records", type=int, help="Records of the corpus; default: counted, where it lies here.")
+@click.option("--prompt-tokens", type=float, help="Mean tokens of a prompt; default: a quarter of its characters.")
+@click.option("--completion-tokens", type=float, help="Mean tokens of a completion.")
+def plan(
+    file: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    records: int | None,
+    prompt_tokens: float | None,
+    completion_tokens: float | None,
+) -> None:
+    """Say what CONFIG needs on machines you need not have: memory by its parts, tokens and hours a stage."""
+    from proxykd.config import load_config
+    from services.plan import print_plan
+
+    print_plan(load_config(file, overrides), device, records, prompt_tokens, completion_tokens)
+
+
 @main.group()
 def config() -> None:
     """Look at configs without loading a model."""
@@ -151,7 +173,7 @@ def config() -> None:
 def check(file: str, overrides: tuple[str, ...]) -> None:
     """Validate FILE; print what would run and what it would need."""
     from proxykd.config import load_config
-    from proxykd.requirements import describe
+    from proxykd.describe import describe
 
     click.echo("\n".join(describe(load_config(file, overrides))))
 

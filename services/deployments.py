@@ -17,6 +17,7 @@ from actors.apps import proxy_app, rest_app, teacher_app
 from actors.engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
 from actors.http_options import HttpOptions
 from actors.openai_front import OpenAIFront, Opening, Route
+from actors.placement import in_pool
 from proxykd.config import ResourceConfig, RunConfig
 from proxykd.storage import RunDirectory
 from services.api import build_app
@@ -141,6 +142,7 @@ class ServeDeployer:
 def engine_options(resources: ResourceConfig, replicas: int) -> dict[str, Any]:
     """Serve's options for a replica that holds an engine: its share of the machine and its environment."""
     actor: dict[str, Any] = {"num_cpus": 1, "runtime_env": {"env_vars": engine_environment(resources)}}
+    actor |= in_pool(resources.pools.engine)
     if resources.device == "gpu":
         actor["num_gpus"] = resources.engine_tensor_parallel
     return {

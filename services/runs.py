@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from actors.events import gives_signs_of_life, read_events, read_live
@@ -17,11 +18,11 @@ from actors.http_options import HttpOptions
 from actors.launch import Launch
 from actors.local_cluster import LocalCluster, local_folder, running, start
 from proxykd.config import RunConfig
-from proxykd.errors import ProxykdError, ResourceError, RunError
+from proxykd.errors import ConfigError, ProxykdError, ResourceError, RunError
 from proxykd.journal import replay
+from proxykd.machine import require_machine
 from proxykd.report import finished_stages
-from proxykd.requirements import require_machine
-from proxykd.storage import RunDirectory, delete, write_json
+from proxykd.storage import RunDirectory, delete, refuses_now, write_json
 from services.terminal import follow, print_report
 
 DEPLOYER = "services.deployments:ServeDeployer"
@@ -29,6 +30,11 @@ STOP_POLL_S = 0.5
 
 
 def start_run(config: RunConfig, *, address: str | None, http: HttpOptions, fresh: bool, detach: bool) -> None:
+    if job_id() and "://" not in config.runs_dir and not Path(config.runs_dir).is_absolute():
+        raise ConfigError(
+            f"runs_dir is {config.runs_dir!r}: in a Ray job that is within the job's working directory, which Ray "
+            f"deletes. Set it to a folder that every node mounts, or to s3://bucket/prefix"
+        )
     run = RunDirectory.create(config)
     if fresh:
         if (cluster := running(run.root)) is not None:
@@ -70,7 +76,7 @@ def follow_or_start(run: RunDirectory, *, address: str | None, http: HttpOptions
         return
     if end["event"] == "failed" and "traceback" in end:
         print(end["traceback"], file=sys.stderr)
-    message = end.get("message") or end.get("reason") or "its coordinator is gone"
+    message = end.get("message") or end.get("reason") or refuses_now(run.root) or "its coordinator is gone"
     raise ProxykdError(f"{run.id}: {message}\nwhat was finished is kept; go on with: proxykd resume {run.root}")
 
 
@@ -78,7 +84,8 @@ def launch_coordinator(
     run: RunDirectory, config: RunConfig, address: str | None, http: HttpOptions
 ) -> LocalCluster | None:
     """Starts Ray where no address is given, and the coordinator on it."""
-    require_machine(config, local=address is None, folder=local_folder(run.root))
+    if address is None:
+        require_machine(config, local_folder(run.root))
     spec = Launch(str(run.root), DEPLOYER, http, job_id())
     if address is None:
         return start(run.root, config.resources.logical_cpus, spec)

@@ -12,7 +12,7 @@ from actors.http_options import HttpOptions
 from actors.local_cluster import local_folder, running, start
 from proxykd.adapter_catalogue import AdapterCard, catalogue, find
 from proxykd.errors import ResourceError, RunError
-from proxykd.requirements import require_machine
+from proxykd.machine import require_machine
 from proxykd.storage import RunDirectory
 
 WATCH_S = 1.0
@@ -31,7 +31,8 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
     if address is None and running(run.root) is not None:
         raise RunError(f"{run.id} is at work or served already; its routes are open on the port that it was given")
     config = run.config()
-    require_machine(config, local=address is None, folder=local_folder(run.root))
+    if address is None:
+        require_machine(config, local_folder(run.root))
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background commands with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     cluster = None if address else start(run.root, config.resources.logical_cpus)

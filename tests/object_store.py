@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +40,36 @@ def s3_server() -> Iterator[str]:
             yield url
         finally:
             server.stop()
+
+
+@contextmanager
+def slowed(url: str, seconds: float) -> Iterator[None]:
+    """The same server, each piece of whose traffic arrives `seconds` late in each direction."""
+    target = url.rpartition(":")[2]
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        threading.Thread(target=_relay, args=(listener, int(target), seconds), daemon=True).start()
+        yield
+
+
+def _relay(listener: socket.socket, port: int, delay_s: float) -> None:
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:  # closed
+            return
+        server = socket.create_connection(("127.0.0.1", port))
+        for source, sink in ((client, server), (server, client)):
+            threading.Thread(target=_pump, args=(source, sink, delay_s), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket, delay_s: float) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 20):
+            time.sleep(delay_s)
+            sink.sendall(data)
+    for end in (source, sink):
+        end.close()
 
 
 def new_bucket() -> str:

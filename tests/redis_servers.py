@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.object_store import free_port
 
 PASSWORD = "secret-of-the-tests"
@@ -44,6 +46,13 @@ class OwnServer:
                 return process
             time.sleep(0.05)
         raise TimeoutError("redis-server did not come up")
+
+
+@contextmanager
+def password_in_the_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYKD_REDIS_PASSWORD", PASSWORD)
+        yield
 
 
 @contextmanager

@@ -12,24 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from actors.events import read_events, read_live
-from actors.local_cluster import running, state_file
-from proxykd.storage import RunDirectory, read_json, sha256_file, stage_key
+from actors.local_cluster import running
+from proxykd.config import load_config
+from proxykd.storage import RunDirectory, is_remote, read_json, read_table, sha256_file, stage_key
 from tests import tiny_model
-from tests.chaos.victims import kill
 from tests.object_store import free_port
 from tests.small_run import run_config
 
 RECORDS = 240
 POLL_S = 0.05
+REMOTE_POLL_S = 1.0
 PATIENCE_S = 420.0
 
 
-def write_config(folder: Path, runs_dir: Path | str, **resources: Any) -> Path:
-    """A run on a random-weight model whose training stages last long enough to be hit in the middle."""
+def write_config(name: str, folder: Path, runs_dir: Path | str, redis_url: str | None = None, **resources: Any) -> Path:
+    """A run on a random-weight model whose training stages last long enough to be hit in the middle.
+
+    Where it lies, its Redis and its resources change no result: all these runs must end with the same files.
+    """
     model = folder / "model"
     if not (model / "config.json").exists():
         tiny_model.make_model(model, layers=6, hidden=256)
@@ -53,8 +56,9 @@ def write_config(folder: Path, runs_dir: Path | str, **resources: Any) -> Path:
         resources={
             "engine_max_seqs": 16, "micro_batch_tokens": 512, "request_deadline_s": 120, "checkpoint_seconds": 1.0,
         } | resources,
+        redis={"url": redis_url},
     )  # fmt: skip
-    path = folder / f"{Path(str(runs_dir)).name}.yaml"
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
     return path
 
@@ -76,14 +80,15 @@ class Point:
 
 
 class AttackedRun:
+    """A run at work, to be watched, struck and waited for."""
+
     def __init__(self, config: Path):
-        self._config = config
-        self._port = str(free_port())
-        started = proxykd("run", str(config), "--detach", "--http-port", self._port)
+        self.port = str(free_port())
+        loaded = load_config(config)
+        self.run = RunDirectory(f"{loaded.runs_dir}/{loaded.run_id}")
+        self._poll_s = REMOTE_POLL_S if is_remote(self.run.root) else POLL_S
+        started = proxykd("run", str(config), "--detach", "--http-port", self.port)
         assert started.returncode == 0, started.stderr
-        runs_dir = yaml.safe_load(config.read_text())["runs_dir"]
-        [root] = [path for path in Path(runs_dir).iterdir() if (path / "config.json").exists()]
-        self.run = RunDirectory.open(root)
 
     @property
     def root(self) -> Path:
@@ -96,51 +101,48 @@ class AttackedRun:
             marked = self._marked(point.stage)
             if marked:
                 return point.share is None
-            if point.share is not None and self._done(point.stage) >= point.share:
+            if point.share is not None and self.done(point.stage) >= point.share:
                 return True
             self._must_be_alive()
-            time.sleep(POLL_S)
+            time.sleep(self._poll_s)
         raise TimeoutError(f"{point} was not reached: {read_live(self.run)}")
 
-    def strike(self, victim: str, point: Point) -> dict[str, Any]:
-        """Kills the victim and waits until the run has got further than it was; says how."""
-        done = self._done(point.stage) if point.share is not None else 0.0
-        events = read_events(self.run.events)[1]
-        shards = self.shards()
-        began = time.monotonic()
-        assert kill(victim, self.root) > 0, f"no {victim} to kill at {point}"
-        resumed = False
-        while not self._further(point, done, events):
-            assert time.monotonic() - began < PATIENCE_S, f"{victim} at {point}: {read_live(self.run)}"
-            if running(self.root) is None and not self._finished():
-                assert not resumed, f"{victim} at {point}: one resume was not enough"
-                again = proxykd("resume", str(self.root), "--detach", "--http-port", self._port)
-                assert again.returncode == 0, again.stderr
-                resumed = True
-            time.sleep(POLL_S)
-        return {
-            "recovered": "one resume" if resumed else "by itself",
-            "seconds": round(time.monotonic() - began, 1),
-            "shards": shards,
-        }
+    def position(self, point: Point) -> tuple[float, int]:
+        """How far the run is, to be compared by `got_further`."""
+        return self.done(point.stage) if point.share is not None else 0.0, read_events(self.run.events)[1]
 
-    def start_a_second(self, point: Point) -> dict[str, Any]:
-        """Starts another coordinator on a Ray of its own, as from a second machine; the older must give way."""
-        first = running(self.root)
-        assert first is not None
-        state_file(self.root).unlink()  # so that this machine does not know of the first
-        again = proxykd("resume", str(self.root), "--detach", "--http-port", str(free_port()))
+    def got_further(self, point: Point, position: tuple[float, int]) -> bool:
+        done, events = position
+        if point.share is not None:
+            return self._marked(point.stage) or self.done(point.stage) > done
+        later, _ = read_events(self.run.events, events)
+        return any(event["event"] in ("stage_started", "stage_finished", "finished") for event in later)
+
+    def wait_until_further(self, point: Point, position: tuple[float, int]) -> bool:
+        """Waits until the run is beyond `position`, resuming it once if it ends; whether that was needed."""
+        resumed = False
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.got_further(point, position):
+            assert time.monotonic() < deadline, f"{point}: {read_live(self.run)}"
+            if not self.alive and not self.finished:
+                assert not resumed, f"{point}: one resume was not enough"
+                self.resume()
+                resumed = True
+            time.sleep(self._poll_s)
+        return resumed
+
+    def resume(self) -> None:
+        again = proxykd("resume", str(self.root), "--detach", "--http-port", self.port)
         assert again.returncode == 0, again.stderr
-        shards, began = self.shards(), time.monotonic()
-        while first.alive:
-            assert time.monotonic() - began < PATIENCE_S, f"the older coordinator did not give way at {point}"
-            time.sleep(POLL_S)
-        return {"recovered": "the older gave way", "seconds": round(time.monotonic() - began, 1), "shards": shards}
+
+    @property
+    def alive(self) -> bool:
+        return running(self.root) is not None
 
     def finish(self) -> None:
         """Waits until the run has finished and its Ray is gone."""
         deadline = time.monotonic() + PATIENCE_S
-        while not self._finished() or running(self.root) is not None:
+        while not self.finished or self.alive:
             assert time.monotonic() < deadline, f"the run did not finish: {read_live(self.run)}"
             self._must_be_alive()
             time.sleep(0.5)
@@ -154,7 +156,7 @@ class AttackedRun:
         name = "align-01" if stage in ("sample", "align") else stage
         return (self.run.stages / f"{name}.json").exists()
 
-    def _done(self, stage: str) -> float:
+    def done(self, stage: str) -> float:
         """The share of a stage that is done, from what is in storage."""
         if stage in ("sample", "score"):
             folder = "rounds/01/pairs" if stage == "sample" else "soft_labels/*"
@@ -166,20 +168,15 @@ class AttackedRun:
             return 0.0
         return float(live["done"] / live["total"])
 
-    def _further(self, point: Point, done: float, events: int) -> bool:
-        if point.share is not None:
-            return self._marked(point.stage) or self._done(point.stage) > done
-        later, _ = read_events(self.run.events, events)
-        return any(event["event"] in ("stage_started", "stage_finished", "finished") for event in later)
-
-    def _finished(self) -> bool:
+    @property
+    def finished(self) -> bool:
         return any(path.exists() and read_json(path)["event"] == "RUN_FINISHED" for path in self._last_entries())
 
     def _last_entries(self) -> list[Path]:
         return sorted(p for p in self.run.journal.glob("*.json") if not p.name.startswith("."))[-2:]
 
     def _must_be_alive(self) -> None:
-        if running(self.root) is None and not self._finished():
+        if not self.alive and not self.finished:
             events = [e for e in read_events(self.run.events)[0] if e["event"] == "failed"]
             raise AssertionError(f"the run is gone: {json.dumps(events[-1:], indent=1)}")
 
@@ -201,7 +198,7 @@ def check_records(run: RunDirectory) -> None:
     from proxykd.soft_labels import read_source
 
     stage = read_json(run.stages / f"{stage_key('align', 1)}.json")["result"]
-    pairs = [row for path in sorted(run.pairs(1).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    pairs = [row for path in sorted(run.pairs(1).glob("*.parquet")) for row in read_table(path).to_pylist()]
     ids = [row["id"] for row in pairs]
     expected = {row["id"] for row in read_slice(run, "alignment")}
     assert len(ids) == len(set(ids)) == len(expected) - sum(stage["dropped"].values())
@@ -210,7 +207,7 @@ def check_records(run: RunDirectory) -> None:
     adapter = read_json(run.stages / "score.json")["result"]["adapter"]
     labels = sorted(run.soft_labels(adapter).glob("*.parquet"))
     assert [path.name for path in labels] == [path.name for path in slice_shards(run, "distillation")]
-    labelled = [record for path in labels for record in pq.read_table(path)["record_id"].to_pylist()]
+    labelled = [record for path in labels for record in read_table(path)["record_id"].to_pylist()]
     assert labelled == [row["id"] for row in read_slice(run, "distillation")]
     assert {read_source(path).adapter for path in labels} == {adapter}
 

@@ -30,6 +30,9 @@ class Silent:
     def progress(self, *report) -> None:
         pass
 
+    def refusal(self) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def prepared(cluster, tiny, tmp_path_factory):

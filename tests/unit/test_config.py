@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxykd.config import load_config, validate_config
-from proxykd.errors import ConfigError, ResourceError
-from proxykd.requirements import cpus_needed, describe, gpus_needed, parameters, require_machine
+from proxykd.config import load_config
+from proxykd.describe import describe
+from proxykd.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -62,6 +60,7 @@ def test_the_hash_covers_results_and_not_resources(tmp_path):
         (("proxy.method=full",), r"set it to 'lora'"),
         (("corpus.split.warmup=0.5",), r"make them sum to 1"),
         (("corpus.max_length=64",), r"leaves no room"),
+        (("student.method=full",), r"set student\.dtype=float32"),
         (("student.drop_layers=[1,1]",), r"distinct layer indices"),
         (("name=Bad Name",), r"name: "),
         (("nonsense",), r"not of the form section\.key=value"),
@@ -84,28 +83,17 @@ def test_missing_and_torn_files(tmp_path):
         load_config(tmp_path / "list.yaml")
 
 
+def test_where_runs_lie_can_come_from_the_environment(tmp_path, monkeypatch):
+    assert load(tmp_path).runs_dir == "runs"
+    monkeypatch.setenv("PROXYKD_RUNS_DIR", "/shared/runs")
+    assert load(tmp_path).runs_dir == "/shared/runs"
+    assert load(tmp_path, "runs_dir=mine").runs_dir == "mine"
+
+
 def test_parity_threshold_follows_the_dtypes(tmp_path):
     assert load(tmp_path).parity_threshold == 0.15
     assert load(tmp_path, "proxy.dtype=float32", "engine.dtype=float32").parity_threshold == 0.01
     assert load(tmp_path, "alignment.parity_threshold=0.3").parity_threshold == 0.3
-
-
-def test_machines_that_cannot_hold_a_run_are_refused(tmp_path):
-    crowded = load(tmp_path, "resources.trainer_workers=6", "resources.logical_cpus=8")
-    with pytest.raises(ResourceError, match=r"set resources\.logical_cpus=9"):
-        require_machine(crowded, local=True, folder=tmp_path)
-    gpu = load(tmp_path, "resources.device=gpu", "resources.trainer_workers=90", "resources.logical_cpus=99")
-    with pytest.raises(ResourceError, match=r"needs 91 GPUs, this machine has \d+"):
-        require_machine(gpu, local=True, folder=tmp_path)
-    require_machine(gpu, local=False, folder=tmp_path)
-    assert (cpus_needed(gpu), gpus_needed(gpu)) == (93, 91)
-
-
-def test_sizes_are_read_off_names(tmp_path):
-    proxy = load(tmp_path).proxy
-    assert parameters(proxy.model_copy(update={"source": "meta-llama/Llama-2-70b-hf"})) == 70e9
-    assert parameters(proxy.model_copy(update={"source": "Qwen/Qwen3-1.7B"})) == 1.7e9
-    assert parameters(proxy.model_copy(update={"source": "org/llama-2-chat"})) is None
 
 
 def test_checking_a_config_and_help_load_neither_torch_nor_ray():
@@ -118,30 +106,3 @@ def test_checking_a_config_and_help_load_neither_torch_nor_ray():
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)
-
-
-@pytest.fixture
-def unwritable(tmp_path):
-    """A folder that this process cannot write: by its mode, or for root, whom no mode stops, on a read-only mount."""
-    if os.geteuid() != 0:
-        tmp_path.chmod(0o500)
-        yield tmp_path
-        tmp_path.chmod(0o700)
-        return
-    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=4m", "tmpfs", tmp_path]
-    if subprocess.run(mount, capture_output=True).returncode:
-        yield Path("/sys")  # containers that may not mount have it read-only
-        return
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_storage_that_is_read_only_is_refused(unwritable):
-    with pytest.raises(ResourceError, match="cannot be written"):
-        require_machine(validate_config(MINIMAL, "test"), local=True, folder=unwritable)
-
-
-def test_a_disk_that_is_nearly_full_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(ResourceError, match=r"0\.0 GiB free at"):
-        require_machine(validate_config(MINIMAL, "test"), local=True, folder=tmp_path)

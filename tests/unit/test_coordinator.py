@@ -22,7 +22,7 @@ def make_run(tmp_path):
 def test_a_full_disk_says_where_and_what_to_do(tmp_path):
     run = make_run(tmp_path)
     facts = failure(OSError(errno.ENOSPC, "No space left on device", "/runs/x"), run)
-    assert facts["message"] == "the disk of /runs/x is full; free space, then resume the run"
+    assert facts["message"] == f"{run.root}: No space left on device; free space there, then resume the run"
     assert "traceback" not in facts
 
 

@@ -1,0 +1,55 @@
+"""What a config would run, in words: `proxykd config check`."""
+
+from __future__ import annotations
+
+from proxykd.architecture import architecture
+from proxykd.config import ModelConfig, RunConfig
+from proxykd.memory_plan import footprints
+from proxykd.requirements import cpus_needed, gpus_needed
+
+
+def describe(config: RunConfig) -> list[str]:
+    """What `proxykd config check` prints."""
+    resources, alignment, distillation = config.resources, config.alignment, config.distillation
+    corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
+    split, warmup = config.corpus.split, config.warmup
+    rest = 1 - split.validation - split.test
+    shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
+    lines = [
+        f"{config.name}: valid; the run would be {config.runs_dir}/{config.run_id}",
+        f"  corpus        {corpus}",
+        f"  slices        validation {split.validation:.1%}, test {split.test:.1%}, "
+        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
+        f"  proxy         {_model(config.proxy)}",
+        f"  student       {_model(config.student)}, method {config.student.method}",
+        f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
+        f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}) + DPO "
+        f"(beta {alignment.beta:g}), " + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
+        f"  score         top-{config.score.top_k} + tail, by the {config.score.source}",
+        f"  distil        NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
+        f"{distillation.kl_reduction}), "
+        + _training(distillation.learning_rate, distillation.global_batch, distillation.epochs),
+        f"  engine        vLLM, adapters {config.engine.adapters}, {config.engine.dtype}",
+        f"  needs         {cpus_needed(config)} logical CPUs of {resources.logical_cpus} announced; "
+        f"{gpus_needed(config)} GPUs ({resources.trainer_workers} trainer worker(s), {resources.parallel})",
+    ]
+    return lines + _memory(config)
+
+
+def _model(model: ModelConfig) -> str:
+    pruned = f", without layers {list(model.drop_layers)}" if model.drop_layers else ""
+    lora = f", LoRA r={model.lora.rank} alpha={model.lora.alpha}" if model.method == "lora" else ""
+    return f"{model.source}{pruned}, {model.dtype}{lora}"
+
+
+def _training(learning_rate: float, batch: int, epochs: int) -> str:
+    return f"Adam {learning_rate:g}, batch {batch}, {epochs} epoch(s)"
+
+
+def _memory(config: RunConfig) -> list[str]:
+    unknown = [m.source for m in (config.proxy, config.student) if architecture(m) is None]
+    if unknown:
+        return [f"  memory        unknown: nothing says how large {' and '.join(unknown)} is"]
+    return [
+        f"  memory        {f.what}: {f.total:.1f} GiB on each of {f.processes} device(s)" for f in footprints(config)
+    ] + ["                proxykd plan CONFIG says what of, and how long it takes"]

@@ -1,0 +1,58 @@
+"""A disk of its own for a run, to be filled and to break: ext4 in a file, mounted by the kernel. Needs root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+SIZE = 4 * 2**30
+
+
+class Disk:
+    """Mounted at `folder`. The image beside it is sparse: what is not written takes no room."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._image = folder.with_name(folder.name + ".ext4")
+        self._ballast = folder / "ballast"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self._image.exists():
+            with self._image.open("wb") as file:
+                file.truncate(SIZE)
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", self._image], check=True)
+        if not os.path.ismount(folder):
+            self._mount()
+
+    def fill(self) -> None:
+        """Takes what is free, to the last block."""
+        free = os.statvfs(self.folder)
+        with self._ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        with (self.folder / "rest").open("wb", buffering=0) as rest:
+            try:
+                while True:
+                    rest.write(bytes(4096))
+            except OSError:  # full
+                pass
+
+    def free(self) -> None:
+        self._ballast.unlink()
+        (self.folder / "rest").unlink()
+
+    def break_(self) -> None:
+        """An error of the file system, upon which ext4 becomes read-only, open files or not."""
+        device = subprocess.run(["findmnt", "-no", "SOURCE", self.folder], check=True, capture_output=True, text=True)
+        Path("/sys/fs/ext4", Path(device.stdout.strip()).name, "trigger_fs_error").write_text("1")
+
+    def mend(self) -> None:
+        """Mounted anew, as after a repair."""
+        self.unmount()
+        subprocess.run(["fsck.ext4", "-p", self._image], capture_output=True)  # 1: errors were corrected
+        self._mount()
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.folder], check=True)
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", self._image, self.folder], check=True)
