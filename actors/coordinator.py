@@ -42,6 +42,7 @@ class Coordinator:
         self._config = self._run.config()
         self._redis = None if self._config.redis.url else EmbeddedRedis()
         self._events = EventLog(self._run, LiveView(self._run.id, self.redis_url))
+        self._events.wake()  # before anybody who has launched it looks for signs of life
         self._journal: Journal | None = None
         self._refusal: str | None = None
         threading.Thread(target=self._work, name="pipeline", daemon=True).start()

@@ -39,6 +39,11 @@ class EventLog:
         self._earlier_s = 0.0
         self._closed = False
 
+    def wake(self) -> None:
+        """The first sign of life: what the last coordinator left, as of now."""
+        left = {key: value for key, value in self._left.items() if key != "ended"}
+        write_atomic(self._run.live, json.dumps({**left, "time": time.time()}, default=str).encode())
+
     def emit(self, event: str, **facts: Any) -> None:
         with self._lock:
             entry = {"time": time.time(), "event": event, **facts}

@@ -31,7 +31,7 @@ def write_run(folder, tiny):
         str(tiny),
         "unused",
         corpus={"path": "corpus.jsonl", "max_length": 96, "shard_records": 2, "split": split},
-        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 8},
+        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 4},
         alignment={"rounds": 1, "learning_rate": 1e-3, "global_batch": 4, "max_new_tokens": 12, "parity_records": 2},
         resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0, "pools": POOLS},
     )

@@ -6,7 +6,7 @@ import errno
 import time
 
 from actors.coordinator import failure
-from actors.events import EventLog, read_events, read_live
+from actors.events import EventLog, gives_signs_of_life, read_events, read_live
 from proxykd.config import validate_config
 from proxykd.errors import GateError
 from proxykd.storage import RunDirectory, read_json
@@ -41,6 +41,22 @@ def test_events_are_segments_that_a_second_writer_goes_on_with(tmp_path):
     assert read_events(run.events, after=1) == (events[1:], 2)
     assert last == 2
     assert event_line(events[1]) == "align 2 done in 3 s: pairs 7, held_out_nll 1.5000"
+
+
+def test_a_coordinator_gives_a_sign_of_life_before_its_first_event(tmp_path):
+    run = make_run(tmp_path)
+    log = EventLog(run)
+    assert not gives_signs_of_life(run)
+    log.wake()
+    assert gives_signs_of_life(run)
+    log.stage("align", 1)
+    log.close()
+    assert not gives_signs_of_life(run)
+    again = EventLog(run)
+    again.wake()
+    assert gives_signs_of_life(run)
+    again.stage("align", 1)
+    assert again.stage_seconds >= read_live(run)["spent"] > 0
 
 
 def test_progress_says_stage_how_far_and_how_long_still(tmp_path):
