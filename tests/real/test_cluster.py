@@ -9,7 +9,6 @@ import signal
 import pytest
 import yaml
 
-from actors.events import read_live
 from proxykd.journal import replay
 from proxykd.storage import RunDirectory, read_json, sha256_file
 from tests import tiny_model
@@ -31,9 +30,10 @@ def write_run(folder, tiny):
         str(tiny),
         "unused",
         corpus={"path": "corpus.jsonl", "max_length": 96, "shard_records": 2, "split": split},
-        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 4},
+        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 3},
         alignment={"rounds": 1, "learning_rate": 1e-3, "global_batch": 4, "max_new_tokens": 12, "parity_records": 2},
-        resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0, "pools": POOLS},
+        resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0}
+        | {"pools": POOLS, "engine_while_training": "stop"},
     )
     sections = config.model_dump(mode="json", exclude_defaults=True)
     del sections["runs_dir"]
@@ -110,9 +110,8 @@ def survived(tiny, tmp_path_factory):
         facts["shards"] = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
         nodes.lose("engine")
         nodes.add("engine", 2)
-        wait_for(
-            lambda: read_live(run).get("step") == "train" or (run.stages / "align-01.json").exists(), 400, "round 1"
-        )
+        wait_for(lambda: list(run.checkpoints.glob("align-01/*.ok")), 400, "round 1's training")
+        facts["engine while training"] = operator.places("VLLM::EngineCore")
         facts["first job"] = operator.job("status", first)
 
         wait_for(lambda: (run.stages / "align-01.json").exists(), 300, "round 1's end")
@@ -132,12 +131,15 @@ def test_a_run_within_the_jobs_own_directory_is_refused(survived):
 def test_a_cluster_without_the_pools_is_refused_with_a_table(survived):
     assert survived["too small"].returncode != 0
     assert re.search(r"CPUs in pool engine +1 +0 +0 +<- too little", survived["too small"].stdout)
-    assert not (survived["root"] / "models").exists() or "warmup" in str(list((survived["root"] / "stages").iterdir()))
 
 
 def test_parts_are_placed_in_their_pools(survived):
     assert survived["places"] == {"trainer": {"trainer"}, "coordinator": {"data"}, "engine": {"engine"}}
     assert survived["data"] <= {"data"}
+
+
+def test_engine_and_trainers_take_turns_where_the_config_says_so(survived):
+    assert survived["engine while training"] == set()
 
 
 def test_a_run_that_is_submitted_twice_runs_once(survived):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,8 @@ from proxykd.storage import (
     location,
     publish_directory,
     read_json,
+    refusal,
+    refuses_now,
     shard_facts,
     unfinished,
     verify_directory,
@@ -256,3 +259,25 @@ def test_a_torn_journal_entry_is_named(store):
     (store / "000002.json").write_text('{"a": ')
     with pytest.raises(IntegrityError, match=r"000002\.json is torn"):
         Journal(store)
+
+
+def test_a_refused_write_is_known_through_every_library(tmp_path):
+    """The kernel's own full device; torch says nothing of it but in its cause."""
+    import torch
+
+    from proxykd.checkpoints import _write
+
+    for write in (
+        lambda: Path("/dev/full").write_bytes(b"x"),
+        lambda: _write({"a": torch.zeros(9)}, Path("/dev/full")),
+    ):
+        with pytest.raises((OSError, RuntimeError)) as refused:
+            write()
+        assert refusal(refused.value, tmp_path) == (
+            f"{tmp_path}: No space left on device; free space there, then resume the run"
+        )
+    read_only = RuntimeError("ray::task() failed with OSError: [Errno 30] Read-only file system: 'x'")
+    assert "mount it writable" in refusal(read_only, tmp_path)
+    assert refusal(ValueError("no words of a disk"), tmp_path) is None
+    assert refuses_now(tmp_path) is None
+    assert not list(tmp_path.iterdir())

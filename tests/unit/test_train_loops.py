@@ -1,0 +1,81 @@
+"""What a Train worker does with an error: a finding is stored, a refused write told, everything else left to Ray."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import ray.train
+
+from actors import train_loops
+from proxykd.errors import GateError
+from proxykd.storage import RunDirectory, read_json
+from tests.small_run import run_config
+
+
+class Report:
+    """Stands where the coordinator is."""
+
+    def __init__(self):
+        self.message = None
+
+    def storage_refused(self, message):
+        self.message = message
+
+    def refusal(self):
+        return self.message
+
+
+@pytest.fixture
+def run_stage(tmp_path, monkeypatch):
+    run = RunDirectory.create(run_config("none", str(tmp_path / "runs")))
+    report, calls = Report(), []
+    monkeypatch.setattr(ray.train, "report", lambda _: calls.append("reported"))
+
+    def run_stage(loop):
+        def counted(worker):
+            calls.append("looped")
+            return loop()
+
+        monkeypatch.setitem(train_loops.LOOPS, "warmup", counted)
+        outcome = tmp_path / "outcome.json"
+        train_loops.run_loop(
+            {"run": str(run.root), "loop": "warmup", "outcome": str(outcome), "reporter": lambda: report}
+        )
+        return read_json(outcome) if outcome.exists() else None
+
+    return run, report, calls, run_stage
+
+
+def test_a_result_and_a_finding_are_stored(run_stage):
+    _, _, _, stage = run_stage
+    assert stage(lambda: {"nll": 1.0}) == {"result": {"nll": 1.0}}
+
+    def broken():
+        raise GateError("margins are not 0")
+
+    assert stage(broken) == {"error": {"type": "GateError", "message": "margins are not 0"}}
+
+
+def test_a_full_disk_is_told_once_and_not_tried_again(run_stage):
+    run, report, calls, stage = run_stage
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        stage(full)
+    assert report.message == f"{run.root}: No space left on device; free space there, then resume the run"
+    assert stage(full) is None
+    assert calls == ["looped"]
+
+
+def test_what_may_pass_is_left_to_ray_train(run_stage):
+    _, report, _, stage = run_stage
+
+    def flaky():
+        raise ConnectionError("a worker was lost")
+
+    with pytest.raises(ConnectionError):
+        stage(flaky)
+    assert report.message is None
