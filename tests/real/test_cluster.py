@@ -96,12 +96,6 @@ def survived(tiny, tmp_path_factory):
         facts["first status"] = operator.status(root)
         nodes.lose("trainer")
         facts["lost in the middle"] = not (run.stages / "warmup.json").exists()
-        [driver] = [
-            p
-            for p in nodes.processes("proxykd run c.yaml")
-            if p.environ().get("RAY_JOB_CONFIG_JSON_ENV_VAR", "").find(first) > 0 and "python" in p.exe()
-        ]
-        driver.send_signal(signal.SIGKILL)
         nodes.add("trainer", 2)
         wait_for(lambda: (run.stages / "warmup.json").exists(), 300, "the warm-up on a node that joined late")
 
@@ -109,6 +103,12 @@ def survived(tiny, tmp_path_factory):
         facts["places"]["engine"] = operator.places("ray::ServeReplica:.*-proxy") or operator.places("VLLM::EngineCore")
         facts["shards"] = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
         nodes.lose("engine")
+        [driver] = [
+            p
+            for p in nodes.processes("proxykd run c.yaml")
+            if p.environ().get("RAY_JOB_CONFIG_JSON_ENV_VAR", "").find(first) > 0 and "python" in p.exe()
+        ]
+        driver.send_signal(signal.SIGKILL)
         nodes.add("engine", 2)
         wait_for(lambda: list(run.checkpoints.glob("align-01/*.ok")), 400, "round 1's training")
         facts["engine while training"] = operator.places("VLLM::EngineCore")
