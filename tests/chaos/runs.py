@@ -100,7 +100,7 @@ class AttackedRun:
         while time.monotonic() < deadline:
             marked = self._marked(point.stage)
             if marked:
-                return point.share is None
+                return point.share is None and not self.finished
             if point.share is not None and self.done(point.stage) >= point.share:
                 return True
             self._must_be_alive()

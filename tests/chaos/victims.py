@@ -25,9 +25,10 @@ TITLES = {
 
 
 def pids(victim: str, run_root: Path) -> list[int]:
-    """The victim's processes in the run's local Ray."""
+    """The victim's processes in the run's local Ray; none once the run has ended."""
     cluster = last_known(run_root)
-    assert cluster is not None
+    if cluster is None:
+        return []
     mark = f"{TAG}={cluster.tag}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
