@@ -49,13 +49,14 @@ Campaign = Callable[[Path], AbstractContextManager[tuple[Path, Strikes]]]
 
 @contextmanager
 def training(folder: Path) -> Iterator[tuple[Path, Strikes]]:
-    """Deaths while Ray Train works."""
+    """Deaths while Ray Train works, and a second coordinator in the midst of it."""
     strikes: Strikes = [
         (Point(stage, 0.1 + 0.11 * number), victim, kill(victim))
         for stage in ("warmup", "align", "distil")
         for number, victim in enumerate((*SELF_HEALING, *FATAL))
     ]
-    strikes.insert(len(SELF_HEALING), (Point("warmup", 0.5), "driver", kill_the_driver))
+    strikes.insert(0, (Point("warmup", 0.05), "nobody: a second coordinator", start_a_second))
+    strikes.insert(1 + len(SELF_HEALING), (Point("warmup", 0.5), "driver", kill_the_driver))
     strikes += [
         (Point("evaluate", 0.1 * number), victim, kill(victim))
         for number, victim in enumerate(("train worker", "coordinator", "machine"))
@@ -123,18 +124,10 @@ def slow_object_store(folder: Path) -> Iterator[tuple[Path, Strikes]]:
         )
 
 
-@contextmanager
-def two_coordinators(folder: Path) -> Iterator[tuple[Path, Strikes]]:
-    name = "nobody: a second coordinator"
-    strikes: Strikes = [(Point("warmup", 0.3), name, start_a_second), (Point("distil", 0.3), name, start_a_second)]
-    yield write_config("two-coordinators", folder, folder / "two-coordinators"), strikes
-
-
 CAMPAIGNS: dict[str, Campaign] = {
     "training": training,
     "engine": engine,
     "boundaries": boundaries,
-    "two coordinators": two_coordinators,
     "disks": disks,
     "slow S3": slow_object_store,
 }

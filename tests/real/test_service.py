@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client as http_client
+import json
 import math
 import os
 import random
@@ -27,6 +30,7 @@ from proxykd.batching import collate
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.models import load_scorer
 from services.proxy_service import ServiceSpec
+from tests.ray_nodes import wait_for
 from tests.small_run import make_adapter
 
 PROMPT, COMPLETION = [40, 41, 42], [70, 80, 90, 2]
@@ -257,16 +261,32 @@ def hang_ups(exposition: str) -> float:
     return sum(map(float, re.findall(r'^proxykd_requests_total\{.*status="499"\} (\S+)$', exposition, re.M)))
 
 
-def test_a_client_that_hangs_up_leaves_nothing_running(http):
+def in_flight(http: httpx.Client, requests: int) -> bool:
+    return f"proxykd_requests_in_flight {requests}.0" in http.get("/metrics").text
+
+
+@contextlib.contextmanager
+def asked_and_left(url: str, body: dict):
+    """Sends a request, and hangs up at the end without having read of its answer."""
+    connection = http_client.HTTPConnection(httpx.URL(url).netloc.decode())
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def test_a_client_that_hangs_up_leaves_nothing_running(http, url):
     # Seconds of work each: none is over before its client is gone.
-    body = {"model": "base", "prompt": ["the"] * 24, "max_tokens": 80, "ignore_eos": True, "stream": True}
+    body = {"model": "base", "prompt": ["the"] * 64, "max_tokens": 80, "ignore_eos": True, "stream": True}
     before = hang_ups(http.get("/metrics").text)
     for _ in range(5):
         with http.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_lines())
     for _ in range(5):
-        with pytest.raises(httpx.ReadTimeout):
-            http.post("/v1/completions", json=body | {"stream": False}, timeout=0.1)
+        wait_for(lambda: in_flight(http, 0), 30, "the end of the last request")
+        with asked_and_left(url, body | {"stream": False}):
+            wait_for(lambda: in_flight(http, 1), 30, "the request")
     for _ in range(100):
         time.sleep(0.1)
         text = http.get("/metrics").text
