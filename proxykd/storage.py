@@ -412,10 +412,14 @@ class RunDirectory:
             raise RunStoppedError("stopped, as asked")
 
     def sweep(self) -> None:
-        """Removes what killed writers left half-written. An object store holds nothing half-written."""
+        """Removes what killed writers left half-written. An object store holds nothing half-written.
+
+        Files beside config.json stay: whoever launches the run writes them at the same time.
+        """
         if not is_remote(self.root):
             for path in list(self.root.rglob(".*")):
-                delete(path)
+                if path.parent != self.root or path.is_dir():
+                    delete(path)
 
     @staticmethod
     def ready_directories(parent: Path) -> Iterator[Path]:

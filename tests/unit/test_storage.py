@@ -166,8 +166,11 @@ def test_what_a_killed_writer_left_half_written_is_swept(tmp_path):
     (run.adapters / ".r01-abc.tmp" / "weights").write_bytes(b"12")
     (run.stages / ".warmup.json.123").parent.mkdir()
     (run.stages / ".warmup.json.123").write_bytes(b"{")
+    (run.root / ".student.123").mkdir()
+    (run.root / ".cluster.json.123").write_bytes(b"{")  # of a launcher that is at work
     write_atomic(run.stages / "models.json", b"{}")
     run.sweep()
+    assert names(run.root) == [".cluster.json.123", "adapters", "config.json", "stages"]
     assert names(run.adapters) == []
     assert names(run.stages) == ["models.json"]
 
