@@ -55,8 +55,8 @@ def training(folder: Path) -> Iterator[tuple[Path, Strikes]]:
         for stage in ("warmup", "align", "distil")
         for number, victim in enumerate((*SELF_HEALING, *FATAL))
     ]
-    strikes.insert(0, (Point("warmup", 0.05), "nobody: a second coordinator", start_a_second))
-    strikes.insert(1 + len(SELF_HEALING), (Point("warmup", 0.5), "driver", kill_the_driver))
+    strikes.insert(len(SELF_HEALING + FATAL), (Point("warmup", 0.85), "nobody: a second coordinator", start_a_second))
+    strikes.insert(len(SELF_HEALING), (Point("warmup", 0.5), "driver", kill_the_driver))
     strikes += [
         (Point("evaluate", 0.1 * number), victim, kill(victim))
         for number, victim in enumerate(("train worker", "coordinator", "machine"))
