@@ -35,15 +35,12 @@ class Head:
         size = max(1, CHUNK_BYTES // (4 * self.vocabulary))
         return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
-    @torch.no_grad()
     def logits(self, hidden_nH: Tensor) -> Tensor:
-        """Float32 logits of one chunk: [n, V], the caller's to overwrite."""
+        """Float32 logits of one chunk: [n, V], the caller's to overwrite where no gradient is wanted."""
         logits_nV = nn.functional.linear(hidden_nH, self.linear.weight[: self.vocabulary]).float()
         if self.linear.bias is not None:
-            logits_nV += self.linear.bias[: self.vocabulary]
-        if self.softcap is not None:
-            logits_nV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits_nV
+            logits_nV = logits_nV + self.linear.bias[: self.vocabulary]
+        return logits_nV if self.softcap is None else (logits_nV / self.softcap).tanh() * self.softcap
 
     def token_logps(self, hidden_NH: Tensor, labels_N: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Differentiable log-probs [N] of the labels, [N, K] of the ids and [N] of all other tokens together."""

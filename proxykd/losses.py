@@ -81,9 +81,3 @@ def _kl_terms(logp: Tensor, logq: Tensor) -> Tensor:
     safe_logp = torch.where(present, logp, 0.0)
     safe_logq = torch.where(present, logq, 0.0)
     return torch.where(present, safe_logp.exp() * (safe_logp - safe_logq), 0.0)
-
-
-def dense_kl(teacher_logits_NV: Tensor, model_logits_NV: Tensor) -> Tensor:
-    """KL(teacher || model) over the full vocabulary, [N]: only for evaluation where a seal may be opened."""
-    teacher_logps = teacher_logits_NV.float().log_softmax(-1)
-    return (teacher_logps.exp() * (teacher_logps - model_logits_NV.float().log_softmax(-1))).sum(-1)

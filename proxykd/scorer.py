@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from proxykd.batching import CompletionBatch
+from proxykd.divergences import forward_kl
 from proxykd.head import Head, normalise_
-from proxykd.losses import dense_kl
 from proxykd.top_k import TopK
 
 
@@ -66,7 +66,7 @@ class CompletionScorer(nn.Module):
         for part in head.chunks(len(ids_NK)):
             logits = head.logits(hidden_NH[part])
             if versus is not None:
-                kl_N[part] = dense_kl(versus(part), logits)
+                kl_N[part] = forward_kl(versus(part).log_softmax(-1), logits.log_softmax(-1))
             ids_NK[part] = logits.topk(ids_NK.shape[1], dim=-1).indices
             found = normalise_(logits, batch.labels_N[part], ids_NK[part])
             token_logps_N[part], top_logps_NK[part] = found.label_logps_n, found.top_logps_nK

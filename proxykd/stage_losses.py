@@ -14,6 +14,7 @@ from torch import Tensor
 
 from proxykd.batching import collate
 from proxykd.config import AlignmentConfig, DistillationConfig
+from proxykd.divergences import Divergence
 from proxykd.losses import DIVERGENCES, dpo, sequence_sums
 from proxykd.scorer import CompletionScorer
 from proxykd.soft_labels import as_top_k
@@ -111,6 +112,28 @@ class DistillationLoss:
             "kl": self._alpha * weighted_B.sum() / self._unit,
         }
         return terms, {"kl_tokens": float(kl_N.detach().sum())}
+
+
+class WhiteBoxLoss:
+    """A dense divergence from an open teacher, averaged over the global batch's completion tokens: the baselines that a
+    black box does not allow. Rows are completions that this teacher wrote, or the student itself (on-policy)."""
+
+    terms: tuple[str, ...] = ("divergence",)
+    metrics: tuple[str, ...] = ()
+
+    def __init__(self, global_batch: Sequence[Row], teacher: CompletionScorer, divergence: Divergence):
+        self._tokens = completion_tokens(global_batch)
+        self._teacher = teacher
+        self._divergence = divergence
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
+        with torch.no_grad():
+            teacher_hidden_NH = self._teacher.hidden(batch)
+        values_N = self._divergence.by_token(
+            self._teacher.head(), teacher_hidden_NH, scorer.head(), scorer.hidden(batch)
+        )
+        return {"divergence": values_N.sum() / self._tokens}, {}
 
 
 def _device(scorer: CompletionScorer) -> torch.device:

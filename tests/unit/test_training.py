@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from proxykd.batching import collate
 from proxykd.config import AlignmentConfig, DistillationConfig, ModelConfig, TrainConfig
+from proxykd.divergences import FORMS, Divergence
 from proxykd.errors import GateError
 from proxykd.evaluation import score_records
 from proxykd.losses import DIVERGENCES
 from proxykd.models import load_scorer
 from proxykd.parallel import Workers, full_state
 from proxykd.soft_labels import SoftLabels
-from proxykd.stage_losses import AlignmentLoss, DistillationLoss, SftLoss, pair_logps
+from proxykd.stage_losses import AlignmentLoss, DistillationLoss, SftLoss, WhiteBoxLoss, pair_logps
 from proxykd.training import Trainer
 
 
@@ -144,6 +146,32 @@ def test_units_are_those_of_the_design(tiny):
     flat = [{**row, "trust": 1.0} for row in batch]
     assert by_token(scorer, flat)[0]["kl"].item() == pytest.approx(total_kl / tokens, rel=1e-4)
     assert set(DIVERGENCES) == {"tail", "truncated", "proxy_renormalised", "both_renormalised"}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_white_box_loss_is_the_token_mean_over_whole_distributions_whatever_the_micro_batches(tiny, name):
+    teacher = make(tiny, 64).scorer.eval()
+    whole, split = (make(tiny, size, method="full") for size in (10_000, 20))
+    for trainer in (whole, split):
+        torch.manual_seed(8)
+        with torch.no_grad():
+            for parameter in trainer.parameters:
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape))
+
+    def loss(batch):
+        return WhiteBoxLoss(batch, teacher, Divergence(name, 1.5))
+
+    values, tokens = [], 0
+    for row in rows():
+        batch = collate([row["prompt_ids"]], [row["completion_ids"]])
+        with torch.no_grad():
+            logits = [scorer.head().logits(scorer.hidden(batch)) for scorer in (teacher, whole.scorer)]
+        values.append(Divergence(name, 1.5)(*logits).sum().item())
+        tokens += len(row["completion_ids"])
+    assert loss(rows())(whole.scorer, rows())[0]["divergence"].item() == pytest.approx(sum(values) / tokens, rel=1e-5)
+    for a, b in zip(gradients(whole, loss), gradients(split, loss), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * float(a.abs().max()), rtol=1e-4)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_a_reference_of_the_same_weights_and_batch_gives_margins_of_exactly_zero(tiny):
