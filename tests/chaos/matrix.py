@@ -36,10 +36,9 @@ from tests.chaos.runs import AttackedRun, Point, check_records, results, write_c
 from tests.object_store import new_bucket, s3_server, slowed
 from tests.redis_servers import own_server, password_in_the_environment
 
-SELF_HEALING = ("train worker", "train controller", "coordinator", "valkey")
-FATAL = ("gcs", "raylet", "machine")
-"""A Ray of one machine does not start these again: the run needs one resume."""
-ENGINE = ("data task", "vllm engine", "serve replica", "coordinator", "gcs", "machine")
+TRAINING = ("train worker", "train controller", "coordinator", "valkey", "gcs", "raylet", "machine")
+"""A Ray of one machine does not start its GCS or raylet again: after these three the run needs one resume."""
+ENGINE = ("data task", "vllm engine", "serve replica", "coordinator")
 S3_LATENCY_S = 0.03
 
 Strikes = list[tuple[Point, str, Act]]
@@ -48,64 +47,52 @@ Campaign = Callable[[Path], AbstractContextManager[tuple[Path, Strikes]]]
 
 
 @contextmanager
-def training(folder: Path) -> Iterator[tuple[Path, Strikes]]:
-    """Deaths while Ray Train works, and a second coordinator in the midst of it."""
+def processes(folder: Path) -> Iterator[tuple[Path, Strikes]]:
+    """Deaths at every stage's boundary and in the midst of every stage, and a second coordinator."""
+
+    def during(stage: str, *victims: str) -> Strikes:
+        return [(Point(stage, 0.05 + 0.11 * i), victim, kill(victim)) for i, victim in enumerate(victims)]
+
+    def after(stage: str, victim: str) -> Strikes:
+        return [(Point(stage, None), victim, kill(victim))]
+
     strikes: Strikes = [
-        (Point(stage, 0.1 + 0.11 * number), victim, kill(victim))
-        for stage in ("warmup", "align", "distil")
-        for number, victim in enumerate((*SELF_HEALING, *FATAL))
+        *after("models", "coordinator"),
+        *after("corpus", "coordinator"),
+        *during("warmup", *TRAINING),
+        (Point("warmup", 0.85), "nobody: a second coordinator", start_a_second),
+        *after("warmup", "coordinator"),
+        *during("sample", *ENGINE, "machine"),
+        *during("align", *TRAINING),
+        (Point("align", 0.85), "driver", kill_the_driver),
+        *after("align-01", "machine"),
+        *during("score", *ENGINE, "gcs"),
+        *after("score", "coordinator"),
+        *during("distil", *TRAINING),
+        *after("distil", "machine"),
+        *during("evaluate", "train worker", "coordinator"),
     ]
-    strikes.insert(len(SELF_HEALING + FATAL), (Point("warmup", 0.85), "nobody: a second coordinator", start_a_second))
-    strikes.insert(len(SELF_HEALING), (Point("warmup", 0.5), "driver", kill_the_driver))
-    strikes += [
-        (Point("evaluate", 0.1 * number), victim, kill(victim))
-        for number, victim in enumerate(("train worker", "coordinator", "machine"))
-    ]
-    yield write_config("training", folder, folder / "training"), strikes
-
-
-@contextmanager
-def engine(folder: Path) -> Iterator[tuple[Path, Strikes]]:
-    """Deaths while the engine samples and scores."""
-    yield (
-        write_config("engine", folder, folder / "engine"),
-        [
-            (Point(stage, 0.05 + 0.12 * number), victim, kill(victim))
-            for stage in ("sample", "score")
-            for number, victim in enumerate(ENGINE)
-        ],
-    )
-
-
-@contextmanager
-def boundaries(folder: Path) -> Iterator[tuple[Path, Strikes]]:
-    """Deaths between stages, on a Redis of one's own, which dies too."""
-    between = (
-        ("models", "coordinator"), ("corpus", "machine"), ("warmup", "coordinator"), ("align-01", "machine"),
-        ("score", "coordinator"), ("distil", "machine"), ("evaluate", "coordinator"),
-    )  # fmt: skip
-    with password_in_the_environment(), own_server(folder) as server:
-        strikes: Strikes = [(Point(stage, None), victim, kill(victim)) for stage, victim in between]
-        strikes.insert(2, (Point("warmup", 0.3), "Redis of one's own", kill_redis(server)))
-        strikes.insert(4, (Point("align", 0.3), "FLUSHALL", flush_redis(server)))
-        yield write_config("boundaries", folder, folder / "boundaries", redis_url=server.url), strikes
+    yield write_config("processes", folder, folder / "processes"), strikes
 
 
 @contextmanager
 def disks(folder: Path) -> Iterator[tuple[Path, Strikes]]:
-    """Storage that is full, and storage that turns read-only."""
+    """Storage that is full, storage that turns read-only, and a Redis of one's own that dies or is emptied."""
     disk = Disk(folder / "disk")
     full = refuse_writes(disk, disk.fill, disk.free, "disk at ")
     broken = refuse_writes(disk, disk.break_, disk.mend, "cannot be written")
-    strikes: Strikes = [
-        (Point("warmup", 0.3), "full disk", full),
-        (Point("sample", 0.2), "full disk", full),
-        (Point("align", 0.3), "read-only disk", broken),
-        (Point("score", 0.2), "read-only disk", broken),
-        (Point("distil", 0.3), "full disk", full),
-    ]
     try:
-        yield write_config("disks", folder, disk.folder / "runs"), strikes
+        with password_in_the_environment(), own_server(folder) as server:
+            strikes: Strikes = [
+                (Point("warmup", 0.2), "Redis of one's own", kill_redis(server)),
+                (Point("warmup", 0.6), "full disk", full),
+                (Point("sample", 0.2), "full disk", full),
+                (Point("align", 0.2), "FLUSHALL", flush_redis(server)),
+                (Point("align", 0.4), "read-only disk", broken),
+                (Point("score", 0.2), "read-only disk", broken),
+                (Point("distil", 0.3), "full disk", full),
+            ]
+            yield write_config("disks", folder, disk.folder / "runs", redis_url=server.url), strikes
     finally:
         disk.unmount()
 
@@ -124,13 +111,7 @@ def slow_object_store(folder: Path) -> Iterator[tuple[Path, Strikes]]:
         )
 
 
-CAMPAIGNS: dict[str, Campaign] = {
-    "training": training,
-    "engine": engine,
-    "boundaries": boundaries,
-    "disks": disks,
-    "slow S3": slow_object_store,
-}
+CAMPAIGNS: dict[str, Campaign] = {"slow S3": slow_object_store, "disks": disks, "processes": processes}
 
 
 class Book:
