@@ -130,9 +130,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(_read_whole(path))
     except json.JSONDecodeError as error:
         raise IntegrityError(f"{path} is torn or not JSON ({error}); delete it and resume the run") from None
+
+
+def _read_whole(path: Path) -> bytes:
+    """In one request, so that an object that is written anew meanwhile is read as it was or as it is."""
+    if is_remote(path):
+        remote: Any = path
+        data: bytes = remote.fs.cat_file(remote.path)
+        return data
+    return path.read_bytes()
 
 
 def delete(path: Path) -> None:
@@ -366,6 +375,10 @@ class RunDirectory:
 
     def soft_labels(self, adapter: str) -> Path:
         return self.root / "soft_labels" / adapter
+
+    def completed(self, slice_name: str) -> Path:
+        """The open teacher's completions of a slice's prompts."""
+        return self.root / "white_box" / slice_name
 
     @property
     def student(self) -> Path:

@@ -27,6 +27,7 @@ from proxykd.storage import (
     verify_directory,
     verify_shard,
     write_atomic,
+    write_json,
     write_shard,
 )
 
@@ -47,6 +48,17 @@ def test_only_one_of_many_creates(store):
     assert won.count(True) == 1
     assert (store / "x").read_text() == str(won.index(True))
     assert names(store) == ["x"]
+
+
+def test_a_file_that_is_written_anew_can_be_read_at_any_time(store):
+    path = store / "live.json"
+    write_json(path, {"n": 0})
+    with ThreadPoolExecutor(1) as writer:
+        writing = [writer.submit(write_json, path, {"n": n, "long": "x" * n}) for n in range(60)]
+        seen = []
+        while not writing[-1].done():
+            seen.append(read_json(path)["n"])
+    assert seen == sorted(seen)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(store):
