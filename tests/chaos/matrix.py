@@ -39,7 +39,7 @@ from tests.redis_servers import own_server, password_in_the_environment
 TRAINING = ("train worker", "train controller", "coordinator", "valkey", "gcs", "raylet", "machine")
 """A Ray of one machine does not start its GCS or raylet again: after these three the run needs one resume."""
 ENGINE = ("data task", "vllm engine", "serve replica", "coordinator")
-S3_LATENCY_S = 0.03
+S3_LATENCY_S = 0.01
 
 Strikes = list[tuple[Point, str, Act]]
 Campaign = Callable[[Path], AbstractContextManager[tuple[Path, Strikes]]]
@@ -111,7 +111,9 @@ def slow_object_store(folder: Path) -> Iterator[tuple[Path, Strikes]]:
         )
 
 
-CAMPAIGNS: dict[str, Campaign] = {"slow S3": slow_object_store, "disks": disks, "processes": processes}
+CAMPAIGNS: dict[str, Campaign] = {"processes": processes, "disks": disks, "slow S3": slow_object_store}
+ENDS_WITH_US = "slow S3"
+"""Its server is a thread of this process: cut off, it begins anew."""
 
 
 class Book:
@@ -127,6 +129,13 @@ class Book:
         key = (campaign, str(point), victim)
         return any((o["campaign"], o["point"], o["victim"]) == key for o in self.outcomes)
 
+    def forget(self, campaign: str) -> None:
+        kept = [outcome for outcome in self.outcomes if outcome["campaign"] != campaign]
+        self.outcomes = []
+        self._path.write_text("")
+        for outcome in kept:
+            self.add(outcome)
+
     def add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         with self._path.open("a") as file:
@@ -135,6 +144,8 @@ class Book:
 
 def attack(campaign: str, folder: Path, expected: dict[str, str], book: Book, console: Console) -> bool:
     """Runs a campaign's deaths through one run; whether it ended with what the uninterrupted run has."""
+    if campaign == ENDS_WITH_US:
+        book.forget(campaign)
     with CAMPAIGNS[campaign](folder) as (config, strikes):
         attacked = AttackedRun(config)
         for point, victim, act in strikes:

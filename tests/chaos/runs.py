@@ -25,7 +25,7 @@ from tests.small_run import run_config
 RECORDS = 240
 POLL_S = 0.05
 REMOTE_POLL_S = 1.0
-PATIENCE_S = 420.0
+PATIENCE_S = 900.0
 
 
 def write_config(name: str, folder: Path, runs_dir: Path | str, redis_url: str | None = None, **resources: Any) -> Path:
