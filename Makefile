@@ -22,7 +22,7 @@ unit: .venv/dev
 	$(BIN)/python -m pytest tests/unit
 
 real: .venv/dev
-	$(BIN)/python -m pytest tests/real
+	$(BIN)/python -m pytest tests/real --durations=15
 
 # An hour, and not part of `make test`: every part of a run killed at every stage. Goes on where it was cut off.
 chaos: .venv/dev

@@ -19,9 +19,11 @@ from actors.embedded_redis import EmbeddedRedis
 from actors.events import BEAT_S, EventLog
 from actors.launch import Launch
 from actors.live_view import LiveView
+from actors.means import Alone, Deployer
 from actors.placement import HEAD
 from actors.progress import Reporter
 from actors.stages import Pipeline
+from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError, StorageError
 from proxykd.journal import Journal, replay
 from proxykd.storage import RunDirectory, refusal
@@ -38,8 +40,8 @@ class Coordinator:
 
     def __init__(self, launch: Launch):
         self._launch = launch
-        self._run = RunDirectory.open(launch.run)
-        self._config = self._run.config()
+        self._run = RunDirectory(launch.run)
+        self._config = self._read_config()
         self._redis = None if self._config.redis.url else EmbeddedRedis()
         self._events = EventLog(self._run, LiveView(self._run.id, self.redis_url))
         self._events.wake()  # before anybody who has launched it looks for signs of life
@@ -48,8 +50,10 @@ class Coordinator:
         threading.Thread(target=self._work, name="pipeline", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
-        """Takes a report from a worker; `add` counts `done` on top of what the stage has."""
+    def progress(
+        self, run: str, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False
+    ) -> None:
+        """Takes a report from a worker of `run`; `add` counts `done` on top of what the stage has."""
         self._events.progress(done, total, unit, metrics, add)
 
     def storage_refused(self, message: str) -> None:
@@ -82,16 +86,28 @@ class Coordinator:
     def _execute(self) -> None:
         self._journal = Journal(self._run.journal, **self._claim())
         self._run.sweep()
-        module, _, name = self._launch.deployer.partition(":")
-        make_deployer = getattr(importlib.import_module(module), name)
-        deployer = make_deployer(self._config.resources, self._launch.http)
-        reporter = Reporter(actor_name(self._run.id), NAMESPACE)
-        pipeline = Pipeline(self._run, self._journal, deployer, self._events, reporter, self.refusal)
+        deployer = imported(self._launch.deployer)(self._config.resources, self._launch.http)
+        self._execute_on(deployer, self._journal)
+
+    @staticmethod
+    def require_cluster(run: RunDirectory) -> None:
+        """Refuses a cluster that cannot hold the run."""
+        require_cluster(RunDirectory.open(run.root))
+
+    def _read_config(self) -> RunConfig:
+        return self._run.config()
+
+    def _execute_on(self, deployer: Deployer, journal: Journal) -> None:
+        """The work itself, with the journal claimed."""
+        pipeline = Pipeline(self._run, journal, Alone(deployer), self._events, self._reporter(self._run), self.refusal)
         try:
             pipeline.execute()
         finally:
             if self._launch.cluster_pid is None:  # a local Ray ends as a whole
                 pipeline.close()
+
+    def _reporter(self, run: RunDirectory) -> Reporter:
+        return Reporter(actor_name(self._run.id), NAMESPACE, run.id)
 
     def _beat(self) -> None:
         """A sign of life, and a look whether another coordinator has claimed the run meanwhile."""
@@ -140,6 +156,12 @@ class Coordinator:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
+def imported(path: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
     """What a failure says to the user: a ProxykdError its message alone, a defect its traceback too."""
     facts = {"error": type(error).__name__, "message": str(error)}
@@ -151,14 +173,15 @@ def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
 
 
 def launch(spec: Launch) -> None:
-    """Creates the run's coordinator on the cluster that this process is connected to, unless it is there already.
+    """Creates the coordinator on the cluster that this process is connected to, unless it is there already.
 
     As long as this process stays connected, Ray keeps the workers of the run's tasks warm: they belong to its job.
     """
-    run = RunDirectory.open(spec.run)
+    coordinator: Any = imported(spec.coordinator)
+    run = RunDirectory(spec.run)
     if spec.cluster_pid is None:
-        require_cluster(run)
-    actor = ray.remote(Coordinator).options(
+        coordinator.require_cluster(run)
+    actor = ray.remote(coordinator).options(
         name=actor_name(run.id),
         namespace=NAMESPACE,
         lifetime="detached",
@@ -169,4 +192,4 @@ def launch(spec: Launch) -> None:
         # Where the autoscaler takes no node away, and no worker's death reaches it.
         resources={HEAD: 0.001},
     )
-    ray.get(actor.remote(spec).ping.remote())  # type: ignore[attr-defined]
+    ray.get(actor.remote(spec).ping.remote())

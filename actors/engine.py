@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class EngineSpec:
     def of_teacher(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
         """The engine of a local teacher, without adapters."""
         return cls._of(run, config, "teacher", "merged")
+
+    @classmethod
+    def of_white_box(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine of the open teacher, without adapters; beside the proxy's, and so with a name of its own."""
+        return replace(cls._of(run, config, "white_box", "merged"), prefix=f"{run.id}-white-box")
 
     @classmethod
     def _of(cls, run: RunDirectory, config: RunConfig, model: str, mode: str) -> EngineSpec:

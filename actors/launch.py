@@ -15,6 +15,8 @@ class Launch:
     run: str
     deployer: str
     http: HttpOptions
+    coordinator: str = "actors.coordinator:Coordinator"
+    """The actor's class, so that a study's can be another than a run's."""
     job: str | None = None
     """The Ray job that it was started from."""
     cluster_pid: int | None = None

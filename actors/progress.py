@@ -11,15 +11,16 @@ import ray
 class Progress:
     """Reports one stage's progress to the coordinator by name. A report is fire-and-forget: no result waits for it."""
 
-    def __init__(self, coordinator: str, namespace: str):
+    def __init__(self, coordinator: str, namespace: str, run: str):
         self._coordinator = ray.get_actor(coordinator, namespace=namespace)
+        self._run = run
 
     def __call__(self, done: float, total: float, unit: str, **metrics: Any) -> None:
-        self._coordinator.progress.remote(done, total, unit, metrics)
+        self._coordinator.progress.remote(self._run, done, total, unit, metrics)
 
     def add(self, done: float, total: float, unit: str) -> None:
         """Adds to what is done, for tasks that know only their own part."""
-        self._coordinator.progress.remote(done, total, unit, {}, True)
+        self._coordinator.progress.remote(self._run, done, total, unit, {}, True)
 
     def storage_refused(self, message: str) -> None:
         """Tells the coordinator that the run's storage takes no more, and returns when it knows."""
@@ -37,6 +38,7 @@ class Reporter:
 
     coordinator: str
     namespace: str
+    run: str
 
     def __call__(self) -> Progress:
-        return Progress(self.coordinator, self.namespace)
+        return Progress(self.coordinator, self.namespace, self.run)

@@ -119,7 +119,7 @@ class ResumableTraining:
             skip = 0
 
     def _epoch(self, skip: int) -> Iterator[list[Row]]:
-        stream = ray.train.get_dataset_shard("train")
+        stream = ray.train.get_dataset_shard(self._worker.task["stream"])
         expected, records = 0, self._worker.task["records"]
         for table in stream.iter_batches(batch_size=self._config.global_batch, batch_format="pyarrow"):
             indices = table.column("index").to_pylist()

@@ -8,20 +8,24 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray.exceptions import RayActorError
 
-from actors.apps import proxy_app, rest_app, teacher_app
+from actors.apps import teacher_app
 from actors.collection import collect, collected_lines
 from actors.engine import EngineSpec
 from actors.events import EventLog
+from actors.means import Alone
 from actors.progress import Reporter
 from actors.streams import (
     EngineCall,
+    Room,
+    complete_prompts,
     sample_pairs,
     score_with_engine,
     stream_corpus,
@@ -29,17 +33,16 @@ from actors.streams import (
     stream_pairs,
     trust_of,
 )
-from actors.training_runs import train
+from actors.training_runs import TrainTask
 from proxykd import errors
-from proxykd.adapter_catalogue import adapters_in_force
+from proxykd.adapter_catalogue import BASE, adapters_in_force
+from proxykd.adoption import adopt
 from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer
 from proxykd.checkpoints import Checkpoints
-from proxykd.config import RunConfig
 from proxykd.corpus import Reading, parse_row, read_corpus, read_prompts
-from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_corpus
+from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_corpus, write_rows
 from proxykd.errors import CorpusError, ProxykdError, StorageError
 from proxykd.journal import Journal
-from proxykd.models import initialise
 from proxykd.report import write_report
 from proxykd.rounds import decide, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
@@ -51,18 +54,6 @@ MAX_CONTROLLERS = 8
 """Ray Train controllers that may die in one stage before the run fails: what kills so many is no accident."""
 
 
-class Deployer(Protocol):
-    """What the coordinator must start on Serve; services/ implements it."""
-
-    def deploy_proxy(self, spec: EngineSpec) -> Any: ...
-
-    def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str: ...
-
-    def serve_run(self, run: RunDirectory, config: RunConfig) -> str: ...
-
-    def stop(self, app: str) -> None: ...
-
-
 class Pipeline:
     """One run. `execute` is the method of DESIGN.md, section 2, from top to bottom."""
 
@@ -70,7 +61,7 @@ class Pipeline:
         self,
         run: RunDirectory,
         journal: Journal,
-        deployer: Deployer,
+        means: Alone,
         events: EventLog,
         reporter: Reporter,
         refused: Callable[[], str | None],
@@ -79,21 +70,47 @@ class Pipeline:
         self.run = run
         self.config = run.config()
         self.journal = journal
-        self.deployer = deployer
+        self.means = means
         self.events = events
         self.reporter = reporter
         self._refused = refused
         self._data_pool = self.config.resources.pools.data
         self._proxy_is_up = False
+        self._busy_s = 0.0
+        """Of the stage in hand, at work on its devices: without what was waited for."""
 
     def execute(self) -> None:
         self.events.emit("run_started", run=self.run.id, epoch=self.journal.epoch)
         self.stage("models", self.prepare_models)
-        self.events.emit("routes_open", url=self.deployer.serve_run(self.run, self.config))
+        if (url := self.means.open_routes(self.run, self.config)) is not None:
+            self.events.emit("routes_open", url=url)
         if self.config.corpus.prompts:
             self.stage("collect", self.collect)
         self.stage("corpus", self.prepare_corpus)
 
+        source = self.config.distillation.source
+        adapter: str | None = None
+        labels: Facts | None = None
+        reason = "no proxy to align"
+        if source == "proxy":
+            adapter, reason = self.align_in_rounds()
+            self.events.emit("alignment_finished", adapter=adapter, reason=reason)
+        if source in ("proxy", "base"):
+            labels = self.stage("score", lambda: self.score(adapter))
+        if source in ("white_box", "assistant"):
+            self.stage("complete", self.complete)
+        if source == "assistant":
+            adapter = self.stage("assist", self.assist)["adapter"]
+        self.stop_open_teacher()
+        self.stop_proxy()
+        self.stage("distil", lambda: self.distil(adapter, labels))
+        self.stage("evaluate", lambda: self.evaluate(labels))
+        write_report(self.run, reason)
+        self.journal.append("RUN_FINISHED", adapter=adapter)
+        self.events.emit("finished", report=str(self.run.report))
+
+    def align_in_rounds(self) -> tuple[str, str]:
+        """The warm-up and up to k rounds, each from and against the last promoted adapter; and why they ended."""
         in_force = self.stage("warmup", self.warm_up)
         nlls = [in_force["validation"]["held_out_nll"]]
         adapter, number = in_force["adapter"], 0
@@ -105,15 +122,7 @@ class Pipeline:
                 nlls.append(outcome["validation"]["held_out_nll"])
             else:
                 nlls.append(nlls[-1])
-        self.events.emit("alignment_finished", adapter=adapter, reason=reason)
-
-        labels = self.stage("score", lambda: self.score(adapter))
-        self.stop_proxy()
-        self.stage("distil", lambda: self.distil(adapter, labels))
-        self.stage("evaluate", lambda: self.evaluate(adapter, labels))
-        write_report(self.run, reason)
-        self.journal.append("RUN_FINISHED", adapter=adapter)
-        self.events.emit("finished", report=str(self.run.report))
+        return adapter, reason
 
     def stage(self, name: str, body: Callable[[], Facts], round_number: int | None = None) -> Facts:
         """Runs a stage once and keeps its result with its cost in stages/."""
@@ -123,37 +132,49 @@ class Pipeline:
             stored: Facts = read_json(marker)["result"]
             return stored
         self.run.go_on()
+        with self.means.turn(self.run, name, round_number) as donor:
+            return self._adopt(donor, name, round_number) if donor else self._make(name, body, round_number)
+
+    def _make(self, name: str, body: Callable[[], Facts], round_number: int | None) -> Facts:
+        key = stage_key(name, round_number)
         self.journal.append("STAGE_STARTED", stage=name, round=round_number)
         self.events.stage(name, round_number)
         self.events.emit("stage_started", stage=name, round=round_number)
-        started = time.time()
+        started, self._busy_s = time.time(), 0.0
         result = body()
         seconds = self.events.stage_seconds
         attempts = sum(1 for entry in self.journal.entries if _is(entry, "STAGE_STARTED", name, round_number))
         cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started, "attempts": attempts}
+        cost["busy_seconds"] = self._busy_s or seconds
         self.journal.check()
-        write_json(marker, {**cost, **result.pop("cost", {}), "result": result})
+        write_json(self.run.stages / f"{key}.json", {**cost, **result.pop("cost", {}), "result": result})
         self.journal.append("STAGE_FINISHED", stage=name, round=round_number)
         Checkpoints(self.run.checkpoints / key).clear()
         self.events.end_stage()
         self.events.emit("stage_finished", stage=name, round=round_number, seconds=seconds, **_headline(result))
         return result
 
+    def _adopt(self, donor: RunDirectory, name: str, round_number: int | None) -> Facts:
+        self.journal.append("STAGE_STARTED", stage=name, round=round_number, adopted_from=donor.id)
+        result = adopt(self.run, donor, name, round_number)
+        self.journal.append("STAGE_FINISHED", stage=name, round=round_number)
+        self.events.emit("stage_adopted", stage=name, round=round_number, donor=donor.id)
+        return result
+
     # -- before the method ---------------------------------------------------------------------------------------
 
     def prepare_models(self) -> Facts:
         """The models that the run starts from: proxy, student and a local teacher, pruned where the config says."""
-        sources = {"proxy": self.config.proxy, "student": self.config.student}
-        if self.config.teacher.local is not None:
-            sources["teacher"] = self.config.teacher.local
+        sources = self.config.models
         facts = {}
         for done, (name, model) in enumerate(sources.items()):
             self.events.progress(done, len(sources), "models", {})
-            facts[name] = read_json(initialise(model, self.run.models / name) / "manifest.json")["parameters"]
+            facts[name] = read_json(self.means.initialise(model, self.run.models / name) / "manifest.json")[
+                "parameters"
+            ]
         tokenizers = {name: load_tokenizer(self.run.models / name) for name in sources}
-        require_same_tokenizer(tokenizers["proxy"], tokenizers["student"])
-        if "teacher" in tokenizers:
-            require_same_tokenizer(tokenizers["proxy"], tokenizers["teacher"])
+        for name in sources:
+            require_same_tokenizer(tokenizers["proxy"], tokenizers[name], name)
         ChatFormat(tokenizers["proxy"])
         return {"parameters": facts, "cost": self._cost(records=len(facts))}
 
@@ -165,13 +186,13 @@ class Pipeline:
         base_url = teacher.base_url
         if base_url is None:
             self.events.step("start the teacher's engine")
-            base_url = self.deployer.deploy_teacher(EngineSpec.of_teacher(self.run, self.config), teacher.model)
+            base_url = self.means.deployer.deploy_teacher(EngineSpec.of_teacher(self.run, self.config), teacher.model)
         self.events.step("collect")
         try:
             collect(prompts, teacher, base_url, self.run.collected, self.config.seed, self._progress)
         finally:
             if teacher.local is not None:
-                self.deployer.stop(teacher_app(self.run.id))
+                self.means.deployer.stop(teacher_app(self.run.id))
         lines = collected_lines(self.run.collected)
         tokens = sum((line["usage"] or {}).get("completion_tokens", 0) for line in lines)
         return {"records": len(lines), "cost": self._cost(records=len(lines), tokens=tokens)}
@@ -212,34 +233,29 @@ class Pipeline:
         config = self.config.alignment
         self.journal.append("ROUND_STARTED", round=number, reference=reference, seed=self.config.seed)
         began = time.time()
-        shards = self._sample(number, reference)
+        shards = self._sample(number, reference) if config.preference else self._round_records(number)
         sampled = time.time()
         facts = [shard_facts(path) or {} for path in shards]
         records = sum(f["records"] for f in facts)
-        dropped = {reason: sum(f["dropped"].get(reason, 0) for f in facts) for reason in ("equal", "empty")}
+        dropped = {reason: sum(f.get("dropped", {}).get(reason, 0) for f in facts) for reason in ("equal", "empty")}
         if not records:
             raise CorpusError(
                 f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
             )
-        self.events.step("parity sample")
-        sample = self._parity_sample(number, shards, reference)
+        task: Facts = {"records": records, "round": number, "reference": reference}
+        if config.preference:
+            self.events.step("parity sample")
+            task["parity"] = self._parity_sample(number, shards, reference)
         self.events.step("train")
-        result = self._train(
-            f"align-{number:02d}",
-            "align",
-            stream_pairs(shards, self._data_pool),
-            records=records,
-            round=number,
-            reference=reference,
-            parity=sample,
-        )
+        stream = (stream_pairs if config.preference else stream_corpus)(shards, self._data_pool)
+        result = self._train(f"align-{number:02d}", "align" if config.preference else "align_nll", stream, **task)
         after = result["validation"]["held_out_nll"]
         decision = decide(before_nll, after, config)
         event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
         self.journal.append(event, round=number, adapter=result["adapter"], reason=decision.reason)
         if decision.warning:
             self.events.emit("warning", message=f"round {number}: {decision.reason}")
-        tokens = sum(f["tokens"] for f in facts) + _tokens(shards)
+        tokens = sum(f.get("tokens", 0) for f in facts) + _tokens(shards)
         outcome = {
             "round": number,
             "reference_adapter": reference,
@@ -268,18 +284,24 @@ class Pipeline:
         if missing:
             call = self._engine_call(reference)
             self.events.step("sample")
-            sample_pairs(
-                shards,
-                call,
-                round_number=number,
-                seed=self.config.seed,
-                max_tokens=self.config.alignment.max_new_tokens,
-                max_length=self.config.corpus.max_length,
-                stop_token_id=manifest(self.run)["stop_token_id"],
-                reporter=self.reporter,
-                run=self.run,
-            )
+            with self._at_engine():
+                sample_pairs(
+                    shards,
+                    call,
+                    round_number=number,
+                    seed=self.config.seed,
+                    room=self._room(self.config.alignment.max_new_tokens),
+                    reporter=self.reporter,
+                    run=self.run,
+                )
         return list(shards)
+
+    def _round_records(self, number: int) -> list[Path]:
+        """The round's records alone, for rounds without the preference loss."""
+        rows = read_slice(self.run, "alignment")
+        chosen = [rows[i] for i in round_slice(number, len(rows), self.config.alignment)]
+        folder = self.run.round(number) / "records"
+        return write_rows(folder, chosen, self.config.corpus.shard_records)
 
     def _parity_sample(self, number: int, shards: list[Path], reference: str) -> Facts:
         """The engine's log-probs of a few teacher completions, for the trainer to compare with its own.
@@ -300,16 +322,17 @@ class Pipeline:
         write_json(kept, sample)
         return sample
 
-    def score(self, adapter: str) -> Facts:
-        """Appendix A.1: the aligned proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
+    def score(self, adapter: str | None) -> Facts:
+        """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
         corpus = slice_shards(self.run, "distillation")
-        labels = self.run.soft_labels(adapter)
+        labels = self.run.soft_labels(adapter or BASE)
         source = self._label_source(adapter)
         missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
         if missing and self.config.score.source == "engine":
             call = self._engine_call(adapter)
             self.events.step("score")
-            score_with_engine(missing, call, source, self.reporter, self.run)
+            with self._at_engine():
+                score_with_engine(missing, call, source, self.reporter, self.run)
         elif missing:
             self.events.step("score")
             self._train("score", "score", None, adapter=adapter, source=source)
@@ -317,57 +340,123 @@ class Pipeline:
         facts = label_statistics([labels / path.name for path in corpus], source, self.config.distillation.trust)
         return {**facts, "cost": self._cost(records=manifest(self.run)["distillation"], tokens=facts["tokens"])}
 
-    def distil(self, adapter: str, labels: Facts) -> Facts:
-        """Equations (7)-(11): the student on D_s from the stored soft labels, trusted sample by sample."""
-        config = self.config.distillation
-        source = self._label_source(adapter)
-        shards = slice_shards(self.run, "distillation")
-        records = manifest(self.run)["distillation"]
-        trust = trust_of(config.trust, labels["mu"], labels["gamma"])
-        stream = stream_distillation(shards, self.run.soft_labels(adapter), source, trust, self._data_pool)
-        result = self._train("distil", "distil", stream, records=records, source=source)
-        return {**result, "cost": self._cost(records=records * config.epochs, tokens=config.epochs * labels["tokens"])}
+    def distil(self, adapter: str | None, labels: Facts | None) -> Facts:
+        """Equations (7)-(11): the student on D_s from the stored soft labels, trusted sample by sample; or without
+        labels on the teacher's text alone; or from an open teacher on that one's completions."""
+        config, task = self.config.distillation, {"records": manifest(self.run)["distillation"], "teacher": adapter}
+        if config.source in ("white_box", "assistant"):
+            shards = self._completed("distillation")
+            stream, tokens = stream_corpus(shards, self._data_pool), _tokens(shards)
+        elif labels is None:
+            shards = slice_shards(self.run, "distillation")
+            stream, tokens = stream_corpus(shards, self._data_pool), _tokens(shards)
+        else:
+            shards, tokens = slice_shards(self.run, "distillation"), labels["tokens"]
+            task["source"] = source = self._label_source(adapter)
+            trust = trust_of(config.trust, labels["mu"], labels["gamma"])
+            stored = self.run.soft_labels(adapter or BASE)
+            stream = stream_distillation(shards, stored, source, trust, self._data_pool)
+        result = self._train("distil", "distil", stream, **task)
+        records = task["records"] * config.epochs
+        return {**result, "cost": self._cost(records=records, tokens=config.epochs * tokens)}
 
-    def evaluate(self, adapter: str, labels: Facts) -> Facts:
+    def evaluate(self, labels: Facts | None) -> Facts:
         """The test slice, once; with a local teacher the seal is opened here, for evaluation only."""
         adapters = [entry["adapter"] for entry in adapters_in_force(self.run)]
-        facts = self._train(
-            "evaluate",
-            "evaluate",
-            None,
-            adapters=list(dict.fromkeys(adapters)),
-            mu=labels["mu"],
-            gamma=labels["gamma"],
-            trust_reduction=self.config.distillation.trust,
-        )
-        tokens = facts["models"]["base"]["fidelity"]["tokens"] * len(facts["models"])
+        if (assist := self.run.stages / "assist.json").exists():
+            adapters = [read_json(assist)["result"]["adapter"]]
+        trust = labels and {key: labels[key] for key in ("adapter", "mu", "gamma", "reduction")}
+        facts = self._train("evaluate", "evaluate", None, adapters=list(dict.fromkeys(adapters)), trust=trust)
+        tokens = facts["models"]["student_after"]["fidelity"]["tokens"] * len(facts["models"])
         return {**facts, "cost": self._cost(records=manifest(self.run)["test"] * len(facts["models"]), tokens=tokens)}
+
+    # -- the methods that Proxy-KD is compared with --------------------------------------------------------------
+
+    def complete(self) -> Facts:
+        """The open teacher's own completions of D_s's prompts."""
+        return self._complete("distillation")
+
+    def assist(self) -> Facts:
+        """TAKD's teacher assistant: the proxy's base, taught by the open teacher on D_w and D_p; never aligned."""
+        white_box = self.config.white_box
+        assert white_box is not None
+        self._complete("warmup", "alignment")
+        self.stop_open_teacher()
+        shards = [*self._completed("warmup"), *self._completed("alignment")]
+        records = sum((shard_facts(path) or {})["records"] for path in shards)
+        result = self._train("assist", "assist", stream_corpus(shards, self._data_pool), records=records)
+        epochs = white_box.assistant.epochs
+        return {**result, "cost": self._cost(records=records * epochs, tokens=epochs * _tokens(shards))}
+
+    def _complete(self, *slices: str) -> Facts:
+        white_box = self.config.white_box
+        assert white_box is not None
+        shards = {
+            self.run.completed(name) / path.name: read_shard_rows(path)
+            for name in slices
+            for path in slice_shards(self.run, name)
+        }
+        if any(unfinished(path) for path in shards):
+            self.events.step("start the open teacher's engine")
+            spec = EngineSpec.of_white_box(self.run, self.config)
+            call = self.means.ask(spec, None, self.config.resources.request_deadline_s)
+            self.events.step("complete")
+            with self._at_engine():
+                complete_prompts(
+                    shards,
+                    call,
+                    seed=self.config.seed,
+                    room=self._room(white_box.max_new_tokens),
+                    reporter=self.reporter,
+                    run=self.run,
+                )
+        records = sum(map(len, shards.values()))
+        return {"records": records, "cost": self._cost(records=records, tokens=_tokens(list(shards)))}
+
+    def _completed(self, slice_name: str) -> list[Path]:
+        return sorted(self.run.completed(slice_name).glob("shard-*.parquet"))
 
     # -- the parts that stages use -------------------------------------------------------------------------------
 
-    def _engine_call(self, adapter: str) -> EngineCall:
+    def _room(self, max_tokens: int) -> Room:
+        return Room(max_tokens, self.config.corpus.max_length, manifest(self.run)["stop_token_id"])
+
+    def _engine_call(self, adapter: str | None) -> EngineCall:
         """The proxy's deployment, started on first use and kept for all rounds (unless the config stops it to train).
 
         Not beside the warm-up: on two cores the two slowed each other by more than the start takes.
         """
-        spec = EngineSpec.of_run(self.run, self.config)
         if not self._proxy_is_up:
             self.events.step("start the proxy's engine")
-            self.deployer.deploy_proxy(spec)
-            self._proxy_is_up = True
-            self.events.standing(engine=True)
-        return EngineCall(proxy_app(self.run.id), spec.adapter_name(adapter), self.config.resources.request_deadline_s)
+        spec = EngineSpec.of_run(self.run, self.config)
+        call = self.means.ask(spec, adapter, self.config.resources.request_deadline_s)
+        self._proxy_is_up = True
+        self.events.standing(engine=True)
+        return call
+
+    @contextmanager
+    def _at_engine(self) -> Iterator[None]:
+        """The engine's work for this run alone."""
+        with self.means.at_engine():
+            began = time.monotonic()
+            yield
+            self._busy_s += time.monotonic() - began
 
     def close(self) -> None:
         """Withdraws what the run has on Serve: the last act, however it ends."""
+        self.stop_open_teacher()
         self.stop_proxy()
-        self.deployer.stop(rest_app(self.run.id))
+        self.means.close_routes(self.run)
 
     def stop_proxy(self) -> None:
         """Gives the engine's devices back."""
         self.events.standing(engine=False)
-        self.deployer.stop(proxy_app(self.run.id))
+        self.means.stop_engine(EngineSpec.of_run(self.run, self.config))
         self._proxy_is_up = False
+
+    def stop_open_teacher(self) -> None:
+        if self.config.open_teacher is not None:
+            self.means.stop_engine(EngineSpec.of_white_box(self.run, self.config))
 
     def _train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
         """One Ray Train run. A loop's own error comes back as what it is."""
@@ -386,12 +475,8 @@ class Pipeline:
         try:
             for attempt in count(1):
                 try:
-                    train(
-                        f"{self.run.id}-{key}-{self.journal.epoch}-{attempt}",
-                        facts | task,
-                        stream,
-                        self.config.resources,
-                    )
+                    name = f"{self.run.id}-{key}-{self.journal.epoch}-{attempt}"
+                    self.means.train(name, TrainTask(facts | task, stream), self.config.resources)
                     break
                 except RayActorError as error:  # Ray Train restarts workers; its controller is restarted here
                     if attempt == MAX_CONTROLLERS:
@@ -406,12 +491,13 @@ class Pipeline:
         if "error" in outcome:
             known: type[ProxykdError] = getattr(errors, outcome["error"]["type"], ProxykdError)
             raise known(outcome["error"]["message"])
+        self._busy_s += outcome["seconds"]
         result: Facts = outcome["result"]
         return result
 
-    def _label_source(self, adapter: str) -> LabelSource:
+    def _label_source(self, adapter: str | None) -> LabelSource:
         tokens = len(load_tokenizer(self.run.models / "proxy"))
-        return LabelSource(adapter, manifest(self.run)["tokenizer"], tokens, self.config.score.top_k)
+        return LabelSource(adapter or BASE, manifest(self.run)["tokenizer"], tokens, self.config.score.top_k)
 
     def _progress(self, done: float, total: float, unit: str) -> None:
         self.run.go_on()

@@ -16,11 +16,11 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError
 
-from actors.engine import CompletionLogps
+from actors.engine import CompletionLogps, Generation
 from actors.placement import in_pool
 from actors.progress import Reporter
 from proxykd.chat import ids_hash
-from proxykd.corpus_store import read_shard_rows
+from proxykd.corpus_store import read_shard_rows, write_rows_shard
 from proxykd.errors import EngineError, ModelError, ProxykdError
 from proxykd.losses import trust_weights
 from proxykd.pairs import read_pairs, write_pairs
@@ -64,15 +64,22 @@ class EngineCall:
                 time.sleep(RETRY_S)
 
 
+@dataclass(frozen=True)
+class Room:
+    """How long a sampled completion may be, and the token that ends it."""
+
+    max_tokens: int
+    max_length: int
+    stop_token_id: int
+
+
 def sample_pairs(
     shards: dict[Path, list[Row]],
     call: EngineCall,
     *,
     round_number: int,
     seed: int,
-    max_tokens: int,
-    max_length: int,
-    stop_token_id: int,
+    room: Room,
     reporter: Reporter,
     run: RunDirectory,
 ) -> None:
@@ -82,25 +89,59 @@ def sample_pairs(
     def sample(item: dict[str, Any]) -> dict[str, Any]:
         rows = item["rows"]
         seeds = [sample_seed(seed, round_number, row["id"]) for row in rows]
-        longest = max(len(row["prompt_ids"]) for row in rows)
-        generations = call(
-            "generate",
-            prompts=[list(row["prompt_ids"]) for row in rows],
-            max_tokens=max(1, min(max_tokens, max_length - longest)),
-            seeds=seeds,
-        )
         pairs = []
-        for row, generation, row_seed in zip(rows, generations, seeds, strict=True):
-            rejected = list(generation.token_ids)
-            if generation.stopped and rejected[-1:] != [stop_token_id]:
-                rejected.append(stop_token_id)
+        for row, row_seed, (ids, generation) in zip(rows, seeds, _draw(call, rows, seeds, room), strict=True):
             facts = {"rejected_stopped": generation.stopped, "adapter": generation.adapter, "seed": row_seed}
-            pairs.append({**row, "rejected_ids": rejected, **facts})
+            pairs.append({**row, "rejected_ids": ids, **facts})
         write_pairs(location(item["path"]), pairs)
         reporter().add(len(rows), total, "pairs")
         return {"path": item["path"]}
 
     _for_each_shard(shards, sample, run)
+
+
+def complete_prompts(
+    shards: dict[Path, list[Row]],
+    call: EngineCall,
+    *,
+    seed: int,
+    room: Room,
+    reporter: Reporter,
+    run: RunDirectory,
+) -> None:
+    """Writes every unfinished shard with another model's completions in place of the corpus' own."""
+    total = sum(map(len, shards.values()))
+
+    def complete(item: dict[str, Any]) -> dict[str, Any]:
+        rows = item["rows"]
+        seeds = [sample_seed(seed, 0, row["id"]) for row in rows]
+        drawn = _draw(call, rows, seeds, room)
+        completed = [
+            {**row, "completion_ids": ids, "completion": ""} for row, (ids, _) in zip(rows, drawn, strict=True)
+        ]
+        write_rows_shard(location(item["path"]), completed)
+        reporter().add(len(rows), total, "completions")
+        return {"path": item["path"]}
+
+    _for_each_shard(shards, complete, run)
+
+
+def _draw(call: EngineCall, rows: list[Row], seeds: list[int], room: Room) -> list[tuple[list[int], Generation]]:
+    """One completion for each row's prompt, with its stop token unless it ended by length."""
+    longest = max(len(row["prompt_ids"]) for row in rows)
+    generations = call(
+        "generate",
+        prompts=[list(row["prompt_ids"]) for row in rows],
+        max_tokens=max(1, min(room.max_tokens, room.max_length - longest)),
+        seeds=seeds,
+    )
+    drawn = []
+    for generation in generations:
+        ids = list(generation.token_ids)
+        if generation.stopped and ids[-1:] != [room.stop_token_id]:
+            ids.append(room.stop_token_id)
+        drawn.append((ids, generation))
+    return drawn
 
 
 def score_with_engine(

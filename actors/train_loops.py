@@ -18,13 +18,15 @@ import torch
 from ray.train.torch import get_device
 
 from actors.engine import CompletionLogps
+from actors.objectives import OBJECTIVES
 from actors.resumable_training import ResumableTraining
-from actors.streams import unpack_labels, write_soft_labels
+from actors.streams import write_soft_labels
 from proxykd import gates
 from proxykd.batching import collate, plan_micro_batches
 from proxykd.chat import load_tokenizer
 from proxykd.config import RunConfig
-from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
+from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
+from proxykd.divergences import Divergence
 from proxykd.errors import ProxykdError
 from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
 from proxykd.losses import trust_weights
@@ -32,7 +34,7 @@ from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapte
 from proxykd.parallel import Workers, full_state
 from proxykd.scorer import CompletionScorer
 from proxykd.soft_labels import LabelSource
-from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, DistillationLoss, SftLoss, pair_logps
+from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss, WhiteBoxLoss, pair_logps
 from proxykd.storage import (
     RunDirectory,
     location,
@@ -80,23 +82,46 @@ class Worker:
         )
         return self.workers.place(scorer)
 
+    def open_teacher(self) -> CompletionScorer:
+        """The white-box baselines' teacher."""
+        assert self.config.white_box is not None
+        frozen = self.config.white_box.teacher.model_copy(update={"method": "full"})
+        return self.workers.place(load_scorer(self.run.models / "white_box", frozen, trainable=False))
+
+    @property
+    def stop_token_id(self) -> int:
+        return int(manifest(self.run)["stop_token_id"])
+
     def evaluate(self, scorer: CompletionScorer, slice_name: str) -> Facts:
         rows = read_slice(self.run, slice_name)
         return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity()
 
 
-def run_loop(task: Facts) -> None:
-    """The function that Ray Train runs. A ProxykdError is a finding, not a crash: it is stored, not retried.
+def run_loops(config: Facts) -> None:
+    """The function that Ray Train runs: every task's loop, but for those that an earlier attempt has finished.
+
+    Which these are, rank 0 says: what it finishes now, another worker may not have begun.
+    """
+    tasks = config["tasks"]
+    unfinished_here = [i for i, task in enumerate(tasks) if not location(task["outcome"]).exists()]
+    [unfinished_tasks, *_] = Workers.current("ddp", get_device()).gather_objects(unfinished_here)
+    if all(run_loop(tasks[i]) for i in unfinished_tasks):
+        ray.train.report({})
+
+
+def run_loop(task: Facts) -> bool:
+    """One task. A ProxykdError is a finding, not a crash: it is stored, not retried.
 
     Storage that refuses a write is the coordinator's to know. The worker that met it fails, so that none of the others
-    waits for it; Ray Train starts them again, and they leave.
+    waits for it; Ray Train starts them again, and they leave: False.
     """
     worker = Worker(task)
     if worker.report.refusal() is not None:
-        return
+        return False
+    began = time.monotonic()
     try:
         try:
-            outcome = {"result": LOOPS[task["loop"]](worker)}
+            outcome: Facts = {"result": LOOPS[task["loop"]](worker), "seconds": time.monotonic() - began}
         except ProxykdError as error:
             outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
         if worker.lead or "error" in outcome:
@@ -105,7 +130,7 @@ def run_loop(task: Facts) -> None:
         if (message := refusal(error, worker.run.root)) is not None:
             worker.report.storage_refused(message)
         raise
-    ray.train.report({})
+    return True
 
 
 def warm_up(worker: Worker) -> Facts:
@@ -169,6 +194,37 @@ def align(worker: Worker) -> Facts:
     return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result)
 
 
+def align_nll(worker: Worker) -> Facts:
+    """One round without the preference loss: NLL alone on the round's records (an ablation)."""
+    config, task = worker.config.alignment, worker.task
+    scorer = worker.proxy(task["reference"])
+    training = ResumableTraining(worker, scorer, config)
+    by_sequence = config.nll_reduction == "sequence_sum"
+    steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows, by_sequence)))
+    began = time.monotonic()
+    validation = worker.evaluate(scorer, "validation")
+    result = {
+        "nll_loss": fmean(s.losses["nll"] for s in steps),
+        "validation": validation,
+        "seconds": {"train": training.seconds, "evaluate": time.monotonic() - began},
+        "steps": _curve(steps),
+    }
+    return _save_proxy(
+        worker, scorer, f"r{task['round']:02d}", {"round": task["round"], "parent": task["reference"]}, result
+    )
+
+
+def assist(worker: Worker) -> Facts:
+    """TAKD's assistant: the proxy's base with a fresh adapter, by forward KL from the open teacher on its own text."""
+    assert worker.config.white_box is not None
+    scorer, teacher = worker.proxy(None), worker.open_teacher()
+    training = ResumableTraining(worker, scorer, worker.config.white_box.assistant)
+    divergence = Divergence("forward_kl", worker.config.white_box.temperature)
+    steps = training.run(lambda rows: training.trainer.step(rows, WhiteBoxLoss(rows, teacher, divergence)))
+    result = {"validation": worker.evaluate(scorer, "validation"), "steps": _curve(steps)}
+    return _save_proxy(worker, scorer, "assistant", {"round": None, "parent": None}, result)
+
+
 def _reference_pass(
     worker: Worker, scorer: CompletionScorer, training: ResumableTraining
 ) -> tuple[dict[int, Facts], Facts]:
@@ -202,7 +258,7 @@ def score(worker: Worker) -> Facts:
     """Soft labels of D_s by the trainer's own forward pass: top-K, tail and the actual token (appendix A.1)."""
     task = worker.task
     source: LabelSource = task["source"]
-    labels = worker.run.soft_labels(task["adapter"])
+    labels = worker.run.soft_labels(source.adapter)
     scorer = worker.proxy(task["adapter"], trainable=False)
     shards = slice_shards(worker.run, "distillation")
     worker.progress(0, len(shards), "shards")
@@ -225,13 +281,13 @@ def _score_rows(worker: Worker, scorer: CompletionScorer, rows: list[Row], top_k
         ends = batch.lengths_B.cumsum(0)[:-1].tolist()
         split = [np.split(column.cpu().numpy(), ends) for column in columns]
         for index, logps, ids, top, tail in zip(part, *split, strict=True):
-            results[index] = CompletionLogps(logps, ids, top, tail, worker.task["adapter"])
+            results[index] = CompletionLogps(logps, ids, top, tail, worker.task["source"].adapter)
     return [results[i] for i in range(len(rows))]
 
 
 def distil(worker: Worker) -> Facts:
-    """The student on D_s: NLL + alpha * trust * KL from the stored soft labels, equations (7)-(11)."""
-    config, task = worker.config.distillation, worker.task
+    """The student: NLL + alpha * trust * KL from the stored soft labels, equations (7)-(11), or what is compared."""
+    config = worker.config.distillation
     base = worker.run.models / "student"
     scorer = worker.workers.place(load_scorer(base, worker.config.student, seed=worker.config.seed))
     training = ResumableTraining(worker, scorer, config)
@@ -243,9 +299,10 @@ def distil(worker: Worker) -> Facts:
         fidelity = worker.evaluate(scorer, "validation")
         curve.append({**fidelity, "step": len(training.steps), "records": training.records_seen})
 
+    objective = OBJECTIVES[config.source](worker)
+
     def step(rows: list[Row]) -> Step:
-        rows = [unpack_labels(row, task["source"]) for row in rows]
-        return training.trainer.step(rows, DistillationLoss(rows, config))
+        return training.trainer.step(*objective(training.trainer, rows))
 
     def after_step() -> None:
         if len(training.steps) % every == 0 or len(training.steps) == total:
@@ -274,8 +331,11 @@ def evaluate(worker: Worker) -> Facts:
         frozen = config.teacher.local.model_copy(update={"method": "full"})
         opened = load_scorer(run.models / "teacher", frozen, trainable=False)
         teacher = SealedTeacher(opened.to(worker.workers.device))
+    trust, source = task["trust"], config.distillation.source
+    proxies = [*(["base"] if trust or task["adapters"] else []), *task["adapters"]]
+    others = ["student_before", "student_after", *(["white_box"] if source in ("white_box", "assistant") else [])]
     models: dict[str, Facts] = {}
-    worker.progress(0, len(task["adapters"]) + 3, "models")
+    worker.progress(0, len(proxies) + len(others), "models")
 
     def measure(name: str, scorer: CompletionScorer) -> None:
         scores = score_records(scorer, rows, worker.workers, budget, teacher)
@@ -287,31 +347,35 @@ def evaluate(worker: Worker) -> Facts:
         facts["sequence_logps"] = [-value for value in scores.nll]
         facts["tokens"] = scores.tokens
         models[name] = facts
-        worker.progress(len(models), len(task["adapters"]) + 3, "models")
+        worker.progress(len(models), len(proxies) + len(others), "models")
 
-    proxy = worker.proxy(None, trainable=False)
-    measure("base", proxy)
-    for adapter in task["adapters"]:
-        read_adapter(proxy.model, run.adapters / adapter)
-        measure(adapter, proxy)
-    shares = mass_shares(proxy, rows, budget)
-    del proxy
+    shares = None
+    if proxies:
+        proxy = worker.proxy(None, trainable=False)
+        for name in proxies:
+            if name != "base":
+                read_adapter(proxy.model, run.adapters / name)
+            measure(name, proxy)
+        shares = mass_shares(proxy, rows, budget)
+        del proxy
+    frozen = config.student.model_copy(update={"method": "full"})
     for name, directory in (("student_before", run.models / "student"), ("student_after", run.student)):
-        frozen = config.student.model_copy(update={"method": "full"})
         measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))
-    return {"models": models, "share_mass_over_095": shares, "spearman_vs_true_kl": _trust_correlation(models, task)}
+    if "white_box" in others:
+        measure("white_box", worker.open_teacher())
+    correlation = trust and _trust_correlation(models[trust["adapter"]], trust)
+    return {"models": models, "share_mass_over_095": shares, "spearman_vs_true_kl": correlation}
 
 
-def _trust_correlation(models: dict[str, Facts], task: Facts) -> float | None:
+def _trust_correlation(judged: Facts, trust: Facts) -> float | None:
     """Does a higher weight mean a proxy closer to the teacher? Rank correlation with the true KL, record by record."""
-    aligned = models[task["adapters"][-1]]
-    if "record_kls" not in aligned:
+    if "record_kls" not in judged:
         return None
-    logps = torch.tensor(aligned["sequence_logps"], dtype=torch.float64)
-    if task["trust_reduction"] == "token_mean":
-        logps = logps / torch.tensor(aligned["tokens"])
-    weights = trust_weights(logps, task["mu"], task["gamma"])
-    return spearman(weights.tolist(), aligned["record_kls"])
+    logps = torch.tensor(judged["sequence_logps"], dtype=torch.float64)
+    if trust["reduction"] == "token_mean":
+        logps = logps / torch.tensor(judged["tokens"])
+    weights = trust_weights(logps, trust["mu"], trust["gamma"])
+    return spearman(weights.tolist(), judged["record_kls"])
 
 
 def _save_proxy(worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts) -> Facts:
@@ -346,7 +410,7 @@ def _save_student(worker: Worker, scorer: CompletionScorer, base: Path, result: 
 
 def _shares(values: list[dict[str, float]]) -> dict[str, float]:
     """Each term's part of the sum of the means; absolute, so that a negative variant shows too."""
-    means = {name: abs(fmean(v[name] for v in values)) for name in values[0]}
+    means = {name: abs(fmean(v[name] for v in values)) for name in (values[0] if values else ())}
     total = sum(means.values()) or 1.0
     return {name: value / total for name, value in means.items()}
 
@@ -358,6 +422,8 @@ def _curve(steps: list[Step]) -> list[Facts]:
 LOOPS: dict[str, Callable[[Worker], Facts]] = {
     "warmup": warm_up,
     "align": align,
+    "align_nll": align_nll,
+    "assist": assist,
     "score": score,
     "distil": distil,
     "evaluate": evaluate,

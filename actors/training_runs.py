@@ -1,9 +1,11 @@
-"""One Ray Train run a training stage, fed by a Ray Data stream that every worker sees whole and in order."""
+"""Ray Train runs: a training stage, or several, fed by Ray Data streams that every worker sees whole and in order."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -12,15 +14,23 @@ from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from actors.placement import in_pool
-from actors.train_loops import run_loop
+from actors.train_loops import run_loops
 from proxykd.config import ResourceConfig
 
 MAX_FAILURES = 16
 """Deaths of workers in one stage before the run fails."""
 
 
-def train(name: str, task: dict[str, Any], stream: Dataset | None, resources: ResourceConfig) -> None:
-    """Runs the loop named in `task` on all workers and returns when all have.
+@dataclass(frozen=True)
+class TrainTask:
+    """One stage's loop with its facts (train_loops.Worker reads them), and the rows that it streams."""
+
+    facts: dict[str, Any]
+    stream: Dataset | None
+
+
+def train(name: str, tasks: Sequence[TrainTask], resources: ResourceConfig) -> None:
+    """Runs the tasks one after the other on one group of workers, and returns when all have.
 
     Raises:
         ray.train.TrainingFailedError: the workers died more often than is retried.
@@ -28,9 +38,10 @@ def train(name: str, task: dict[str, Any], stream: Dataset | None, resources: Re
     options = ExecutionOptions(preserve_order=True)
     # Ray Train's own book-keeping; what a stage makes goes to the run directory.
     scratch = tempfile.mkdtemp(prefix="proxykd-train-")
+    named = {f"stream-{number}": task for number, task in enumerate(tasks)}
     trainer = TorchTrainer(
-        run_loop,
-        train_loop_config=task,
+        run_loops,
+        train_loop_config={"tasks": [{**task.facts, "stream": stream} for stream, task in named.items()]},
         scaling_config=ScalingConfig(
             num_workers=resources.trainer_workers,
             use_gpu=resources.device == "gpu",
@@ -42,7 +53,7 @@ def train(name: str, task: dict[str, Any], stream: Dataset | None, resources: Re
             # A worker group that is started again goes on from the stage's checkpoint.
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
-        datasets={} if stream is None else {"train": stream},
+        datasets={stream: task.stream for stream, task in named.items() if task.stream is not None},
         dataset_config=DataConfig(datasets_to_split=[], execution_options=options),
     )
     try:

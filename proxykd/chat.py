@@ -65,19 +65,19 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(f"{vocabulary}{probe}{tokenizer.chat_template}".encode()).hexdigest()[:16]
 
 
-def require_same_tokenizer(proxy: Any, student: Any) -> None:
-    """Soft labels are distributions over token ids: proxy and student must mean the same by each.
+def require_same_tokenizer(proxy: Any, other: Any, name: str) -> None:
+    """Soft labels are distributions over token ids: every model of a run must mean the same by each.
 
     Raises:
         ModelError: the vocabularies differ, with the first difference.
     """
-    ours, theirs = proxy.get_vocab(), student.get_vocab()
+    ours, theirs = proxy.get_vocab(), other.get_vocab()
     if ours == theirs:
         return
     difference = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])[0]
     raise ModelError(
-        f"proxy and student have different tokenizers ({len(ours)} and {len(theirs)} tokens; first difference "
-        f"{difference[0]!r} at id {difference[1]}); choose a student of the proxy's family"
+        f"proxy and {name.replace('_', '-')} have different tokenizers ({len(ours)} and {len(theirs)} tokens; first "
+        f"difference {difference[0]!r} at id {difference[1]}); choose one of the proxy's family"
     )
 
 

@@ -120,6 +120,7 @@ class AlignmentConfig(TrainConfig):
     """k rounds of NLL + DPO, equations (3)-(6)."""
 
     rounds: int = Field(16, ge=0)
+    preference: bool = Field(True, description="false: rounds of NLL alone, without samples (an ablation)")
     pairs_per_round: int | None = Field(None, ge=1)
     beta: float = Field(0.1, gt=0)
     nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
@@ -139,13 +140,33 @@ class ScoreConfig(Section):
 
 
 class DistillationConfig(TrainConfig):
-    """Student NLL + alpha * trust * KL, equations (7)-(11)."""
+    """Student NLL + alpha * trust * KL, equations (7)-(11); or one of the methods that it is compared with.
 
+    `source` is whose distribution the student learns: the aligned proxy's (Proxy-KD), the unaligned base's of the proxy
+    (an ablation), nobody's (SFT on the teacher's text: black-box KD), or the open one's of `white_box`: the white-box
+    teacher's own, or that of an assistant between the two (TAKD).
+    """
+
+    source: Literal["proxy", "base", "none", "white_box", "assistant"] = "proxy"
     alpha: float = Field(100.0, ge=0)
     trust: Literal["sequence_sum", "token_mean", "constant", "none"] = "sequence_sum"
     kl_reduction: Literal["sequence_mean", "token_sum"] = "sequence_mean"
     divergence: Literal["tail", "truncated", "proxy_renormalised", "both_renormalised"] = "tail"
     evaluations: int = Field(4, ge=0, description="points of the student's validation curve while it trains")
+
+
+class WhiteBoxConfig(Section):
+    """The open teacher of the baselines that need one, and how a student learns from it (DESIGN.md, section 2).
+
+    It completes the corpus' prompts itself; nothing of the black-box teacher's text is used.
+    """
+
+    teacher: ModelConfig
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "tvd"] = "forward_kl"
+    temperature: float = Field(1.0, gt=0)
+    on_policy: bool = Field(False, description="on the student's own completions, drawn as it trains (GKD)")
+    max_new_tokens: int = Field(512, ge=1)
+    assistant: TrainConfig = TrainConfig()
 
 
 class EngineConfig(Section):
@@ -223,6 +244,7 @@ class RunConfig(Section):
     alignment: AlignmentConfig = AlignmentConfig()
     score: ScoreConfig = ScoreConfig()
     distillation: DistillationConfig = DistillationConfig()
+    white_box: WhiteBoxConfig | None = None
     engine: EngineConfig = EngineConfig()
     resources: ResourceConfig = ResourceConfig()
     redis: RedisConfig = RedisConfig()
@@ -245,6 +267,8 @@ class RunConfig(Section):
                 f"{self.distillation.learning_rate:g} are below its resolution and would be lost; set "
                 f"student.dtype=float32, or student.method=lora"
             )
+        if self.distillation.source in ("white_box", "assistant"):
+            self._check_white_box()
         if self.proxy.lora.rank > self.engine.max_lora_rank:
             raise ValueError(
                 f"proxy.lora.rank is {self.proxy.lora.rank}, above engine.max_lora_rank {self.engine.max_lora_rank}; "
@@ -258,6 +282,41 @@ class RunConfig(Section):
                 f"corpus.max_length {self.corpus.max_length}; lower it"
             )
         return self
+
+    def _check_white_box(self) -> None:
+        if self.white_box is None:
+            raise ValueError(
+                f"distillation.source is {self.distillation.source}, which needs an open teacher; set "
+                f"white_box.teacher.source to a model of the student's tokenizer"
+            )
+        if self.white_box.on_policy and self.resources.parallel == "fsdp2":
+            raise ValueError("white_box.on_policy draws from whole models; set resources.parallel=ddp")
+        if self.white_box.max_new_tokens >= self.corpus.max_length:
+            raise ValueError(
+                f"white_box.max_new_tokens {self.white_box.max_new_tokens} leaves no room for a prompt within "
+                f"corpus.max_length {self.corpus.max_length}; lower it"
+            )
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """Every model that the run starts from, by its name in the run directory."""
+        found = {"proxy": self.proxy, "student": self.student}
+        if self.teacher.local is not None:
+            found["teacher"] = self.teacher.local
+        if (teacher := self.open_teacher) is not None:
+            found["white_box"] = teacher
+        return found
+
+    @property
+    def open_teacher(self) -> ModelConfig | None:
+        """The white-box teacher, where the student learns from one."""
+        used = self.white_box is not None and self.distillation.source in ("white_box", "assistant")
+        return self.white_box.teacher if self.white_box is not None and used else None
+
+    @property
+    def uses_proxy(self) -> bool:
+        """Whether the student learns from a proxy of the black-box teacher."""
+        return self.distillation.source in ("proxy", "base")
 
     @property
     def hash8(self) -> str:
@@ -289,6 +348,15 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or torn, a key is unknown, or a combination makes no sense.
     """
+    raw = read_yaml(path)
+    apply_overrides(raw, overrides)
+    return validate_config(raw, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Raises:
+    ConfigError: the file is missing, or does not hold sections.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
@@ -297,9 +365,12 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not sections; start from configs/quickstart.yaml")
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
     for override in overrides:
         _apply_override(raw, override)
-    return validate_config(raw, str(path))
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
@@ -318,13 +389,24 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        set_key(raw, key, yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `section.key` in nested mappings.
+
+    Raises:
+        ConfigError: a part of the key is a value, not a section.
+    """
     node: Any = raw
     *parents, last = key.split(".")
     for parent in parents:
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+            raise ConfigError(f"{key!r} cannot be set: {parent!r} is a value, not a section")
+    node[last] = value

@@ -15,7 +15,15 @@ from proxykd.chat import ChatFormat, TokenisedRecord, tokenise_all, tokenizer_ha
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, slice_of
 from proxykd.errors import CorpusError
-from proxykd.storage import RunDirectory, read_json, read_table, verify_shard, write_json, write_shard
+from proxykd.storage import (
+    RunDirectory,
+    read_json,
+    read_table,
+    unfinished,
+    verify_shard,
+    write_json,
+    write_shard,
+)
 from proxykd.training import Row
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
@@ -82,6 +90,22 @@ def _write_slice(directory: Path, records: list[TokenisedRecord], texts: dict[st
         }
         table = pa.table(columns, schema=SCHEMA)
         write_shard(directory / f"shard-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
+
+
+def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Path]:
+    """Rows of the corpus as shards of their own; finished ones stand."""
+    paths = []
+    for number, start in enumerate(range(0, len(rows), shard_records)):
+        path = directory / f"shard-{number:05d}.parquet"
+        write_rows_shard(path, rows[start : start + shard_records])
+        paths.append(path)
+    return paths
+
+
+def write_rows_shard(path: Path, rows: list[Row]) -> None:
+    if unfinished(path):
+        table = pa.Table.from_pylist([{name: row[name] for name in SCHEMA.names} for row in rows], schema=SCHEMA)
+        write_shard(path, partial(_write_table, table), {"records": len(rows)})
 
 
 def _write_table(table: pa.Table, path: Path) -> None:

@@ -10,9 +10,9 @@ from proxykd.requirements import cpus_needed, gpus_needed
 
 def describe(config: RunConfig) -> list[str]:
     """What `proxykd config check` prints."""
-    resources, alignment, distillation = config.resources, config.alignment, config.distillation
+    resources = config.resources
     corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
-    split, warmup = config.corpus.split, config.warmup
+    split = config.corpus.split
     rest = 1 - split.validation - split.test
     shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
     lines = [
@@ -22,18 +22,41 @@ def describe(config: RunConfig) -> list[str]:
         + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
         f"  proxy         {_model(config.proxy)}",
         f"  student       {_model(config.student)}, method {config.student.method}",
-        f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
-        f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}) + DPO "
-        f"(beta {alignment.beta:g}), " + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
-        f"  score         top-{config.score.top_k} + tail, by the {config.score.source}",
-        f"  distil        NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
-        f"{distillation.kl_reduction}), "
-        + _training(distillation.learning_rate, distillation.global_batch, distillation.epochs),
+        *_method(config),
         f"  engine        vLLM, adapters {config.engine.adapters}, {config.engine.dtype}",
         f"  needs         {cpus_needed(config)} logical CPUs of {resources.logical_cpus} announced; "
         f"{gpus_needed(config)} GPUs ({resources.trainer_workers} trainer worker(s), {resources.parallel})",
     ]
     return lines + _memory(config)
+
+
+def _method(config: RunConfig) -> list[str]:
+    """What the student learns from, and how."""
+    warmup, alignment, distillation, white_box = config.warmup, config.alignment, config.distillation, config.white_box
+    lines = []
+    if distillation.source == "proxy":
+        dpo = f" + DPO (beta {alignment.beta:g})" if alignment.preference else ", without the preference loss"
+        lines = [
+            f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
+            f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}){dpo}, "
+            + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
+        ]
+    if config.uses_proxy:
+        whose = "" if distillation.source == "proxy" else ", of the unaligned base"
+        lines.append(f"  score         top-{config.score.top_k} + tail, by the {config.score.source}{whose}")
+        loss = (
+            f"NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
+            f"{distillation.kl_reduction})"
+        )
+    elif white_box is None or distillation.source == "none":
+        loss = "NLL on the teacher's text alone (black-box KD)"
+    else:
+        student = "its own completions" if white_box.on_policy else "the open teacher's completions"
+        whose = "an assistant of the open teacher's" if distillation.source == "assistant" else "the open teacher's"
+        lines.append(f"  open teacher  {_model(white_box.teacher.model_copy(update={'method': 'full'}))}")
+        loss = f"{white_box.divergence} from {whose} whole distribution, on {student}"
+    training = _training(distillation.learning_rate, distillation.global_batch, distillation.epochs)
+    return [*lines, f"  distil        {loss}, {training}"]
 
 
 def _model(model: ModelConfig) -> str:

@@ -13,6 +13,7 @@ ProxykdError
  ├─ GateError          a numerical gate was broken: the run stops before it trains on nonsense
  ├─ TeacherError       the teacher could not be reached or refused
  ├─ EngineError        the engine died or hangs; a replacement is on its way
+ ├─ BenchmarkError     a benchmark or record of one that is unknown or absent
  └─ ResourceError      the machine or cluster lacks what the run needs
 """
 
@@ -66,6 +67,10 @@ class TeacherError(ProxykdError):
 
 
 class EngineError(ProxykdError):
+    pass
+
+
+class BenchmarkError(ProxykdError):
     pass
 
 

@@ -58,8 +58,14 @@ def kept_for_backward(arch: Architecture, model: ModelConfig) -> float:
     return kept + (28 * model.lora.rank if model.method == "lora" else 0)
 
 
-def trainer_footprint(what: str, model: ModelConfig, stages: tuple[TrainConfig, ...], config: RunConfig) -> Footprint:
-    """One Ray Train worker that trains `model`, in the most demanding of `stages`."""
+def trainer_footprint(
+    what: str,
+    model: ModelConfig,
+    stages: tuple[TrainConfig, ...],
+    config: RunConfig,
+    teacher: ModelConfig | None = None,
+) -> Footprint:
+    """One Ray Train worker that trains `model`, in the most demanding of `stages`; `teacher` is held beside it."""
     arch, resources = require_architecture(model), config.resources
     size = BYTES[model.dtype]
     sharded = resources.parallel == "fsdp2" and resources.trainer_workers > 1
@@ -75,6 +81,8 @@ def trainer_footprint(what: str, model: ModelConfig, stages: tuple[TrainConfig, 
         for stage in stages
     )
     parts = {"weights": weights, "training": training, "activations": activations, "logits": LOGITS}
+    if teacher is not None:
+        parts["teacher"] = require_architecture(teacher).parameters * BYTES[teacher.dtype] / shards
     return Footprint(what, resources.trainer_workers, {name: value / GIB for name, value in parts.items()})
 
 
@@ -106,13 +114,20 @@ def footprints(config: RunConfig) -> list[Footprint]:
     Raises:
         ModelError: the size of a model is unknown.
     """
-    found = [
-        engine_footprint("engine, proxy", config.proxy, config),
-        trainer_footprint("trainer, proxy", config.proxy, (config.warmup, config.alignment), config),
-        trainer_footprint("trainer, student", config.student, (config.distillation,), config),
-    ]
+    source, open_teacher = config.distillation.source, config.open_teacher
+    found = []
     if config.teacher.local is not None:
-        found.insert(0, engine_footprint("engine, sealed teacher", config.teacher.local, config))
+        found.append(engine_footprint("engine, sealed teacher", config.teacher.local, config))
+    if open_teacher is not None:
+        found.append(engine_footprint("engine, open teacher", open_teacher, config))
+    if config.uses_proxy:
+        found.append(engine_footprint("engine, proxy", config.proxy, config))
+        found.append(trainer_footprint("trainer, proxy", config.proxy, (config.warmup, config.alignment), config))
+    if source == "assistant" and config.white_box is not None:
+        training = (config.white_box.assistant,)
+        found.append(trainer_footprint("trainer, assistant", config.proxy, training, config, open_teacher))
+    teacher = config.proxy if source == "assistant" else open_teacher
+    found.append(trainer_footprint("trainer, student", config.student, (config.distillation,), config, teacher))
     return found
 
 
@@ -121,13 +136,13 @@ def disk_gib(config: RunConfig, corpus_tokens: float = 0.0) -> float:
 
     Models of unknown size count as nothing.
     """
-    models = [m for m in (config.proxy, config.student, config.teacher.local) if m is not None]
+    models = list(config.models.values())
     shapes = [(arch, model) for model in models if (arch := architecture(model)) is not None]
     total = sum(arch.parameters * BYTES[model.dtype] for arch, model in shapes)
     for arch, model in shapes:
         if model is config.student:
             total += arch.parameters * BYTES[model.dtype]
-        if model is not config.teacher.local:
+        if model is config.proxy or model is config.student:
             lora = model.method == "lora"
             trained = 4 * arch.lora_parameters(model.lora.rank) if lora else BYTES[model.dtype] * arch.parameters
             total += 2 * 3 * trained  # weights and Adam's moments; the old one goes when the new one stands

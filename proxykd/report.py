@@ -44,8 +44,8 @@ def build_report(run: RunDirectory, stop_reason: str) -> Facts:
     stages = finished_stages(run)
     results = {stage_key(stage["stage"], stage["round"]): stage["result"] for stage in stages}
     rounds = [stage["result"] for stage in stages if stage["stage"] == "align"]
-    warmup, score, distil, evaluation = (results[name] for name in ("warmup", "score", "distil", "evaluate"))
-    models, aligned = evaluation["models"], score["adapter"]
+    distil, evaluation = results["distil"], results["evaluate"]
+    score, models = results.get("score"), evaluation["models"]
     corpus = manifest(run)
     journal = replay(run.journal)
     return {
@@ -65,47 +65,69 @@ def build_report(run: RunDirectory, stop_reason: str) -> Facts:
         },
         "corpus": {key: corpus[key] for key in ("records", *SLICES, "dropped", "truncated", "tokens")},
         "stages": [_stage(stage) for stage in stages],
-        "rounds": [{key: result[key] for key in ROUND_KEYS} for result in rounds],
+        "rounds": [{key: result.get(key) for key in ROUND_KEYS} for result in rounds],
         "stop_reason": stop_reason,
-        "proxy": {
-            "base": models["base"]["fidelity"],
-            "warmup": models[warmup["adapter"]]["fidelity"],
-            "aligned": models[aligned]["fidelity"],
-            "validation": {"base": warmup["base"], "warmup": warmup["validation"]},
-        },
-        "soft_labels": {
+        "proxy": score and _proxy(models, score["adapter"], results.get("warmup")),
+        "soft_labels": score
+        and {
             **{key: score[key] for key in ("k", "tokens", "bytes_per_token", "mass_at_k")},
             "share_mass_over_095": evaluation["share_mass_over_095"],
         },
-        "trust": {
+        "trust": score
+        and {
             **{key: score[key] for key in ("adapter", "reduction", "mu", "gamma", "histogram")},
             "spearman_vs_true_kl": evaluation["spearman_vs_true_kl"],
         },
+        "white_box": _white_box(models, results.get("assist")),
         "student": {
             "before": models["student_before"]["fidelity"],
             "after": models["student_after"]["fidelity"],
             **{key: distil[key] for key in ("loss_share", "grad_share", "curve")},
         },
-        "sealed_teacher": _sealed_teacher(models, warmup["adapter"], rounds),
+        "sealed_teacher": _sealed_teacher(models, results.get("warmup"), rounds),
         "benchmarks": {},
     }
 
 
-def _sealed_teacher(models: Facts, warmup: str, rounds: list[Facts]) -> Facts | None:
-    """The true KL from the teacher after each round (warm-up as round 0) and of the student; None for a black box."""
-    if "true_kl" not in models["base"]:
+def _proxy(models: Facts, aligned: str, warmup: Facts | None) -> Facts:
+    """The proxy whose soft labels the student learned: the base itself where it was not aligned."""
+    return {
+        "base": models["base"]["fidelity"],
+        "warmup": warmup and models[warmup["adapter"]]["fidelity"],
+        "aligned": models[aligned]["fidelity"],
+        "validation": warmup and {"base": warmup["base"], "warmup": warmup["validation"]},
+    }
+
+
+def _white_box(models: Facts, assist: Facts | None) -> Facts | None:
+    """The open teacher of a white-box baseline, and its assistant: how close they are to the black-box teacher."""
+    if "white_box" not in models:
         return None
-    in_force, by_round = warmup, [{"adapter": warmup, "round": 0, **models[warmup]["true_kl"]}]
+    return {
+        "teacher": models["white_box"]["fidelity"],
+        "assistant": assist and {"adapter": assist["adapter"], **models[assist["adapter"]]["fidelity"]},
+    }
+
+
+def _sealed_teacher(models: Facts, warmup: Facts | None, rounds: list[Facts]) -> Facts | None:
+    """The true KL from the teacher after each round (warm-up as round 0) and of the student; None for a black box."""
+    student = {when: models[f"student_{when}"].get("true_kl") for when in ("before", "after")}
+    if student["after"] is None:
+        return None
+    by_round = []
+    if warmup is not None:
+        in_force = warmup["adapter"]
+        by_round.append({"adapter": in_force, "round": 0, **models[in_force]["true_kl"]})
     for result in rounds:
         in_force = result["adapter"] if result["decision"] == "promote" else in_force
         by_round.append({"adapter": in_force, "round": result["round"], **models[in_force]["true_kl"]})
-    student = {when: models[f"student_{when}"]["true_kl"] for when in ("before", "after")}
-    return {"kl_teacher_proxy": by_round, "kl_teacher_student": student, "kl_teacher_base": models["base"]["true_kl"]}
+    base = models["base"]["true_kl"] if "base" in models else None
+    return {"kl_teacher_proxy": by_round, "kl_teacher_student": student, "kl_teacher_base": base}
 
 
 def _stage(stage: Facts) -> Facts:
-    facts = {key: stage[key] for key in ("stage", "round", "seconds", "records", "tokens", "devices")}
-    return {**facts, "device_hours": stage["seconds"] * stage["devices"] / 3600}
+    facts = {key: stage[key] for key in ("stage", "round", "seconds", "busy_seconds", "records", "tokens", "devices")}
+    return {**facts, "device_hours": stage["busy_seconds"] * stage["devices"] / 3600}
 
 
 def _iso(seconds: float) -> str:

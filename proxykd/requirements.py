@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from proxykd.architecture import architecture
@@ -50,24 +51,32 @@ def stage_demands(config: RunConfig) -> dict[str, list[Demand]]:
     host = _host_memory(config)
     gpus = resources.engine_tensor_parallel if resources.device == "gpu" else 0
     replicas, pools = resources.engine_replicas, resources.pools
-    teacher = Demand(pools.engine, 1, gpus, host["teacher"], gpus)
-    engine = Demand(pools.engine, replicas, replicas * gpus, replicas * host["engine"], gpus)
     workers = resources.trainer_workers
     gpu_workers = workers if resources.device == "gpu" else 0
-    proxy = Demand(pools.trainer, workers, gpu_workers, workers * host["proxy"])
-    student = Demand(pools.trainer, workers, gpu_workers, workers * host["student"])
+
+    def engine(what: str, count: int) -> Demand:
+        return Demand(pools.engine, count, count * gpus, count * host[f"engine, {what}"], gpus)
+
+    def trainer(what: str) -> Demand:
+        return Demand(pools.trainer, workers, gpu_workers, workers * host[f"trainer, {what}"])
+
     data = Demand(pools.data, DATA_CPUS, memory_gib=DATA_CPUS * PROCESS_GIB / 2)
-    kept = [engine] if resources.engine_while_training == "keep" else []
-    by_engine = config.score.source == "engine"
-    return {
-        **({"collect": [teacher]} if config.teacher.local is not None else {}),
-        "warmup": [proxy, data],
-        "sample": [engine, data],
-        "align": [proxy, data, *kept],
-        "score": [engine, data] if by_engine else [proxy, *kept],
-        "distil": [student, data],
-        "evaluate": [proxy],
-    }
+    found: dict[str, list[Demand]] = {}
+    if config.teacher.local is not None:
+        found["collect"] = [engine("sealed teacher", 1)]
+    if config.uses_proxy:
+        proxy = engine("proxy", replicas)
+        kept = [proxy] if resources.engine_while_training == "keep" else []
+        if config.distillation.source == "proxy":
+            found |= {"warmup": [trainer("proxy"), data], "align": [trainer("proxy"), data, *kept]}
+            found |= {"sample": [proxy, data]} if config.alignment.preference else {}
+        found["score"] = [proxy, data] if config.score.source == "engine" else [trainer("proxy"), *kept]
+    if config.open_teacher is not None:
+        found["complete"] = [engine("open teacher", replicas), data]
+    if config.distillation.source == "assistant":
+        found["assist"] = [trainer("assistant"), data]
+    evaluated = trainer("proxy" if config.uses_proxy else "student")
+    return found | {"distil": [trainer("student"), data], "evaluate": [evaluated]}
 
 
 def pool_demands(config: RunConfig) -> dict[str | None, Demand]:
@@ -126,10 +135,7 @@ def require(checks: list[Check], where: str, fix: str) -> None:
 
 def _host_memory(config: RunConfig) -> dict[str, float]:
     """GiB of the host's memory that one process of each kind holds. With GPUs, weights pass through the page cache."""
-    models = {"teacher": config.teacher.local, "engine": config.proxy, "proxy": config.proxy, "student": config.student}
-    known = all(model is None or architecture(model) for model in models.values())
+    known = all(architecture(model) for model in config.models.values())
     if not known or config.resources.device == "gpu":
-        return dict.fromkeys(models, PROCESS_GIB if config.resources.device == "cpu" else 4 * PROCESS_GIB)
-    names = {"engine, sealed teacher": "teacher", "engine, proxy": "engine"}
-    names |= {"trainer, proxy": "proxy", "trainer, student": "student"}
-    return {"teacher": 0.0} | {names[f.what]: PROCESS_GIB + f.total for f in footprints(config)}
+        return defaultdict(lambda: PROCESS_GIB if config.resources.device == "cpu" else 4 * PROCESS_GIB)
+    return {f.what: PROCESS_GIB + f.total for f in footprints(config)}

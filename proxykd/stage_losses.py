@@ -26,17 +26,17 @@ def completion_tokens(rows: Sequence[Row]) -> int:
 
 
 class SftLoss:
-    """Equation (1): -log p(y given x), averaged over the global batch's completion tokens."""
+    """Equation (1): -log p(y given x), averaged over the global batch's completion tokens, or over its sequences."""
 
     terms: tuple[str, ...] = ("nll",)
     metrics: tuple[str, ...] = ()
 
-    def __init__(self, global_batch: Sequence[Row]):
-        self._tokens = completion_tokens(global_batch)
+    def __init__(self, global_batch: Sequence[Row], by_sequence: bool = False):
+        self._unit = len(global_batch) if by_sequence else completion_tokens(global_batch)
 
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
-        return {"nll": -scorer(batch).token_logps_N.sum() / self._tokens}, {}
+        return {"nll": -scorer(batch).token_logps_N.sum() / self._unit}, {}
 
 
 class AlignmentLoss:

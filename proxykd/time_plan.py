@@ -124,15 +124,25 @@ class _Planner:
         self._warmup, self._distillation = rest * split.warmup, rest * split.distillation
         self._rounds = config.alignment.rounds
         alignment = round(rest * split.alignment)
+        self._assisted = self._warmup + alignment
         self._pairs = len(round_slice(1, alignment, config.alignment)) if self._rounds else 0
 
     def stages(self) -> list[StageEstimate]:
-        found = [self._warm_up(), self._score(), self._distil(), self._evaluate()]
-        if self._rounds:
-            found[1:1] = [self._sample(), self._align()]
-        if self._config.teacher.local is not None:
-            found.insert(0, self._collect(require_architecture(self._config.teacher.local)))
-        return found
+        config, source = self._config, self._config.distillation.source
+        found = []
+        if config.teacher.local is not None:
+            found.append(self._collect(require_architecture(config.teacher.local)))
+        if source == "proxy":
+            found.append(self._warm_up())
+        if source == "proxy" and self._rounds:
+            found += [self._sample(), self._align()] if config.alignment.preference else [self._align()]
+        if config.uses_proxy:
+            found.append(self._score())
+        if config.open_teacher is not None:
+            found.append(self._complete(require_architecture(config.open_teacher)))
+        if source == "assistant":
+            found.append(self._assist())
+        return [*found, self._distil(), self._evaluate()]
 
     def _collect(self, teacher: Architecture) -> StageEstimate:
         records = self._text.records
@@ -156,11 +166,11 @@ class _Planner:
     def _align(self) -> StageEstimate:
         """All rounds: the reference's log-probs, training on both sides of each pair, the validation slice."""
         stage = self._config.alignment
-        seconds = self._forward(self._proxy, 2 * self._pairs + self._validation)
-        seconds += self._training(self._config.proxy, stage, 2 * self._pairs)
-        return self._trained(
-            "align", self._rounds * self._pairs * stage.epochs * 2, self._rounds * seconds, self._rounds
-        )
+        sides = 2 if stage.preference else 1
+        seconds = self._forward(self._proxy, (2 * self._pairs if stage.preference else 0) + self._validation)
+        seconds += self._training(self._config.proxy, stage, sides * self._pairs)
+        records = self._rounds * self._pairs * stage.epochs * sides
+        return self._trained("align", records, self._rounds * seconds, self._rounds)
 
     def _score(self) -> StageEstimate:
         if self._config.score.source == "trainer":
@@ -170,17 +180,37 @@ class _Planner:
             "score", round(self._distillation), tokens, self._prefill(self._proxy, tokens), self._engines
         )
 
+    def _complete(self, teacher: Architecture) -> StageEstimate:
+        """The open teacher's own completions."""
+        records = round(self._distillation + (self._assisted if self._config.distillation.source == "assistant" else 0))
+        seconds = self._device.engine_start_s + self._sampling(teacher, records)
+        return StageEstimate("complete", records, records * self._text.completion, seconds, self._engines)
+
+    def _assist(self) -> StageEstimate:
+        """TAKD's assistant, with the open teacher's forward passes."""
+        assert self._config.white_box is not None
+        stage = self._config.white_box.assistant
+        seconds = self._training(self._config.proxy, stage, self._assisted)
+        seconds += self._forward(require_architecture(self._config.white_box.teacher), self._assisted * stage.epochs)
+        return self._trained("assist", self._assisted * stage.epochs, seconds)
+
     def _distil(self) -> StageEstimate:
-        """With the points of the validation curve."""
+        """With the points of the validation curve, and the forward passes of a teacher that is read as it goes."""
         stage = self._config.distillation
         seconds = self._training(self._config.student, stage, self._distillation)
         seconds += (1 + stage.evaluations) * self._forward(self._student, self._validation)
+        if (teacher := self._config.open_teacher) is not None:
+            read = self._proxy if stage.source == "assistant" else require_architecture(teacher)
+            seconds += self._forward(read, self._distillation * stage.epochs)
         return self._trained("distil", self._distillation * stage.epochs, seconds)
 
     def _evaluate(self) -> StageEstimate:
-        """The test slice under the base, the warm-up, every round, and the student before and after."""
-        proxies = self._rounds + 2
+        """The test slice under every proxy there is (the base, the warm-up, every round) and both students."""
+        proxies = {"proxy": self._rounds + 2, "base": 1, "assistant": 2}.get(self._config.distillation.source, 0)
         seconds = proxies * self._forward(self._proxy, self._test) + 2 * self._forward(self._student, self._test)
+        if (teacher := self._config.open_teacher) is not None:
+            seconds += self._forward(require_architecture(teacher), self._test)
+            proxies += 1
         return self._trained("evaluate", (proxies + 2) * self._test, seconds)
 
     def _trained(self, stage: str, records: float, seconds: float, starts: int = 1) -> StageEstimate:

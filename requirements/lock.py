@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LEFT_OUT = {
     "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "sqlite-utils", "sqlite-fts4",
-    "click-default-group", "condense-json", "python-ulid", "puremagic",
+    "click-default-group", "condense-json", "python-ulid", "puremagic", "pip",
 }  # fmt: skip
 
 

@@ -80,16 +80,32 @@ def run(
 
 
 @main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@ADDRESS
+@http_options
+@click.option("--fresh", is_flag=True, help="Delete what an earlier attempt at this study left, and start over.")
+@click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
+def study(
+    config: str, overrides: tuple[str, ...], address: str | None, http: HttpOptions, fresh: bool, detach: bool
+) -> None:
+    """Compare methods: every arm of CONFIG with every seed, sharing what they can; resumes like a run."""
+    from proxykd.study import load_study
+    from services.runs import start_study
+
+    start_study(load_study(config, overrides), address=address, http=http, fresh=fresh, detach=detach)
+
+
+@main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 @ADDRESS
 @http_options
 @click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
 def resume(run_directory: str, address: str | None, http: HttpOptions, detach: bool) -> None:
     """Go on with RUN where it ended."""
-    from proxykd.storage import RunDirectory
-    from services.runs import follow_or_start
+    from services.runs import Work, follow_or_start
 
-    follow_or_start(RunDirectory.open(run_directory), address=address, http=http, detach=detach)
+    follow_or_start(Work.at(run_directory), address=address, http=http, detach=detach)
 
 
 @main.command()
@@ -110,11 +126,10 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(run_directory: str, as_json: bool) -> None:
     """Say where RUN stands: from storage, and whether its coordinator is alive."""
-    from proxykd.storage import RunDirectory
-    from services.runs import run_status
+    from services.runs import Work, run_status
     from services.terminal import status_lines
 
-    facts = run_status(RunDirectory.open(run_directory))
+    facts = run_status(Work.at(run_directory))
     click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(status_lines(facts)))
 
 
@@ -123,21 +138,55 @@ def status(run_directory: str, as_json: bool) -> None:
 @click.option("--now", is_flag=True, help="Do not wait for the shard or step in hand: it will be done again.")
 def stop(run_directory: str, now: bool) -> None:
     """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
-    from proxykd.storage import RunDirectory
-    from services.runs import stop_run
+    from services.runs import Work, stop_run
 
-    stop_run(RunDirectory.open(run_directory), now)
+    stop_run(Work.at(run_directory), now)
     click.echo(f"stopped; go on with: proxykd resume {run_directory}")
 
 
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 def report(run_directory: str) -> None:
-    """Print a finished RUN's table."""
-    from proxykd.storage import RunDirectory
-    from services.terminal import print_report
+    """Print a finished RUN's table, or a study's."""
+    from services.runs import Work
 
-    print_report(RunDirectory.open(run_directory))
+    Work.at(run_directory).print_report()
+
+
+@main.command()
+@click.argument("model")
+@click.option("--tasks", required=True, help="Of bbh, agieval, arc_challenge, csqa, gsm8k and mmlu, by commas.")
+@click.option("--data-dir", type=click.Path(file_okay=False), help="Records in <task>.jsonl[.gz]; default: the hub.")
+@click.option("--limit", type=click.IntRange(min=2), help="At most so many questions a task, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the run's, or the model's own.")
+@click.option("--max-length", default=2048, show_default=True, help="Tokens of prompt and answer together.")
+@click.option("--chat-template", metavar="NAME|FILE", help="For a model that has none.")
+@click.option("--output", type=click.Path(file_okay=False), help="Default: RUN/benchmarks, or evaluations/<model>.")
+def evaluate(
+    model: str,
+    tasks: str,
+    data_dir: str | None,
+    limit: int | None,
+    seed: int,
+    engine: str,
+    dtype: str | None,
+    max_length: int,
+    chat_template: str | None,
+    output: str | None,
+) -> None:
+    """Benchmark MODEL (a folder, a hub name), or the proxy and student of a RUN: zero-shot, greedy, generated answers.
+
+    Goes on where an earlier attempt ended. Every generation is kept for inspection.
+    """
+    from proxykd.benchmarks import parse_tasks
+    from services.evaluate import Settings
+    from services.evaluate import evaluate as evaluate_model
+
+    names = tuple(parse_tasks(tasks))
+    settings = Settings(names, data_dir, limit, seed, engine, dtype, max_length, chat_template)
+    evaluate_model(model, settings, output)
 
 
 @main.command()
@@ -171,11 +220,20 @@ def config() -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 @OVERRIDES
 def check(file: str, overrides: tuple[str, ...]) -> None:
-    """Validate FILE; print what would run and what it would need."""
-    from proxykd.config import load_config
+    """Validate FILE, a run's or a study's; print what would run and what it would need."""
+    from proxykd.config import load_config, read_yaml
     from proxykd.describe import describe
+    from proxykd.study import load_study
 
-    click.echo("\n".join(describe(load_config(file, overrides))))
+    if "arms" not in read_yaml(file):
+        click.echo("\n".join(describe(load_config(file, overrides))))
+        return
+    study = load_study(file, overrides)
+    runs = study.expand()
+    click.echo(
+        f"{study.id}: valid; {len(study.arms)} arms by {len(study.seeds)} seeds are {len(runs)} runs; the first:"
+    )
+    click.echo("\n".join(describe(runs[0].config)))
 
 
 @config.command()

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,56 +23,109 @@ from proxykd.journal import replay
 from proxykd.machine import require_machine
 from proxykd.report import finished_stages
 from proxykd.storage import RunDirectory, delete, refuses_now, write_json
-from services.terminal import follow, print_report
+from proxykd.study import StudyConfig, StudyDirectory
+from services.terminal import follow, print_report, print_study_report
 
 DEPLOYER = "services.deployments:ServeDeployer"
 STOP_POLL_S = 0.5
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a coordinator does in a directory: a run, or a study of many. `run` names journal, events and live state."""
+
+    run: RunDirectory
+    config: RunConfig
+    """Whose resources and Redis it takes."""
+    study: StudyDirectory | None = None
+
+    @classmethod
+    def at(cls, path: str | Path) -> Work:
+        """Raises:
+        RunError: neither a run nor a study lies there.
+        """
+        if StudyDirectory.is_one(path):
+            study = StudyDirectory(path)
+            return cls(RunDirectory(study.root), study.study().expand()[0].config, study)
+        run = RunDirectory.open(path)
+        return cls(run, run.config())
+
+    @property
+    def stop_requests(self) -> list[Path]:
+        return [run.stop_request for run in (self.run, *(self.study.runs() if self.study else ()))]
+
+    @property
+    def coordinator(self) -> str:
+        return "actors.study:StudyCoordinator" if self.study else "actors.coordinator:Coordinator"
+
+    def print_report(self) -> None:
+        if self.study is None:
+            print_report(self.run)
+        else:
+            print_study_report(self.study)
+
+
 def start_run(config: RunConfig, *, address: str | None, http: HttpOptions, fresh: bool, detach: bool) -> None:
-    if job_id() and "://" not in config.runs_dir and not Path(config.runs_dir).is_absolute():
-        raise ConfigError(
-            f"runs_dir is {config.runs_dir!r}: in a Ray job that is within the job's working directory, which Ray "
-            f"deletes. Set it to a folder that every node mounts, or to s3://bucket/prefix"
-        )
+    _require_lasting(config.runs_dir)
     run = RunDirectory.create(config)
     if fresh:
-        if (cluster := running(run.root)) is not None:
-            cluster.stop()
-        delete(run.root)
+        _delete_all(run)
         run = RunDirectory.create(config)
-    follow_or_start(run, address=address, http=http, detach=detach)
+    follow_or_start(Work(run, config), address=address, http=http, detach=detach)
 
 
-def follow_or_start(run: RunDirectory, *, address: str | None, http: HttpOptions, detach: bool) -> None:
+def start_study(study: StudyConfig, *, address: str | None, http: HttpOptions, fresh: bool, detach: bool) -> None:
+    _require_lasting(study.expand()[0].config.runs_dir)
+    directory = StudyDirectory.create(study)
+    if fresh:
+        _delete_all(RunDirectory(directory.root))
+        directory = StudyDirectory.create(study)
+    follow_or_start(Work.at(directory.root), address=address, http=http, detach=detach)
+
+
+def _require_lasting(runs_dir: str) -> None:
+    if job_id() and "://" not in runs_dir and not Path(runs_dir).is_absolute():
+        raise ConfigError(
+            f"runs_dir is {runs_dir!r}: in a Ray job that is within the job's working directory, which Ray "
+            f"deletes. Set it to a folder that every node mounts, or to s3://bucket/prefix"
+        )
+
+
+def _delete_all(run: RunDirectory) -> None:
+    if (cluster := running(run.root)) is not None:
+        cluster.stop()
+    delete(run.root)
+
+
+def follow_or_start(work: Work, *, address: str | None, http: HttpOptions, detach: bool) -> None:
     """Shows a finished run's report, joins one that runs, or starts (and so resumes) its coordinator.
 
     Raises:
         ProxykdError: the run failed, with its own message; or the machine lacks what it needs.
     """
+    run = work.run
     if finished(run):
         print(f"{run.id} is done. Start over with --fresh (make quickstart FRESH=1).\n")
-        print_report(run)
+        work.print_report()
         return
     _, seen = read_events(run.events)
     cluster = None if address else running(run.root)
     if cluster is None:
-        delete(run.stop_request)
-        cluster = launch_coordinator(run, run.config(), address, http)
+        cluster = launch_coordinator(work, address, http)
     if job_id():
-        signal.signal(signal.SIGTERM, partial(_stop_with_the_job, run))
+        signal.signal(signal.SIGTERM, partial(_stop_with_the_job, work))
     if detach:
         print(f"{run.id} runs on its own; look with: proxykd status {run.root}")
         return
     try:
         end = follow(run, after=seen, alive=lambda: cluster.alive if cluster else gives_signs_of_life(run))
     except KeyboardInterrupt:
-        _ask_what_to_do(run, cluster)
+        _ask_what_to_do(work, cluster)
         return
     if cluster is not None:
         cluster.stop()
     if end["event"] == "finished":
-        print_report(run)
+        work.print_report()
         return
     if end["event"] == "failed" and "traceback" in end:
         print(end["traceback"], file=sys.stderr)
@@ -80,15 +133,16 @@ def follow_or_start(run: RunDirectory, *, address: str | None, http: HttpOptions
     raise ProxykdError(f"{run.id}: {message}\nwhat was finished is kept; go on with: proxykd resume {run.root}")
 
 
-def launch_coordinator(
-    run: RunDirectory, config: RunConfig, address: str | None, http: HttpOptions
-) -> LocalCluster | None:
+def launch_coordinator(work: Work, address: str | None, http: HttpOptions) -> LocalCluster | None:
     """Starts Ray where no address is given, and the coordinator on it."""
+    root, config = work.run.root, work.config
     if address is None:
-        require_machine(config, local_folder(run.root))
-    spec = Launch(str(run.root), DEPLOYER, http, job_id())
+        require_machine(config, local_folder(root))
+    for request in work.stop_requests:
+        delete(request)
+    spec = Launch(str(root), DEPLOYER, http, work.coordinator, job_id())
     if address is None:
-        return start(run.root, config.resources.logical_cpus, spec)
+        return start(root, config.resources.logical_cpus, spec)
     import ray
 
     from actors.coordinator import launch
@@ -98,7 +152,7 @@ def launch_coordinator(
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise ResourceError(f"no Ray cluster answers at {address}: {error}") from error
-    launch(replace(spec, http=http.beside_others(run.id)))
+    launch(replace(spec, http=http.beside_others(work.run.id)))
     return None
 
 
@@ -109,14 +163,19 @@ def job_id() -> str | None:
     return job
 
 
-def _stop_with_the_job(run: RunDirectory, *_: Any) -> None:
+def _stop_with_the_job(work: Work, *_: Any) -> None:
     """`ray job stop`: the coordinator is another process, which finishes the shard or step in hand."""
-    write_json(run.stop_request, {"time": time.time()})
-    print(f"{run.id} finishes the shard or step in hand, then stops", flush=True)
+    _request_stop(work)
+    print(f"{work.run.id} finishes the shard or step in hand, then stops", flush=True)
     sys.exit(128 + signal.SIGTERM)
 
 
-def stop_run(run: RunDirectory, now: bool) -> None:
+def _request_stop(work: Work) -> None:
+    for request in work.stop_requests:
+        write_json(request, {"time": time.time()})
+
+
+def stop_run(work: Work, now: bool) -> None:
     """Asks the run to stop once the shard or step in hand is whole, and returns when it has.
 
     `now` ends its local Ray at once: what is in hand is done again on resuming.
@@ -124,6 +183,7 @@ def stop_run(run: RunDirectory, now: bool) -> None:
     Raises:
         RunError: it does not run.
     """
+    run = work.run
     cluster = running(run.root)
     if cluster is None and (now or not gives_signs_of_life(run)):
         where = "on this machine" if now else "anywhere"
@@ -131,7 +191,7 @@ def stop_run(run: RunDirectory, now: bool) -> None:
     if now and cluster is not None:
         cluster.stop()
         return
-    write_json(run.stop_request, {"time": time.time()})
+    _request_stop(work)
     print(f"{run.id} finishes the shard or step in hand (--now stops without) ...", flush=True)
     while cluster.alive if cluster else gives_signs_of_life(run):
         time.sleep(STOP_POLL_S)
@@ -143,8 +203,9 @@ def finished(run: RunDirectory) -> bool:
     return any(entry["event"] == "RUN_FINISHED" for entry in replay(run.journal))
 
 
-def run_status(run: RunDirectory) -> dict[str, Any]:
-    """Where a run stands, from storage alone; `alive` says whether its local Ray still runs."""
+def run_status(work: Work) -> dict[str, Any]:
+    """Where a run or a study stands, from storage alone; `alive` says whether its local Ray still runs."""
+    run = work.run
     entries = replay(run.journal)
     events, _ = read_events(run.events)
     ends = [event for event in events if event["event"] in ("failed", "stopped", "run_started")]
@@ -158,6 +219,7 @@ def run_status(run: RunDirectory) -> dict[str, Any]:
         "job": next((entry["job"] for entry in reversed(entries) if "job" in entry), None),
         "epoch": entries[-1]["epoch"] if entries else 0,
         "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in finished_stages(run)],
+        "runs": {one.id: finished(one) for one in work.study.runs()} if work.study else None,
         "now": live if alive and live.get("stage") else None,
         "error": failed,
     }
@@ -169,8 +231,9 @@ def _died_here(run: RunDirectory) -> bool:
     return bool(claims) and claims[-1].get("host") == socket.gethostname() and claims[-1].get("cluster_pid") is not None
 
 
-def _ask_what_to_do(run: RunDirectory, cluster: LocalCluster | None) -> None:
+def _ask_what_to_do(work: Work, cluster: LocalCluster | None) -> None:
     """Ctrl-C: the run is not in this process, so the user chooses what becomes of it."""
+    run = work.run
     leave = f"{run.id} goes on; look with: proxykd status {run.root}"
     if cluster is None or not sys.stdin.isatty():
         print(f"\n{leave}")
@@ -180,7 +243,7 @@ def _ask_what_to_do(run: RunDirectory, cluster: LocalCluster | None) -> None:
     except (EOFError, KeyboardInterrupt):
         answer = "l"
     if answer.startswith("s"):
-        stop_run(run, now=False)
+        stop_run(work, now=False)
         print(f"stopped; go on with: proxykd resume {run.root}")
     else:
         print(leave)

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from actors.events import read_events, read_live
 from proxykd.storage import RunDirectory, read_json
+from proxykd.study import PRESETS, PROXY_KD, StudyDirectory
+from proxykd.study_report import known_measures
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
@@ -53,7 +55,10 @@ def event_line(event: Facts) -> str:
         return f"{_stage_name(event)} ..."
     if kind == "stage_finished":
         facts = ", ".join(f"{key} {_number(event[key])}" for key in event if key not in _STAGE_KEYS)
-        return f"{_stage_name(event)} done in {event['seconds']:.0f} s" + (f": {facts}" if facts else "")
+        whose = f"{event['run']}: " if "run" in event else ""
+        return f"{whose}{_stage_name(event)} done in {event['seconds']:.0f} s" + (f": {facts}" if facts else "")
+    if kind == "stage_adopted":
+        return f"{_stage_name(event)} as in {event['donor']}"
     if kind == "routes_open":
         return f"the proxy answers at {event['url']} while its engine is up"
     if kind == "alignment_finished":
@@ -63,7 +68,7 @@ def event_line(event: Facts) -> str:
     return str(kind)
 
 
-_STAGE_KEYS = ("time", "event", "stage", "round", "seconds")
+_STAGE_KEYS = ("time", "event", "stage", "round", "seconds", "run")
 
 
 def progress_line(live: Facts) -> str:
@@ -84,6 +89,8 @@ def progress_line(live: Facts) -> str:
 def status_lines(facts: Facts) -> list[str]:
     job = f", Ray job {facts['job']}" if facts["job"] else ""
     lines = [f"{facts['run']}: {facts['state']} (epoch {facts['epoch']}{job})"]
+    if facts["runs"]:
+        lines.append(f"  {sum(facts['runs'].values())} of {len(facts['runs'])} runs finished")
     lines += [f"  {_stage_name(stage):<12} done in {stage['seconds']:.0f} s" for stage in facts["stages_done"]]
     if facts["now"]:
         lines.append(f"  now: {progress_line(facts['now'])}")
@@ -102,11 +109,43 @@ def print_report(run: RunDirectory) -> None:
     console = Console(highlight=False)
     console.print(_fidelity_table(report))
     console.print(_stage_table(report))
-    console.print(f"stopped aligning: {report['stop_reason']}")
+    if report["rounds"]:
+        console.print(f"stopped aligning: {report['stop_reason']}")
     console.print(f"student: {run.student}", soft_wrap=True)
     console.print(f"report:  {run.report}", soft_wrap=True)
     load = f'transformers.pipeline("text-generation", "{run.student}")'
     console.print(f"load it: python -c 'import transformers; chat = {load}'", soft_wrap=True, markup=False)
+
+
+def print_study_report(study: StudyDirectory) -> None:
+    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets."""
+    report = read_json(study.report)
+    measures = known_measures(report)
+    seeds = ", ".join(map(str, report["study"]["seeds"]))
+    table = Table(title=f"{study.id}: test slice, mean over seeds {seeds}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("arm")
+    for title in measures.values():
+        table.add_column(title, justify="right")
+    group = None
+    for row in report["table"]:
+        if group not in (None, row["group"]):
+            table.add_section()
+        group = row["group"]
+        table.add_row(row["title"], *(_compared(row, key) for key in measures))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"± half a 95 % confidence interval over seeds; in brackets the paired difference to {PRESETS[PROXY_KD].title}"
+    )
+    console.print(f"report: {study.report.with_name('report.html')}", soft_wrap=True)
+
+
+def _compared(row: Facts, key: str) -> str:
+    if row[key] is None:
+        return ""
+    interval = "" if row[f"{key}_ci"] is None else f" ± {row[f'{key}_ci']:.4f}"
+    difference = row.get(f"{key}_difference")
+    return f"{row[key]:.4f}{interval}" + ("" if difference is None else f" ({difference:+.4f})")
 
 
 def _fidelity_table(report: Facts) -> Table:
@@ -121,15 +160,22 @@ def _fidelity_table(report: Facts) -> Table:
         table.add_row(name, slice_name, nll, f"{fidelity['top1_agreement']:.4f}", true_kl)
 
     by_round = {entry["round"]: entry for entry in sealed["kl_teacher_proxy"]} if sealed else {}
-    proxy = report["proxy"]
-    add("proxy, warm-up", "validation", proxy["validation"]["warmup"], by_round.get(0))
+    proxy, white_box = report["proxy"], report["white_box"]
+    if proxy and proxy["validation"]:
+        add("proxy, warm-up", "validation", proxy["validation"]["warmup"], by_round.get(0))
     for entry in report["rounds"]:
         note = "" if entry["decision"] == "promote" else " (rejected)"
         add(f"proxy, round {entry['round']}{note}", "validation", entry["validation"], by_round.get(entry["round"]))
     table.add_section()
-    add("proxy, base", "test", proxy["base"], sealed and sealed["kl_teacher_base"])
-    add("proxy, warm-up", "test", proxy["warmup"], by_round.get(0))
-    add("proxy, aligned", "test", proxy["aligned"], by_round.get(len(report["rounds"])))
+    if proxy:
+        add("proxy, base", "test", proxy["base"], sealed and sealed["kl_teacher_base"])
+    if proxy and proxy["warmup"]:
+        add("proxy, warm-up", "test", proxy["warmup"], by_round.get(0))
+        add("proxy, aligned", "test", proxy["aligned"], by_round.get(len(report["rounds"])))
+    if white_box:
+        add("open teacher", "test", white_box["teacher"])
+    if white_box and white_box["assistant"]:
+        add("assistant", "test", white_box["assistant"])
     for when in ("before", "after"):
         kl = sealed and sealed["kl_teacher_student"][when]
         add(f"student, {when}", "test", report["student"][when], kl)

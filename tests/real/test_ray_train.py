@@ -12,7 +12,7 @@ import pytest
 from actors.coordinator import NAMESPACE
 from actors.progress import Reporter
 from actors.streams import stream_corpus, stream_pairs
-from actors.training_runs import train
+from actors.training_runs import TrainTask, train
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.corpus import read_corpus
 from proxykd.corpus_store import manifest, read_slice, slice_shards, write_corpus
@@ -59,10 +59,11 @@ def prepared(cluster, tiny, tmp_path_factory):
 
 
 def run_stage(run, loop, stream, **task):
-    outcome = run.root / "outcome.json"
+    outcome = run.root / f"outcome-{loop}.json"
     base = {"run": str(run.root), "key": loop, "loop": loop, "outcome": str(outcome)}
-    reporter = Reporter("silent", NAMESPACE)
-    train(f"{run.root.parent.name}-{loop}", base | {"reporter": reporter} | task, stream, run.config().resources)
+    reporter = Reporter("silent", NAMESPACE, run.id)
+    facts = base | {"reporter": reporter} | task
+    train(f"{run.root.parent.name}-{loop}", [TrainTask(facts, stream)], run.config().resources)
     return read_json(outcome)
 
 

@@ -271,3 +271,15 @@ def test_a_run_that_fails_says_why_and_exits_2(tiny, tmp_path):
     assert "Traceback" not in failed.stderr
     [root] = (tmp_path / "runs").iterdir()
     assert json.loads(proxykd("status", str(root), "--json").stdout)["state"] == "failed"
+
+
+def test_a_finished_runs_proxy_and_student_are_benchmarked_side_by_side(finished, tmp_path):
+    root = finished["root"]
+    row = {"question": "two and two?", "choices": None, "answer": "4"}
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row | {"id": f"gsm8k/test/{i}"}) + "\n" for i in range(4)))
+    options = ("--tasks", "gsm8k", "--data-dir", str(tmp_path), "--engine", "transformers", "--max-length", "256")
+    told = proxykd("evaluate", str(root), *options)
+    assert told.returncode == 0, told.stderr
+    scores = read_json(root / "report" / "report.json")["benchmarks"]
+    assert {name: score["gsm8k"]["n"] for name, score in scores.items()} == {"proxy": 4, "student": 4}
+    assert read_json(root / "benchmarks" / "results.json")["results"] == scores

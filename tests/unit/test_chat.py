@@ -98,10 +98,10 @@ def test_a_missing_or_unknown_template_names_the_fix(tiny, tokenizer, tmp_path):
 
 
 def test_tokenizers_that_differ_are_refused_with_the_first_difference(tokenizer):
-    require_same_tokenizer(tokenizer, copy.deepcopy(tokenizer))
+    require_same_tokenizer(tokenizer, copy.deepcopy(tokenizer), "student")
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["<extra>"])
     with pytest.raises(ModelError, match="'<extra>' at id"):
-        require_same_tokenizer(tokenizer, other)
+        require_same_tokenizer(tokenizer, other, "student")
     assert tokenizer_hash(tokenizer) != tokenizer_hash(other)
     assert tokenizer_hash(tokenizer) != tokenizer_hash(with_template(tokenizer, template_text("zephyr")))

@@ -14,7 +14,7 @@ from proxykd.describe import describe
 from proxykd.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("study-"))
 MINIMAL = {"name": "t", "corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
 
 
@@ -106,3 +106,36 @@ def test_checking_a_config_and_help_load_neither_torch_nor_ray():
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)
+
+
+OPEN = {"teacher": {"source": "open"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"distillation": {"source": "white_box"}}, "set white_box.teacher.source"),
+        ({"distillation": {"source": "assistant"}}, "set white_box.teacher.source"),
+        (
+            {"distillation": {"source": "white_box"}, "white_box": OPEN | {"on_policy": True}}
+            | {"resources": {"parallel": "fsdp2"}},
+            "set resources.parallel=ddp",
+        ),
+        (
+            {"distillation": {"source": "white_box"}, "white_box": OPEN | {"max_new_tokens": 1024}},
+            "white_box.max_new_tokens 1024 leaves no room",
+        ),
+    ],
+)
+def test_a_baseline_that_lacks_what_it_needs_is_refused(tmp_path, sections, message):
+    with pytest.raises(ConfigError) as told:
+        load(tmp_path, **sections)
+    assert message in str(told.value)
+
+
+def test_an_open_teacher_that_no_arm_uses_is_no_model_of_the_run(tmp_path):
+    config = load(tmp_path, white_box=OPEN)
+    assert list(config.models) == ["proxy", "student"]
+    assert config.open_teacher is None
+    used = load(tmp_path, white_box=OPEN, distillation={"source": "white_box"})
+    assert list(used.models) == ["proxy", "student", "white_box"]

@@ -130,6 +130,10 @@ def test_units_are_those_of_the_design(tiny):
     tokens = sum(len(row["completion_ids"]) for row in batch)
     assert SftLoss(batch)(scorer, batch)[0]["nll"].item() == pytest.approx(sum(one_by_one) / tokens, rel=1e-5)
 
+    assert SftLoss(batch, by_sequence=True)(scorer, batch)[0]["nll"].item() == pytest.approx(
+        sum(one_by_one) / len(batch), rel=1e-5
+    )
+
     config = DistillationConfig(alpha=100.0)
     terms, metrics = DistillationLoss(batch, config)(scorer, batch)
     assert terms["nll"].item() == pytest.approx(sum(one_by_one) / len(batch), rel=1e-5)

@@ -1,0 +1,66 @@
+"""What a run works with: engines, training, models, finished stages. A run by itself has all of it for itself."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.apps import proxy_app, rest_app
+from actors.engine import EngineSpec
+from actors.streams import EngineCall
+from actors.training_runs import TrainTask, train
+from proxykd.config import ModelConfig, ResourceConfig, RunConfig
+from proxykd.models import initialise
+from proxykd.storage import RunDirectory
+
+
+class Deployer(Protocol):
+    """What must be started on Serve; services/ implements it."""
+
+    def deploy_proxy(self, spec: EngineSpec) -> Any: ...
+
+    def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str: ...
+
+    def serve_run(self, run: RunDirectory, config: RunConfig) -> str: ...
+
+    def stop(self, app: str) -> None: ...
+
+
+class Alone:
+    """The means of a run by itself. A study's runs share theirs (study.py)."""
+
+    def __init__(self, deployer: Deployer):
+        self.deployer = deployer
+
+    def open_routes(self, run: RunDirectory, config: RunConfig) -> str | None:
+        """The URL at which the proxy answers beside the run's own work."""
+        return self.deployer.serve_run(run, config)
+
+    def close_routes(self, run: RunDirectory) -> None:
+        self.deployer.stop(rest_app(run.id))
+
+    def initialise(self, model: ModelConfig, directory: Path) -> Path:
+        return initialise(model, directory)
+
+    def ask(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> EngineCall:
+        """The engine of `spec`, up and ready to answer for an adapter of its folder (None: its base)."""
+        self.deployer.deploy_proxy(spec)
+        return EngineCall(proxy_app(spec.prefix), spec.adapter_name(adapter), deadline_s)
+
+    def at_engine(self) -> AbstractContextManager[object]:
+        """For the time that a run streams its rows through an engine."""
+        return nullcontext()
+
+    def stop_engine(self, spec: EngineSpec) -> None:
+        """Gives its devices back."""
+        self.deployer.stop(proxy_app(spec.prefix))
+
+    def train(self, name: str, task: TrainTask, resources: ResourceConfig) -> None:
+        train(name, [task], resources)
+
+    def turn(
+        self, run: RunDirectory, stage: str, round_number: int | None
+    ) -> AbstractContextManager[RunDirectory | None]:
+        """For the time of a stage: another run that has finished the very same one, or None."""
+        return nullcontext(None)

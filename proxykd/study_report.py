@@ -1,0 +1,165 @@
+"""What a study found, in numbers, from its runs' own reports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from proxykd.report import finished_stages, git_revision, hardware
+from proxykd.storage import RunDirectory, read_json
+from proxykd.study import PROXY_KD, StudyConfig, StudyDirectory
+
+Facts = dict[str, Any]
+Measure = Callable[[Facts], float | None]
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t at 97.5 %, for 1 to 10 degrees of freedom; beyond, the normal distribution's 1.96 will do."""
+
+MEASURES: dict[str, tuple[str, Measure]] = {
+    "held_out_nll": ("NLL a token", lambda arm: arm["student"]["held_out_nll"]),
+    "top1_agreement": ("top-1", lambda arm: arm["student"]["top1_agreement"]),
+    "true_kl": ("true KL", lambda arm: (arm["sealed_teacher"] or {}).get("student")),
+    "proxy_nll": ("proxy's NLL", lambda arm: arm["proxy"] and arm["proxy"]["held_out_nll"]),
+    "proxy_true_kl": ("proxy's true KL", lambda arm: (arm["sealed_teacher"] or {}).get("proxy")),
+}
+"""What each arm is compared by, on the test slice."""
+
+
+def build_study_report(directory: StudyDirectory) -> Facts:
+    """All numbers that a reader may rely on: every arm and seed, the table of means, what a stage costs."""
+    study = directory.study()
+    arms = [_arm(directory, arm) for arm in directory.arms()]
+    return {
+        "study": {"id": directory.id, "name": study.name, "seeds": list(study.seeds)}
+        | {"git_revision": git_revision(), "hardware": hardware()},
+        "arms": arms,
+        "table": table(study, arms),
+        "costs": costs(arms),
+    }
+
+
+def known_measures(report: Facts) -> dict[str, str]:
+    """The measures that any arm has, with their titles."""
+    known = {key for row in report["table"] for key in MEASURES if row[key] is not None}
+    return {key: title for key, (title, _) in MEASURES.items() if key in known}
+
+
+def as_csv(rows: Sequence[Facts]) -> bytes:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def flat(arm: Facts) -> Facts:
+    """One arm and seed as a row of a table."""
+    measures = {key: measure(arm) for key, (_, measure) in MEASURES.items()}
+    return {
+        **{key: arm[key] for key in ("name", "seed", "run")},
+        **measures,
+        **{key: arm[key] for key in ("device_hours", "own_device_hours")},
+    }
+
+
+def _arm(directory: StudyDirectory, arm: Any) -> Facts:
+    """One arm with one seed, in the words of DESIGN.md, section 9."""
+    run = directory.run(arm)
+    report = read_json(run.report)
+    sealed, proxy = report["sealed_teacher"], report["proxy"]
+    kls = sealed and {
+        "student": sealed["kl_teacher_student"]["after"]["kl"],
+        "proxy": sealed["kl_teacher_proxy"][-1]["kl"]
+        if sealed["kl_teacher_proxy"]
+        else (sealed["kl_teacher_base"] or {}).get("kl"),
+    }
+    made = [stage for stage in finished_stages(run) if "adopted_from" not in stage]
+    return {
+        "name": arm.name,
+        "seed": arm.seed,
+        "run": run.id,
+        "proxy": proxy and proxy["aligned"],
+        "student": report["student"]["after"],
+        "student_before": report["student"]["before"],
+        "curve": report["student"]["curve"],
+        "sealed_teacher": kls,
+        "trust": report["trust"],
+        "calibration": _calibration(run, report),
+        "alignment": _alignment(report),
+        "mass": report["soft_labels"] and report["soft_labels"]["share_mass_over_095"],
+        "parameters": read_json(run.stages / "models.json")["result"]["parameters"],
+        "rounds": report["rounds"],
+        "benchmarks": report["benchmarks"],
+        "device_hours": sum(stage["device_hours"] for stage in report["stages"]),
+        "own_device_hours": sum(stage["busy_seconds"] * stage["devices"] / 3600 for stage in made),
+        "stages": report["stages"],
+    }
+
+
+def _alignment(report: Facts) -> list[Facts]:
+    """The proxy's validation fidelity: base, warm-up, every round. Empty where nothing was aligned."""
+    if not report["proxy"] or not report["proxy"]["validation"]:
+        return []
+    validation = report["proxy"]["validation"]
+    return [validation["base"], validation["warmup"], *(entry["validation"] for entry in report["rounds"])]
+
+
+def _calibration(run: RunDirectory, report: Facts) -> Facts | None:
+    """Each held-out record's trust weight and the true KL there; None for a black box, or without a proxy."""
+    trust = report["trust"]
+    judged = read_json(run.stages / "evaluate.json")["result"]["models"].get(trust["adapter"]) if trust else None
+    if judged is None or "record_kls" not in judged:
+        return None
+    by_token = trust["reduction"] == "token_mean"
+    scores = [s / max(t, 1) if by_token else s for s, t in zip(judged["sequence_logps"], judged["tokens"], strict=True)]
+    if trust["gamma"] == 0:
+        return None
+    weights = [(1 + math.tanh((score - trust["mu"]) / trust["gamma"] / 2)) / 2 for score in scores]
+    return {"weight": weights, "kl": judged["record_kls"]}
+
+
+def table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
+    """A row an arm: each measure's mean over seeds, half its 95 % interval, and its difference to Proxy-KD, paired by
+    seed."""
+    rows = []
+    by_arm = {name: {arm["seed"]: arm for arm in arms if arm["name"] == name} for name in study.arms}
+    full = by_arm.get(PROXY_KD)
+    for name, seeds in by_arm.items():
+        row: Facts = {"arm": name, "title": study.title(name), "group": study.group(name), "seeds": len(seeds)}
+        for key, (_, measure) in MEASURES.items():
+            values = {seed: value for seed, arm in seeds.items() if (value := measure(arm)) is not None}
+            row[key], row[f"{key}_ci"] = mean_and_interval(list(values.values()))
+            if full is not None and name != PROXY_KD:
+                pairs = [(value, measure(full[seed])) for seed, value in values.items()]
+                differences = [mine - theirs for mine, theirs in pairs if theirs is not None]
+                row[f"{key}_difference"], row[f"{key}_difference_ci"] = mean_and_interval(differences)
+        rows.append(row)
+    return rows
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The mean, and half the 95 % confidence interval by Student's t; None for fewer than one, or two, values."""
+    if not values:
+        return None, None
+    if len(values) == 1:
+        return values[0], None
+    t = T_975[len(values) - 2] if len(values) - 2 < len(T_975) else 1.96
+    return fmean(values), t * stdev(values) / math.sqrt(len(values))
+
+
+def costs(arms: Sequence[Facts]) -> list[Facts]:
+    """Table 3: mean device-hours of one stage (of one round, for align) at work, and the ratio to the warm-up's SFT."""
+    hours: dict[str, list[float]] = {}
+    for arm in arms:
+        for stage in arm["stages"]:
+            hours.setdefault(stage["stage"], []).append(stage["device_hours"])
+    means = {stage: fmean(values) for stage, values in hours.items()}
+    unit = means.get("warmup")
+    return [
+        {"stage": stage, "device_hours": mean, "to_sft": mean / unit if unit else None} for stage, mean in means.items()
+    ]

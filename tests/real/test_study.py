@@ -1,0 +1,151 @@
+"""A study by the command line: every kind of arm on the tiny model, stopped by a death of everything and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import yaml
+
+from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
+from proxykd.storage import read_json, verify_directory
+from proxykd.study import StudyDirectory
+from tests import tiny_model
+from tests.chaos.victims import kill
+from tests.object_store import free_port
+from tests.real.test_run import proxykd, wait_for
+from tests.small_run import run_config
+
+ARMS = (
+    "proxy_kd", "black_box_kd", "reverse_kl_on_policy", "takd", "without_alignment", "without_preference",
+    "constant_trust", "small_proxy",
+)  # fmt: skip
+SEEDS = (1, 2)
+SHARED = {"adapter_model.safetensors", "shard-00000.parquet"}
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.corpus_rows(80)))
+    run = run_config(
+        str(tiny),
+        str(folder / "studies"),
+        corpus=run_config("any", "any").corpus.model_dump() | {"path": str(folder / "c.jsonl"), "shard_records": 16},
+        alignment={"rounds": 1, "learning_rate": 3e-3, "global_batch": 8, "max_new_tokens": 12, "parity_records": 2},
+        score={"source": "trainer"},
+        white_box={
+            "teacher": {"source": str(tiny), "dtype": "float32"},
+            "max_new_tokens": 8,
+            "assistant": {"learning_rate": 3e-3, "global_batch": 8},
+        },
+        resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0},
+    ).model_dump(mode="json", exclude_defaults=True)
+    del run["name"], run["seed"]
+    raw = {"name": "tiny-study", "seeds": list(SEEDS), "arms": list(ARMS), "run": run}
+    raw["own_arms"] = {"small_proxy": {"title": "a smaller proxy", "set": {"proxy.drop_layers": [2, 3]}}}
+    (folder / "s.yaml").write_text(yaml.safe_dump(raw))
+    command = ("study", str(folder / "s.yaml"), "--http-port", str(free_port()))
+    started = proxykd(*command, "--detach")
+    assert started.returncode == 0, started.stderr
+    [root] = (folder / "studies").iterdir()
+    study = StudyDirectory(root)
+    wait_for(lambda: any((run.stages / "align-01.json").exists() for run in study.runs()), 600)
+    running = json.loads(proxykd("status", str(root), "--json").stdout)
+    assert kill("machine", root) > 5
+    before = {path: path.read_bytes() for run in study.runs() for path in run.stages.glob("*.json")}
+    again = proxykd(*command, timeout=900)
+    return {"study": study, "again": again, "running": running, "before": before, "config": folder / "s.yaml"}
+
+
+@pytest.fixture(scope="module")
+def by_arm(done):
+    assert done["again"].returncode == 0, done["again"].stderr
+    study = done["study"]
+    return {(arm.name, arm.seed): study.run(arm) for arm in study.arms()}
+
+
+def test_a_death_of_everything_costs_no_finished_stage(done, by_arm):
+    assert done["running"]["state"] == "running"
+    assert len(done["running"]["runs"]) == len(ARMS) * len(SEEDS)
+    for path, content in done["before"].items():
+        assert path.read_bytes() == content
+    report = read_json(done["study"].report)
+    assert {(arm["name"], arm["seed"]) for arm in report["arms"]} == set(by_arm)
+
+
+def test_what_arms_share_is_made_once(by_arm):
+    made = {}
+    for run in by_arm.values():
+        for path in run.stages.glob("*.json"):
+            marker = read_json(path)
+            made.setdefault(path.stem, []).append(marker.get("adopted_from") is None)
+    seeds = len(SEEDS)
+    assert sum(made["corpus"]) == seeds
+    assert sum(made["warmup"]) == 2 * seeds  # and the smaller proxy's
+    assert sum(made["align-01"]) == 3 * seeds  # and without the preference loss
+    assert sum(made["score"]) == 4 * seeds  # and of the unaligned base
+    assert sum(made["complete"]) == sum(made["assist"]) == seeds
+    assert sum(made["distil"]) == len(by_arm)
+    one, other = by_arm["proxy_kd", 1], by_arm["constant_trust", 1]
+    files = [path for path in one.adapters.rglob("*") if path.name in SHARED]
+    assert files
+    for path in files:
+        assert path.stat().st_ino == (other.root / path.relative_to(one.root)).stat().st_ino
+
+
+def test_all_arms_of_a_seed_start_from_one_student_and_see_as_many_batches(by_arm):
+    for seed in SEEDS:
+        reports = [read_json(run.report) for (_, s), run in by_arm.items() if s == seed]
+        assert len({json.dumps(report["student"]["before"]) for report in reports}) == 1
+        steps = {len(read_json(run.stages / "distil.json")["result"]["steps"]) for run in by_arm.values()}
+        assert len(steps) == 1
+
+
+def test_an_open_teacher_completes_the_same_prompts_and_teaches_an_assistant(by_arm):
+    run = by_arm["takd", 1]
+    for name in ("warmup", "alignment", "distillation"):
+        theirs = [row for path in slice_shards(run, name) for row in read_shard_rows(run.completed(name) / path.name)]
+        ours = read_slice(run, name)
+        assert [(row["id"], row["prompt_ids"]) for row in theirs] == [(row["id"], row["prompt_ids"]) for row in ours]
+        assert all(1 <= len(row["completion_ids"]) <= 9 for row in theirs)
+        assert [row["completion_ids"] for row in theirs] != [row["completion_ids"] for row in ours]
+    report = read_json(run.report)
+    assert verify_directory(run.adapters / report["white_box"]["assistant"]["adapter"])["round"] is None
+    assert report["proxy"] is report["soft_labels"] is report["trust"] is None
+    assert report["student"]["loss_share"] == {"divergence": 1.0}
+
+
+def test_rounds_without_the_preference_loss_need_no_samples(by_arm):
+    run = by_arm["without_preference", 1]
+    [only] = read_json(run.report)["rounds"]
+    assert only["pairs"] == len(read_slice(run, "alignment"))
+    assert only["dpo_loss"] is None
+    assert only["nll_loss"] > 0
+    assert not run.pairs(1).exists()
+
+
+def test_students_of_the_base_and_of_the_text_alone(by_arm):
+    base, text = (read_json(by_arm[name, 1].report) for name in ("without_alignment", "black_box_kd"))
+    assert base["trust"]["adapter"] == "base"
+    assert base["proxy"]["aligned"] == base["proxy"]["base"]
+    assert base["rounds"] == text["rounds"] == []
+    assert text["soft_labels"] is None
+    assert text["student"]["loss_share"] == {"nll": 1.0}
+    assert text["student"]["after"]["held_out_nll"] < text["student"]["before"]["held_out_nll"]
+
+
+def test_the_table_says_who_is_how_far_from_the_full_method(done, by_arm):
+    report = read_json(done["study"].report)
+    rows = {row["arm"]: row for row in report["table"]}
+    mine = [read_json(by_arm["takd", seed].report)["student"]["after"]["held_out_nll"] for seed in SEEDS]
+    full = [read_json(by_arm["proxy_kd", seed].report)["student"]["after"]["held_out_nll"] for seed in SEEDS]
+    assert rows["takd"]["held_out_nll"] == pytest.approx(sum(mine) / 2)
+    assert rows["takd"]["held_out_nll_difference"] == pytest.approx((sum(mine) - sum(full)) / 2)
+    assert rows["small_proxy"]["proxy_nll"] != rows["proxy_kd"]["proxy_nll"]
+    with (done["study"].report.parent / "arms.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(by_arm)
+    assert "a smaller proxy" in done["again"].stdout
+    assert "TAKD (white-box)" in proxykd("report", str(done["study"].root)).stdout
+    assert "is done" in proxykd("study", str(done["config"])).stdout

@@ -1,0 +1,167 @@
+"""Studies: which arms there are, what they share, what is taken over, what the table says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from proxykd.adoption import adopt
+from proxykd.errors import ConfigError
+from proxykd.storage import RunDirectory, read_json, write_json, write_shard
+from proxykd.study import PRESETS, StudyDirectory, load_study, stage_keys, validate_study
+from proxykd.study_report import mean_and_interval, table
+from services.cli import main
+from tests.small_run import run_config
+
+OPEN = {"teacher": {"source": "open"}, "max_new_tokens": 12}
+RUN = {"corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}, "white_box": OPEN}
+
+
+def study(tmp_path, **sections):
+    raw = {"name": "t", "seeds": [1, 2], "arms": list(PRESETS), "run": {**RUN, "runs_dir": str(tmp_path / "runs")}}
+    return validate_study(raw | sections, "test")
+
+
+def keys(tmp_path, **sections):
+    return {arm.name: stage_keys(arm.config) for arm in study(tmp_path, **sections).expand() if arm.seed == 1}
+
+
+def test_every_preset_is_a_run_with_every_seed(tmp_path):
+    arms = study(tmp_path).expand()
+    assert len(arms) == 2 * len(PRESETS)
+    assert len({arm.config.run_id for arm in arms}) == len(arms)
+    by_name = {arm.name: arm.config for arm in arms if arm.seed == 2}
+    assert by_name["jsd"].distillation.source == "white_box"
+    assert by_name["jsd"].white_box.divergence == "jsd"
+    assert by_name["without_preference"].alignment.preference is False
+    assert {arm.config.seed for arm in arms} == {1, 2}
+
+
+def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
+    of = keys(tmp_path)
+    full = of["proxy_kd"]
+    for stage in ("collect", "corpus", "warmup", "align", "score"):
+        assert of["without_trust"][stage] == full[stage]
+    assert of["without_trust"]["distil"] != full["distil"]
+    assert of["without_preference"]["warmup"] == full["warmup"]
+    assert of["without_preference"]["align"] != full["align"]
+    assert of["without_preference"]["score"] != full["score"]
+    assert of["without_alignment"]["score"] != full["score"]
+    assert of["trust_by_token"]["score"] != full["score"]  # mu and gamma are of another score
+    assert of["kl_by_sequence"]["distil"] == full["distil"]  # the default: the same run by another name
+    assert of["without_proxy"]["distil"] == of["black_box_kd"]["distil"]
+    assert len({of[name]["complete"] for name in ("forward_kl", "jsd", "takd", "reverse_kl_on_policy")}) == 1
+    assert of["takd"]["assist"]
+    assert len({of[name]["distil"] for name in of}) == len(of) - 3  # by sequence twice, without proxy
+
+
+def test_seeds_share_the_teachers_text_alone(tmp_path):
+    one, two = (stage_keys(arm.config) for arm in study(tmp_path, arms=["proxy_kd"]).expand())
+    assert {stage for stage in one if one[stage] == two[stage]} == {"collect"}
+
+
+def test_resources_change_no_key(tmp_path):
+    arm = study(tmp_path, arms=["proxy_kd"]).expand()[0]
+    more = arm.config.model_copy(update={"resources": arm.config.resources.model_copy(update={"trainer_workers": 4})})
+    assert stage_keys(more) == stage_keys(arm.config)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"arms": ["proxy_kd", "magic"]}, "unknown arm(s) magic"),
+        ({"arms": []}, "arms"),
+        ({"seeds": [1, 1]}, "named once"),
+        ({"run": {**RUN, "seed": 3}}, "run.seed is the study's to set"),
+        ({"own_arms": {"jsd": {"title": "x", "set": {"a.b": 1}}}}, "are presets"),
+        ({"run": {k: v for k, v in RUN.items() if k != "white_box"}}, "arm forward_kl of study t"),
+        ({"settings": {"jsd": {"distillation.alhpa": 1}}}, "distillation.alhpa"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(tmp_path, sections, message):
+    with pytest.raises(ConfigError) as told:
+        study(tmp_path, **sections)
+    assert message in str(told.value)
+
+
+def test_own_arms_and_settings_are_overrides(tmp_path):
+    own = {"small_proxy": {"title": "a smaller proxy", "set": {"proxy.drop_layers": [1, 2]}}}
+    settings = {"small_proxy": {"warmup.learning_rate": 0.5}}
+    made = study(tmp_path, arms=["small_proxy"], own_arms=own, settings=settings)
+    config = made.expand()[0].config
+    assert (config.proxy.drop_layers, config.warmup.learning_rate) == ((1, 2), 0.5)
+    assert made.title("small_proxy") == "a smaller proxy"
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(json.loads(made.model_dump_json())))
+    assert load_study(path) == made
+    assert load_study(path, ("seeds=[7]",)).seeds == (7,)
+
+
+def test_a_study_keeps_its_runs_in_its_folder(tmp_path):
+    directory = StudyDirectory.create(study(tmp_path, arms=["proxy_kd", "jsd"]))
+    assert StudyDirectory.is_one(directory.root)
+    assert [run.id for run in directory.runs()] == sorted(
+        (path.name for path in (directory.root / "runs").iterdir()), key=lambda name: ("jsd" in name, name)
+    )
+    assert all(run.root.parent == directory.root / "runs" for run in directory.runs())
+
+
+def finished(run, stage, result, **facts):
+    key = stage if "round" not in result else f"{stage}-{result['round']:02d}"
+    write_json(run.stages / f"{key}.json", {"stage": stage, "seconds": 3.0, "result": result, **facts})
+
+
+def test_a_finished_stage_is_taken_over_with_its_files_as_links(store, tmp_path):
+    donor = RunDirectory.create(run_config("m", str(store), name="donor"))
+    run = RunDirectory.create(run_config("m", str(store), name="taker"))
+    write_shard(donor.pairs(1) / "shard-00000.parquet", lambda path: path.write_bytes(b"pairs"), {"records": 1})
+    adapter = donor.adapters / "r01-abc"
+    for name in ("adapter_model.safetensors", "manifest.json", "READY"):
+        path = adapter / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    finished(donor, "align", {"round": 1, "adapter": "r01-abc"})
+    for _ in range(2):  # again after a death in the middle
+        assert adopt(run, donor, "align", 1) == {"round": 1, "adapter": "r01-abc"}
+    assert (run.pairs(1) / "shard-00000.parquet").read_bytes() == b"pairs"
+    assert (run.pairs(1) / "shard-00000.ok").exists()
+    assert (run.adapters / "r01-abc" / "READY").exists()
+    assert read_json(run.stages / "align-01.json")["adopted_from"] == donor.id
+    if "s3" not in str(store):
+        theirs = (donor.pairs(1) / "shard-00000.parquet").stat()
+        assert (run.pairs(1) / "shard-00000.parquet").stat().st_ino == theirs.st_ino
+
+
+def arm(name, seed, nll, proxy=None):
+    fidelity = {"held_out_nll": nll, "top1_agreement": 0.5}
+    return {"name": name, "seed": seed, "student": fidelity, "proxy": proxy, "sealed_teacher": None}
+
+
+def test_the_table_has_means_intervals_and_paired_differences(tmp_path):
+    made = study(tmp_path, arms=["proxy_kd", "black_box_kd"], seeds=[1, 2, 3])
+    arms = [arm("proxy_kd", s, v) for s, v in ((1, 2.0), (2, 2.2), (3, 2.4))]
+    arms += [arm("black_box_kd", s, v) for s, v in ((1, 2.1), (2, 2.4), (3, 2.4))]
+    full, other = table(made, arms)
+    assert full["held_out_nll"] == pytest.approx(2.2)
+    assert full["held_out_nll_ci"] == pytest.approx(4.303 * 0.2 / math.sqrt(3))
+    assert "held_out_nll_difference" not in full
+    assert other["held_out_nll_difference"] == pytest.approx(0.1)
+    assert other["held_out_nll_difference_ci"] == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert full["true_kl"] is None
+    assert mean_and_interval([]) == (None, None)
+    assert mean_and_interval([1.5]) == (1.5, None)
+
+
+def test_the_shipped_studies_are_valid_and_described():
+    shipped = sorted((Path(__file__).parents[2] / "configs").glob("study-*.yaml"))
+    assert shipped
+    for path in shipped:
+        told = CliRunner().invoke(main, ["config", "check", str(path)])
+        assert told.exit_code == 0, told.output
+        study = load_study(path)
+        assert f"{len(study.arms)} arms by {len(study.seeds)} seeds" in told.output

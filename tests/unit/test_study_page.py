@@ -1,0 +1,96 @@
+"""A study's page and figures, from made-up numbers: whole, self-contained, honest about what is missing."""
+
+from __future__ import annotations
+
+import random
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from proxykd.figures import as_png, as_svg, figures
+from proxykd.study import validate_study
+from proxykd.study_page import page
+from proxykd.study_report import as_csv, costs, flat, table
+
+WITH_PROXY = ("proxy_kd", "without_trust")
+NAMES = (*WITH_PROXY, "black_box_kd", "jsd")
+RUN = {"corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
+RUN |= {"white_box": {"teacher": {"source": "o"}, "max_new_tokens": 12}}
+
+
+def fidelity(nll):
+    return {"held_out_nll": nll, "top1_agreement": 1 / (1 + nll), "stderr": 0.01, "records": 9, "tokens": 99}
+
+
+def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2)):
+    chance = random.Random(0)
+    study = validate_study({"name": "study", "seeds": list(seeds), "arms": list(NAMES), "run": RUN}, "test")
+    arms = []
+    for name in NAMES:
+        for seed in seeds:
+            proxy = name in proxies
+            calibration = {"weight": [chance.random() for _ in range(9)], "kl": [chance.random() for _ in range(9)]}
+            arms.append(
+                {"name": name, "seed": seed, "run": f"{name}-s{seed}", "student": fidelity(2 + chance.random())}
+                | {"proxy": fidelity(1.5) if proxy else None, "student_before": fidelity(4)}
+                | {"curve": [{**fidelity(4 - i / 2), "step": 10 * i} for i in range(4)]}
+                | {"sealed_teacher": {"student": chance.random(), "proxy": 0.4 if proxy else None} if sealed else None}
+                | {"trust": {"spearman_vs_true_kl": -0.5} if proxy else None}
+                | {"calibration": calibration if proxy and sealed else None}
+                | {"alignment": [fidelity(3), fidelity(2), fidelity(1.5)] if proxy else []}
+                | {"mass": {"k": [1, 2, 3], "share": [0.1, 0.5, 0.9]} if proxy else None}
+                | {"parameters": {"proxy": 2_000_000, "student": 500_000}, "device_hours": 0.5}
+                | {"own_device_hours": 0.1, "stages": [{"stage": "warmup", "device_hours": 0.1}]}
+            )
+    facts = {"id": "study-12345678", "name": "a <study>", "seeds": list(seeds), "git_revision": None}
+    hardware = {"cpu": "a processor", "cores": 2, "gpus": []}
+    return {"study": facts | {"hardware": hardware}, "arms": arms, "table": table(study, arms), "costs": costs(arms)}
+
+
+def test_the_page_holds_everything_and_asks_nobody():
+    report = made_up()
+    html = page(report, figures(report))
+    assert "a &lt;study&gt;" in html
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|src=", html)
+    for row in report["table"]:
+        assert row["title"] in html
+        assert f"{row['held_out_nll']:.4f}" in html
+        assert f"{row['true_kl']:.4f}" in html
+    assert f"({report['table'][1]['held_out_nll_difference']:+.4f}" in html
+    assert html.count("<svg") == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        ({"sealed": False}, {"trust"}),
+        ({"proxies": ()}, {"alignment", "mass", "proxy-and-student", "trust"}),
+        ({"seeds": (7,)}, set()),
+    ],
+)
+def test_what_there_are_no_numbers_for_is_not_drawn(arguments, missing):
+    report = made_up(**arguments)
+    drawn = figures(report)
+    everything = {"arms", "curves", "alignment", "mass", "proxy-and-student", "trust"}
+    assert set(drawn) == everything - missing
+    html = page(report, drawn)
+    assert ("true KL</th>" in html) == arguments.get("sealed", True)
+    assert "None" not in html
+
+
+def test_figures_are_drawn_the_same_each_time_and_in_both_formats():
+    report = made_up()
+    for (name, figure), (_, again) in zip(figures(report).items(), figures(report).items(), strict=True):
+        svg = as_svg(figure)
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+        assert svg == as_svg(again), name
+        assert as_png(figure).startswith(b"\x89PNG")
+
+
+def test_every_arm_and_seed_is_a_row_of_the_csv():
+    report = made_up()
+    lines = as_csv([flat(arm) for arm in report["arms"]]).decode().splitlines()
+    assert lines[0].startswith("name,seed,run,held_out_nll,top1_agreement,true_kl,proxy_nll,proxy_true_kl,device_hours")
+    assert len(lines) == 1 + len(report["arms"])
+    assert report["costs"] == [{"stage": "warmup", "device_hours": pytest.approx(0.1), "to_sft": pytest.approx(1.0)}]
