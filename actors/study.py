@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -242,7 +241,7 @@ class StudyCoordinator(Coordinator):
         self._events.step("report")
         write_study_report(study)
         journal.append("RUN_FINISHED")
-        self._events.emit("finished", report=str(study.report), seconds=time.time())
+        self._events.emit("finished", report=str(study.report))
 
     def _one(self, run: RunDirectory, means: Together) -> None:
         failed = True

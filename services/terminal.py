@@ -160,7 +160,7 @@ def _fidelity_table(report: Facts) -> Table:
         table.add_row(name, slice_name, nll, f"{fidelity['top1_agreement']:.4f}", true_kl)
 
     by_round = {entry["round"]: entry for entry in sealed["kl_teacher_proxy"]} if sealed else {}
-    proxy, white_box = report["proxy"], report["white_box"]
+    proxy, white_box = report["proxy"], report.get("white_box")  # reports of earlier versions lack it
     if proxy and proxy["validation"]:
         add("proxy, warm-up", "validation", proxy["validation"]["warmup"], by_round.get(0))
     for entry in report["rounds"]:

@@ -1,4 +1,4 @@
-"""The miniature's world: four small models of one's own training, and prompts. About eight minutes on two cores.
+"""The miniature's world: four small models of one's own training, and prompts.
 
     python configs/miniature/make.py [FOLDER]        (default: runs/miniature)
 
