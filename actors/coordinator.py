@@ -173,10 +173,7 @@ def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
 
 
 def launch(spec: Launch) -> None:
-    """Creates the coordinator on the cluster that this process is connected to, unless it is there already.
-
-    As long as this process stays connected, Ray keeps the workers of the run's tasks warm: they belong to its job.
-    """
+    """Creates the coordinator on the cluster that this process is connected to, unless it is there already."""
     coordinator: Any = imported(spec.coordinator)
     run = RunDirectory(spec.run)
     if spec.cluster_pid is None:

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors import holder
 from actors.events import gives_signs_of_life, read_events, read_live
 from actors.http_options import HttpOptions
 from actors.launch import Launch
 from actors.local_cluster import LocalCluster, local_folder, running, start
 from proxykd.config import RunConfig
-from proxykd.errors import ConfigError, ProxykdError, ResourceError, RunError
+from proxykd.errors import ConfigError, ProxykdError, RunError
 from proxykd.journal import replay
 from proxykd.machine import require_machine
 from proxykd.report import finished_stages
@@ -143,16 +144,7 @@ def launch_coordinator(work: Work, address: str | None, http: HttpOptions) -> Lo
     spec = Launch(str(root), DEPLOYER, http, work.coordinator, job_id())
     if address is None:
         return start(root, config.resources.logical_cpus, spec)
-    import ray
-
-    from actors.coordinator import launch
-
-    try:
-        # This process stays connected until it ends: see launch().
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        raise ResourceError(f"no Ray cluster answers at {address}: {error}") from error
-    launch(replace(spec, http=http.beside_others(work.run.id)))
+    holder.start(address, replace(spec, http=http.beside_others(work.run.id)))
     return None
 
 

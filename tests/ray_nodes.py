@@ -52,6 +52,9 @@ class RayNodes:
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        if kind is not None:  # what the drivers told, which a failed wait alone does not explain
+            for log in sorted((self._folder / "ray").glob("session_2*/logs/job-driver-*.log")):
+                print(f"--- {log.name}\n{log.read_text()[-6000:]}")
 
     def add(self, pool: str, cpus: int) -> None:
         self._start(pool, cpus, f"--address={self.address}")

@@ -109,6 +109,7 @@ def survived(tiny, tmp_path_factory):
             if p.environ().get("RAY_JOB_CONFIG_JSON_ENV_VAR", "").find(first) > 0 and "python" in p.exe()
         ]
         driver.send_signal(signal.SIGKILL)
+        facts["holders"] = len(nodes.processes("actors.holder"))
         nodes.add("engine", 2)
         wait_for(lambda: list(run.checkpoints.glob("align-01/*.ok")), 600, "round 1's training")
         facts["engine while training"] = operator.places("VLLM::EngineCore")
@@ -120,6 +121,7 @@ def survived(tiny, tmp_path_factory):
         facts["left"] = operator.places("ray::Coordinator") | operator.places("VLLM::EngineCore")
         _, facts["end"] = operator.submit(option)
         facts["last status"] = operator.status(root)
+        wait_for(lambda: not nodes.processes("actors.holder"), 60, "the end of what held the run's jobs")
         yield facts
 
 
@@ -155,6 +157,7 @@ def test_nodes_that_die_and_a_driver_that_is_gone_cost_nothing_that_was_done(sur
         assert sha256_file(marker.with_suffix(".parquet")) == sha256
     assert read_json(root / "stages" / "warmup.json")["attempts"] == 1
     assert "failed" in survived["first job"]
+    assert survived["holders"] == 2
     check_records(RunDirectory.open(root))
 
 
