@@ -89,7 +89,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Generation:
-    """A sampled completion. It ends with the stop token unless it ended by length (`stopped` False)."""
+    """A sampled completion. It ends with one of the model's stop tokens unless it ended by length (`stopped` False)."""
 
     token_ids: list[int]
     stopped: bool

@@ -66,7 +66,6 @@ def _by_student(worker: Worker, trainer: Trainer, rows: list[Row]) -> list[Row]:
         [row["prompt_ids"] for row in rows[workers.rank :: workers.world]],
         max_tokens=white_box.max_new_tokens,
         max_length=worker.config.corpus.max_length,
-        stop_token_id=worker.stop_token_id,
         seed=sample_seed(worker.config.seed, trainer.steps, f"worker {workers.rank}"),
     )
     found = list(rows)

@@ -419,7 +419,7 @@ class Pipeline:
     # -- the parts that stages use -------------------------------------------------------------------------------
 
     def _room(self, max_tokens: int) -> Room:
-        return Room(max_tokens, self.config.corpus.max_length, manifest(self.run)["stop_token_id"])
+        return Room(max_tokens, self.config.corpus.max_length)
 
     def _engine_call(self, adapter: str | None) -> EngineCall:
         """The proxy's deployment, started on first use and kept for all rounds (unless the config stops it to train).

@@ -21,7 +21,7 @@ from actors.placement import in_pool
 from actors.progress import Reporter
 from proxykd.chat import ids_hash
 from proxykd.corpus_store import read_shard_rows, write_rows_shard
-from proxykd.errors import EngineError, ModelError, ProxykdError
+from proxykd.errors import EngineError, ProxykdError
 from proxykd.losses import trust_weights
 from proxykd.pairs import read_pairs, write_pairs
 from proxykd.rounds import sample_seed
@@ -66,11 +66,10 @@ class EngineCall:
 
 @dataclass(frozen=True)
 class Room:
-    """How long a sampled completion may be, and the token that ends it."""
+    """How long a sampled completion may be, by itself and with its prompt."""
 
     max_tokens: int
     max_length: int
-    stop_token_id: int
 
 
 def sample_pairs(
@@ -90,9 +89,9 @@ def sample_pairs(
         rows = item["rows"]
         seeds = [sample_seed(seed, round_number, row["id"]) for row in rows]
         pairs = []
-        for row, row_seed, (ids, generation) in zip(rows, seeds, _draw(call, rows, seeds, room), strict=True):
-            facts = {"rejected_stopped": generation.stopped, "adapter": generation.adapter, "seed": row_seed}
-            pairs.append({**row, "rejected_ids": ids, **facts})
+        for row, row_seed, drawn in zip(rows, seeds, _draw(call, rows, seeds, room), strict=True):
+            facts = {"rejected_stopped": drawn.stopped, "adapter": drawn.adapter, "seed": row_seed}
+            pairs.append({**row, "rejected_ids": drawn.token_ids, **facts})
         write_pairs(location(item["path"]), pairs)
         reporter().add(len(rows), total, "pairs")
         return {"path": item["path"]}
@@ -117,7 +116,7 @@ def complete_prompts(
         seeds = [sample_seed(seed, 0, row["id"]) for row in rows]
         drawn = _draw(call, rows, seeds, room)
         completed = [
-            {**row, "completion_ids": ids, "completion": ""} for row, (ids, _) in zip(rows, drawn, strict=True)
+            {**row, "completion_ids": one.token_ids, "completion": ""} for row, one in zip(rows, drawn, strict=True)
         ]
         write_rows_shard(location(item["path"]), completed)
         reporter().add(len(rows), total, "completions")
@@ -126,21 +125,15 @@ def complete_prompts(
     _for_each_shard(shards, complete, run)
 
 
-def _draw(call: EngineCall, rows: list[Row], seeds: list[int], room: Room) -> list[tuple[list[int], Generation]]:
+def _draw(call: EngineCall, rows: list[Row], seeds: list[int], room: Room) -> list[Generation]:
     """One completion for each row's prompt, with its stop token unless it ended by length."""
     longest = max(len(row["prompt_ids"]) for row in rows)
-    generations = call(
+    drawn: list[Generation] = call(
         "generate",
         prompts=[list(row["prompt_ids"]) for row in rows],
         max_tokens=max(1, min(room.max_tokens, room.max_length - longest)),
         seeds=seeds,
     )
-    drawn = []
-    for generation in generations:
-        ids = list(generation.token_ids)
-        if generation.stopped and ids[-1:] != [room.stop_token_id]:
-            ids.append(room.stop_token_id)
-        drawn.append((ids, generation))
     return drawn
 
 
@@ -175,12 +168,6 @@ def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps
         )
         for row, scored in zip(rows, results, strict=True)
     ]
-    beyond = max(int(label.top_ids_TK.max(initial=0)) for label in labels)
-    if beyond >= source.vocabulary:
-        raise ModelError(
-            f"{source.adapter} gives mass to token id {beyond}, beyond the tokenizer's {source.vocabulary} tokens; set "
-            f"score.source=trainer, which cuts a padded vocabulary"
-        )
     tokens = sum(len(label.token_logps_T) for label in labels)
     write_shard(path, lambda target: write_shard_file(target, labels, source), {"records": len(rows), "tokens": tokens})
 

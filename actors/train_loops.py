@@ -25,7 +25,7 @@ from proxykd import gates
 from proxykd.batching import collate, plan_micro_batches
 from proxykd.chat import load_tokenizer
 from proxykd.config import RunConfig
-from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
+from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.divergences import Divergence
 from proxykd.errors import ProxykdError
 from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
@@ -87,10 +87,6 @@ class Worker:
         assert self.config.white_box is not None
         frozen = self.config.white_box.teacher.model_copy(update={"method": "full"})
         return self.workers.place(load_scorer(self.run.models / "white_box", frozen, trainable=False))
-
-    @property
-    def stop_token_id(self) -> int:
-        return int(manifest(self.run)["stop_token_id"])
 
     def evaluate(self, scorer: CompletionScorer, slice_name: str) -> Facts:
         rows = read_slice(self.run, slice_name)

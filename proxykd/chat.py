@@ -14,7 +14,17 @@ from proxykd.errors import ModelError, TemplateError
 from proxykd.storage import fetch, location
 
 SHIPPED = Path(__file__).parent / "chat_templates"
+QUESTION: tuple[Message, ...] = ({"role": "user", "content": "Is it seven?"},)
 PROBE = "Yes, seven."
+NO_THINKING = "{%- set enable_thinking = false -%}"
+"""Before a template that opens its replies with a block of thoughts (Qwen3): the teacher's text has none."""
+SYSTEM_IN_USER = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
+    " + messages[2:] -%}"
+    "{%- endif -%}"
+)
+"""Before a template that refuses a system message (Gemma 2): its text opens the first user message."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class TokenisedRecord:
 def load_tokenizer(directory: str | Path, chat_template: str | None = None) -> Any:
     """The tokenizer of a model directory, with the config's chat template where it names one.
 
+    The template is fitted to what a teacher's text needs (NO_THINKING, SYSTEM_IN_USER), and with the tokenizer it goes
+    wherever a model of the run goes: the engine, the student.
+
     Raises:
         TemplateError: no template at all, or the one named is neither shipped nor a file.
     """
@@ -44,7 +57,38 @@ def load_tokenizer(directory: str | Path, chat_template: str | None = None) -> A
             f"the tokenizer of {directory} has no chat template; name one with proxy.chat_template "
             f"and student.chat_template (shipped: {shipped}; or a file)"
         )
+    tokenizer.chat_template = fitted_template(tokenizer)
     return tokenizer
+
+
+def fitted_template(tokenizer: Any) -> str:
+    """The tokenizer's default template, with what it lacks put before it; as it is where that does not help."""
+    template: str = tokenizer.get_chat_template()
+    if not _closes_its_prompt(tokenizer, template) and _closes_its_prompt(tokenizer, NO_THINKING + template):
+        template = NO_THINKING + template
+    system: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, *QUESTION)
+    if _rendered(tokenizer, template, system) is None and _rendered(tokenizer, SYSTEM_IN_USER + template, system):
+        template = SYSTEM_IN_USER + template
+    return template
+
+
+def _closes_its_prompt(tokenizer: Any, template: str) -> bool:
+    """Whether a reply follows the rendered prompt at once."""
+    prompt = _rendered(tokenizer, template, QUESTION, add_generation_prompt=True)
+    whole = _rendered(tokenizer, template, (*QUESTION, {"role": "assistant", "content": PROBE}))
+    if prompt is None or whole is None:
+        return False
+    return whole.startswith(prompt) and whole[len(prompt) :].lstrip().startswith(PROBE)
+
+
+def _rendered(tokenizer: Any, template: str, messages: tuple[Message, ...], **options: bool) -> str | None:
+    """None where the template refuses the messages, in whatever way its author chose."""
+    from jinja2 import TemplateError as Refusal
+
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **options))
+    except Refusal:
+        return None
 
 
 def template_text(name: str) -> str:
@@ -115,9 +159,8 @@ class ChatFormat:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _probe_stop_token(self) -> int:
-        question: tuple[Message, ...] = ({"role": "user", "content": "Is it seven?"},)
-        prompt = self._render(question, generate=True)
-        whole = self._render((*question, {"role": "assistant", "content": PROBE}), generate=False)
+        prompt = self._render(QUESTION, generate=True)
+        whole = self._render((*QUESTION, {"role": "assistant", "content": PROBE}), generate=False)
         tail = whole[len(prompt) :] if whole.startswith(prompt) else None
         if tail is None or not tail.lstrip().startswith(PROBE):
             raise TemplateError(

@@ -72,7 +72,6 @@ def write_corpus(run: RunDirectory, config: RunConfig, reading: Reading, chat: C
         "bad_lines": reading.bad_lines,
         "tokens": sum(len(r.completion_ids) for r in kept),
         "tokenizer": tokenizer_hash(chat.tokenizer),
-        "stop_token_id": chat.stop_token_id,
     }
     write_json(run.corpus / "manifest.json", manifest)
     return manifest

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxykd.chat import load_tokenizer
+from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.errors import IntegrityError, ModelError
 from proxykd.scorer import CompletionScorer
@@ -75,6 +75,7 @@ def _from_package(name: str) -> Path:
 def initialise(config: ModelConfig, directory: Path) -> Path:
     """Writes the model a run starts from: the source, pruned where the config says so, with its tokenizer.
 
+    Embeddings that stand for no token are cut, so that every part of a run has the same distribution over tokens.
     Returns `directory`; done once, verified by its manifest.
     """
     if (directory / READY).exists():
@@ -82,17 +83,19 @@ def initialise(config: ModelConfig, directory: Path) -> Path:
     source = resolve(config.source)
 
     def build(target: Path) -> dict[str, Any]:
-        from transformers import AutoModelForCausalLM
-
         try:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.dtype], use_safetensors=True)
+            model = read_model(source, DTYPES[config.dtype])
         except OSError as error:
             raise ModelError(
                 f"{config.source} has no weights in safetensors, the one format that is read: {error}"
             ) from error
         prune_layers(model, config.drop_layers)
+        tokenizer = load_tokenizer(source, config.chat_template)
+        end_turns_with(model, ChatFormat(tokenizer).stop_token_id)
+        if model.get_input_embeddings().weight.shape[0] > len(tokenizer):  # padded, for a faster training of its own
+            model.resize_token_embeddings(len(tokenizer))
         model.save_pretrained(target)
-        load_tokenizer(source, config.chat_template).save_pretrained(target)
+        tokenizer.save_pretrained(target)
         return {
             "source": config.source,
             "drop_layers": list(config.drop_layers),
@@ -101,6 +104,33 @@ def initialise(config: ModelConfig, directory: Path) -> Path:
 
     publish_directory(directory, build)
     return directory
+
+
+def read_model(directory: Path, dtype: torch.dtype) -> Any:
+    """A causal language model from a folder's safetensors, with attention that computes all of its config.
+
+    Raises:
+        OSError: no weights in safetensors.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(directory)
+    options = {}
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):  # torch's own attention leaves it out
+        options["attn_implementation"] = "eager"
+    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype, use_safetensors=True, **options)
+
+
+def end_turns_with(model: Any, stop_token_id: int) -> None:
+    """Puts the chat template's stop token among those that end a generation, which is what every engine reads."""
+    known = stop_token_ids(model)
+    model.generation_config.eos_token_id = [stop_token_id, *(other for other in known if other != stop_token_id)]
+
+
+def stop_token_ids(model: Any) -> list[int]:
+    """The tokens that end a generation of `model`: those of its turns first."""
+    known = model.generation_config.eos_token_id
+    return list(known) if isinstance(known, list) else [] if known is None else [known]
 
 
 def prune_layers(model: Any, drop: tuple[int, ...]) -> None:
@@ -132,11 +162,9 @@ def load_scorer(
 
     `adapter` gives the LoRA weights to start from; without it they are fresh (B = 0: the base itself).
     """
-    from transformers import AutoModelForCausalLM
-
     base = fetch(base)
     tokens = len(load_tokenizer(base))
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[config.dtype])
+    model = read_model(base, DTYPES[config.dtype])
     embedding = model.get_input_embeddings().weight.shape[0]
     if embedding < tokens:
         raise ModelError(
@@ -220,9 +248,8 @@ def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) ->
 
     def build(directory: Path) -> dict[str, Any]:
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(fetch(base), dtype=torch.float32)
+        model = read_model(fetch(base), torch.float32)
         if adapter is not None:
             local = fetch(adapter)
             verify_directory(local)
