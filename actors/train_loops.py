@@ -294,6 +294,8 @@ def distil(worker: Worker) -> Facts:
     def point() -> None:
         fidelity = worker.evaluate(scorer, "validation")
         curve.append({**fidelity, "step": len(training.steps), "records": training.records_seen})
+        if config.snapshots and training.steps:
+            _save_student(worker, scorer, base, worker.run.snapshot(len(training.steps)), fidelity)
 
     objective = OBJECTIVES[config.source](worker)
 
@@ -313,7 +315,7 @@ def distil(worker: Worker) -> Facts:
         "curve": curve,
         "steps": _curve(steps),
     }
-    _save_student(worker, scorer, base, result)
+    _save_student(worker, scorer, base, worker.run.student, curve[-1])
     return result
 
 
@@ -384,24 +386,24 @@ def _save_proxy(worker: Worker, scorer: CompletionScorer, prefix: str, facts: Fa
     return result
 
 
-def _save_student(worker: Worker, scorer: CompletionScorer, base: Path, result: Facts) -> None:
+def _save_student(worker: Worker, scorer: CompletionScorer, base: Path, target: Path, fidelity: Facts) -> None:
     student = worker.config.student
     state = full_state(scorer.model, trainable_only=student.method == "lora")
     if not worker.lead:
         return
     if student.method == "lora":
-        facts = {"round": None, "parent": None, "fidelity": result["curve"][-1]}
+        facts = {"round": None, "parent": None, "fidelity": fidelity}
         adapter = save_adapter(scorer.model, state, worker.run.adapters, "student", facts)
-        merge_adapter(base, adapter, worker.run.student, student.dtype)
+        merge_adapter(base, adapter, target, student.dtype)
     else:
 
         def build(directory: Path) -> Facts:
             save_model(scorer.model, base, directory, state)
             return {"base": str(base), "adapter": None}
 
-        publish_directory(worker.run.student, build)
-    load_tokenizer(worker.run.student)
-    verify_directory(worker.run.student)
+        publish_directory(target, build)
+    load_tokenizer(target)
+    verify_directory(target)
 
 
 def _shares(values: list[dict[str, float]]) -> dict[str, float]:

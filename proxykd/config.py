@@ -153,6 +153,7 @@ class DistillationConfig(TrainConfig):
     kl_reduction: Literal["sequence_mean", "token_sum"] = "sequence_mean"
     divergence: Literal["tail", "truncated", "proxy_renormalised", "both_renormalised"] = "tail"
     evaluations: int = Field(4, ge=0, description="points of the student's validation curve while it trains")
+    snapshots: bool = Field(False, description="keep the student at every such point, for curves of benchmark scores")
 
 
 class WhiteBoxConfig(Section):

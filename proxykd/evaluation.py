@@ -27,12 +27,16 @@ class RecordScores:
     true_kl: list[float] | None = None
 
     def fidelity(self) -> dict[str, float | int]:
-        """F of DESIGN.md, section 9: mean NLL a token with its standard error (records as clusters), and agreement."""
+        """F of DESIGN.md, section 9: mean NLL a token with its standard error (records as clusters), and agreement.
+
+        Sequence agreement is the share of completions that greedy decoding writes just as the teacher did.
+        """
         mean, stderr = ratio_of_sums(self.nll, self.tokens)
         return {
             "held_out_nll": mean,
             "stderr": stderr,
             "top1_agreement": ratio_of_sums(self.agreements, self.tokens)[0],
+            "sequence_agreement": sum(map(float.__eq__, self.agreements, map(float, self.tokens))) / len(self.tokens),
             "records": len(self.tokens),
             "tokens": sum(self.tokens),
         }

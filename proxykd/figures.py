@@ -38,6 +38,7 @@ def figures(report: Facts) -> dict[str, Figure]:
         made = {
             "arms": arms_compared(report),
             "curves": student_curves(report),
+            "accuracy": accuracy_curves(report),
             "alignment": alignment(report),
             "mass": mass_shares(report),
             "proxy-and-student": proxy_and_student(report),
@@ -101,6 +102,24 @@ def student_curves(report: Facts) -> Figure | None:
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
     )
+    figure.tight_layout()
+    return figure
+
+
+def accuracy_curves(report: Facts) -> Figure | None:
+    """Figure 3: the student's average benchmark score at each snapshot, mean over seeds."""
+    curves = {row["title"]: _accuracy(report, row["arm"]) for row in report["table"]}
+    curves = {title: points for title, points in curves.items() if len(points) > 1}
+    if not curves:
+        return None
+    figure = Figure(figsize=(5.4, 3.4))
+    axes = figure.add_subplot()
+    for index, (title, points) in enumerate(curves.items()):
+        full = title == report["table"][0]["title"]
+        colour = FULL if full else COLOURS[index % len(COLOURS)]
+        axes.plot(list(points), list(points.values()), "o-", color=colour, lw=2.2 if full else 1.1, ms=3.5, label=title)
+    axes.set(xlabel="step", ylabel="average score")
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure
 
@@ -198,6 +217,16 @@ def _full(report: Facts) -> str:
 def _measured(arm: Facts, key: str) -> float | None:
     value: float | None = MEASURES[key][1](arm)
     return value
+
+
+def _accuracy(report: Facts, name: str) -> dict[int, float]:
+    """By step: the mean over seeds and tasks of the scores of an arm's snapshots."""
+    scores: dict[int, list[float]] = {}
+    for arm in report["arms"]:
+        for model, tasks in arm["benchmarks"].items() if arm["name"] == name else ():
+            if model.startswith("student@"):
+                scores.setdefault(int(model.partition("@")[2]), []).append(fmean(s["score"] for s in tasks.values()))
+    return {step: fmean(values) for step, values in sorted(scores.items())}
 
 
 def _mean_curve(report: Facts, name: str) -> Sequence[Facts]:

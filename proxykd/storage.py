@@ -384,6 +384,15 @@ class RunDirectory:
     def student(self) -> Path:
         return self.root / "student"
 
+    def snapshot(self, step: int) -> Path:
+        """The student as it was after so many steps, where distillation.snapshots asks for it."""
+        return self.root / "snapshots" / f"step-{step:06d}"
+
+    def snapshots(self) -> dict[int, Path]:
+        """Every snapshot by its step."""
+        found = self.ready_directories(self.root / "snapshots")
+        return {int(path.name.removeprefix("step-")): path for path in found}
+
     @property
     def stages(self) -> Path:
         return self.root / "stages"

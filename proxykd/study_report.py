@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -22,6 +23,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 MEASURES: dict[str, tuple[str, Measure]] = {
     "held_out_nll": ("NLL a token", lambda arm: arm["student"]["held_out_nll"]),
     "top1_agreement": ("top-1", lambda arm: arm["student"]["top1_agreement"]),
+    "sequence_agreement": ("whole sequence", lambda arm: arm["student"].get("sequence_agreement")),
     "true_kl": ("true KL", lambda arm: (arm["sealed_teacher"] or {}).get("student")),
     "proxy_nll": ("proxy's NLL", lambda arm: arm["proxy"] and arm["proxy"]["held_out_nll"]),
     "proxy_true_kl": ("proxy's true KL", lambda arm: (arm["sealed_teacher"] or {}).get("proxy")),
@@ -38,6 +40,7 @@ def build_study_report(directory: StudyDirectory) -> Facts:
         | {"git_revision": git_revision(), "hardware": hardware()},
         "arms": arms,
         "table": table(study, arms),
+        "benchmarks": benchmark_table(study, arms),
         "costs": costs(arms),
     }
 
@@ -46,6 +49,12 @@ def known_measures(report: Facts) -> dict[str, str]:
     """The measures that any arm has, with their titles."""
     known = {key for row in report["table"] for key in MEASURES if row[key] is not None}
     return {key: title for key, (title, _) in MEASURES.items() if key in known}
+
+
+def known_tasks(report: Facts) -> list[str]:
+    """The benchmarks that any arm has scores of, and their average; empty where there are none."""
+    known = {task: None for arm in report["arms"] for scores in arm["benchmarks"].values() for task in scores}
+    return [*known, AVERAGE] if known else []
 
 
 def as_csv(rows: Sequence[Facts]) -> bytes:
@@ -126,20 +135,58 @@ def _calibration(run: RunDirectory, report: Facts) -> Facts | None:
 def table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
     """A row an arm: each measure's mean over seeds, half its 95 % interval, and its difference to Proxy-KD, paired by
     seed."""
+    by_arm = _by_arm(study, arms)
     rows = []
-    by_arm = {name: {arm["seed"]: arm for arm in arms if arm["name"] == name} for name in study.arms}
-    full = by_arm.get(PROXY_KD)
     for name, seeds in by_arm.items():
         row: Facts = {"arm": name, "title": study.title(name), "group": study.group(name), "seeds": len(seeds)}
         for key, (_, measure) in MEASURES.items():
-            values = {seed: value for seed, arm in seeds.items() if (value := measure(arm)) is not None}
-            row[key], row[f"{key}_ci"] = mean_and_interval(list(values.values()))
-            if full is not None and name != PROXY_KD:
-                pairs = [(value, measure(full[seed])) for seed, value in values.items()]
-                differences = [mine - theirs for mine, theirs in pairs if theirs is not None]
-                row[f"{key}_difference"], row[f"{key}_difference_ci"] = mean_and_interval(differences)
+            row |= _compared(key, measure, seeds, by_arm.get(PROXY_KD) if name != PROXY_KD else None)
         rows.append(row)
     return rows
+
+
+AVERAGE = "average"
+
+
+def benchmark_table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
+    """Tables 1 and 2: a row an arm and model (its student, its proxy), with each task's score as in `table`, and the
+    average over tasks. Empty until `proxykd evaluate` was given the study."""
+    rows = []
+    by_arm = _by_arm(study, arms)
+    for name, seeds in by_arm.items():
+        for model in ("proxy", "student"):
+            tasks = list(dict.fromkeys(task for arm in seeds.values() for task in arm["benchmarks"].get(model, {})))
+            row: Facts = {"arm": name, "title": study.title(name), "group": study.group(name), "model": model}
+            for task in [*tasks, AVERAGE] if tasks else []:
+                full = by_arm.get(PROXY_KD) if name != PROXY_KD else None
+                row |= _compared(task, partial(_score, model, task), seeds, full)
+            if tasks:
+                rows.append(row)
+    return rows
+
+
+def _score(model: str, task: str, arm: Facts) -> float | None:
+    """Of one arm and seed; the average is over the tasks that it was asked."""
+    scores = arm["benchmarks"].get(model, {})
+    if task == AVERAGE:
+        return fmean(score["score"] for score in scores.values()) if scores else None
+    return scores[task]["score"] if task in scores else None
+
+
+def _by_arm(study: StudyConfig, arms: Sequence[Facts]) -> dict[str, dict[int, Facts]]:
+    return {name: {arm["seed"]: arm for arm in arms if arm["name"] == name} for name in study.arms}
+
+
+def _compared(key: str, measure: Measure, seeds: dict[int, Facts], full: dict[int, Facts] | None) -> Facts:
+    """A measure over an arm's seeds, and against the full method's where that is another arm."""
+    values = {seed: value for seed, arm in seeds.items() if (value := measure(arm)) is not None}
+    cells: Facts = {}
+    cells[key], cells[f"{key}_ci"] = mean_and_interval(list(values.values()))
+    if full is not None:
+        pairs = [(value, measure(full[seed])) for seed, value in values.items()]
+        differences = [mine - theirs for mine, theirs in pairs if theirs is not None]
+        cells[f"{key}_difference"], cells[f"{key}_difference_ci"] = mean_and_interval(differences)
+    return cells
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -163,7 +163,11 @@ def report(run_directory: str) -> None:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the run's, or the model's own.")
 @click.option("--max-length", default=2048, show_default=True, help="Tokens of prompt and answer together.")
 @click.option("--chat-template", metavar="NAME|FILE", help="For a model that has none.")
-@click.option("--output", type=click.Path(file_okay=False), help="Default: RUN/benchmarks, or evaluations/<model>.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False),
+    help="Default: benchmarks/ in the run or study, or evaluations/<model>.",
+)
 def evaluate(
     model: str,
     tasks: str,
@@ -176,8 +180,9 @@ def evaluate(
     chat_template: str | None,
     output: str | None,
 ) -> None:
-    """Benchmark MODEL (a folder, a hub name), or the proxy and student of a RUN: zero-shot, greedy, generated answers.
+    """Benchmark MODEL (a folder, a hub name), or the proxies and students of a RUN or a STUDY.
 
+    Zero-shot, greedy, generated answers.
     Goes on where an earlier attempt ended. Every generation is kept for inspection.
     """
     from proxykd.benchmarks import parse_tasks

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,10 @@ from proxykd.answers import Question
 from proxykd.benchmarks import Grade, read_questions, subset, summarise
 from proxykd.errors import BenchmarkError
 from proxykd.harness import Answerer, hub_questions, opened
-from proxykd.models import merge_adapter, resolve
-from proxykd.storage import RunDirectory, fetch, read_json, write_atomic, write_json
+from proxykd.storage import RunDirectory, read_json, write_atomic, write_json
+from proxykd.study import StudyDirectory
+from proxykd.study_page import write_study_report
+from services.subjects import Subject, of_model, of_run, of_study
 
 CHUNK = 256
 """Questions between two writes of what is answered: what a death costs at most."""
@@ -41,37 +41,33 @@ class Settings:
 
 
 def evaluate(source: str, settings: Settings, output: str | None) -> None:
-    """Evaluates MODEL, or a RUN's proxy and student, and prints the table. What an earlier attempt answered stands.
+    """Evaluates a model, or those of a run or a study, and prints the table. What an earlier attempt answered stands.
 
     Raises:
-        BenchmarkError: a task's data is absent, or `output` holds another evaluation.
+        BenchmarkError: a task's data is absent, a run has no student yet, or `output` holds another evaluation.
         TemplateError: a model without a chat template, where none is named.
     """
     questions = {task: _questions(task, settings) for task in settings.tasks}
-    run = RunDirectory.open(source) if (Path(source) / "journal").is_dir() or "://" in source else None
-    with _answerers(source, run, settings) as answerers:
-        for answerer in answerers.values():
-            answerer.require_chat_template()
-        folder = Path(output or (run.root / "benchmarks" if run else Path("evaluations") / Path(source).name))
-        _claim(folder, source, settings)
-        results = {name: _evaluate(a, name, questions, folder) for name, a in answerers.items()}
+    study = StudyDirectory(source) if StudyDirectory.is_one(source) else None
+    is_run = study is None and ((Path(source) / "journal").is_dir() or "://" in source)
+    run = RunDirectory.open(source) if is_run else None
+    subjects = _subjects(source, study, run, settings)
+    for subject in subjects:
+        subject.answerer.require_chat_template()
+    owner = study.root if study else run.root if run else None
+    folder = Path(output or (owner / "benchmarks" if owner else Path("evaluations") / Path(source).name))
+    _claim(folder, source, settings)
+    results = {subject.name: _evaluate(subject, questions, folder) for subject in subjects}
     write_json(folder / "results.json", {"model": source, **asdict(settings), "results": results})
-    if run is not None and run.report.exists():
-        report = read_json(run.report)
-        for name, scores in results.items():
-            report["benchmarks"].setdefault(name, {}).update(scores)
-        write_json(run.report, report)
+    for subject in subjects:
+        for owned, key in subject.reports:
+            _enter(owned, key, results[subject.name])
+    if study is not None and study.report.exists():
+        write_study_report(study)
     _show(results, folder)
 
 
-def _questions(task: str, settings: Settings) -> list[Question]:
-    found = read_questions(task, Path(settings.data_dir)) if settings.data_dir else hub_questions(task)
-    return subset(found, settings.limit, settings.seed)
-
-
-@contextmanager
-def _answerers(source: str, run: RunDirectory | None, settings: Settings) -> Iterator[dict[str, Answerer]]:
-    """By name: the model itself, or a finished run's aligned proxy, merged for the occasion, and its student."""
+def _subjects(source: str, study: StudyDirectory | None, run: RunDirectory | None, settings: Settings) -> list[Subject]:
     import torch
 
     plain = Answerer(
@@ -82,19 +78,22 @@ def _answerers(source: str, run: RunDirectory | None, settings: Settings) -> Ite
         max_length=settings.max_length,
         chat_template=settings.chat_template,
     )
-    if run is None:
-        path = resolve(source)
-        yield {path.name: replace(plain, model=str(path))}
-        return
-    if not (run.stages / "distil.json").exists():
-        raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {source}")
-    config, aligned = run.config(), read_json(run.stages / "score.json")["result"]["adapter"]
-    with tempfile.TemporaryDirectory() as scratch:
-        proxy = merge_adapter(run.models / "proxy", run.adapters / aligned, Path(scratch) / "proxy", config.proxy.dtype)
-        yield {
-            "proxy": replace(plain, model=str(proxy), dtype=settings.dtype or config.proxy.dtype),
-            "student": replace(plain, model=str(fetch(run.student)), dtype=settings.dtype or config.student.dtype),
-        }
+    if study is not None:
+        return of_study(study, plain, settings.dtype)
+    return of_model(source, plain) if run is None else of_run(run, plain, settings.dtype)
+
+
+def _enter(run: RunDirectory, key: str, scores: dict[str, Any]) -> None:
+    """Into the run's report, where it has one already."""
+    if run.report.exists():
+        report = read_json(run.report)
+        report["benchmarks"].setdefault(key, {}).update(scores)
+        write_json(run.report, report)
+
+
+def _questions(task: str, settings: Settings) -> list[Question]:
+    found = read_questions(task, Path(settings.data_dir)) if settings.data_dir else hub_questions(task)
+    return subset(found, settings.limit, settings.seed)
 
 
 def _claim(folder: Path, source: str, settings: Settings) -> None:
@@ -108,16 +107,17 @@ def _claim(folder: Path, source: str, settings: Settings) -> None:
         raise BenchmarkError(f"{folder} holds an evaluation with {differ}; name another folder with --output")
 
 
-def _evaluate(answerer: Answerer, name: str, questions: dict[str, list[Question]], folder: Path) -> dict[str, Any]:
+def _evaluate(subject: Subject, questions: dict[str, list[Question]], folder: Path) -> dict[str, Any]:
     """Every task's summary, from the kept generations.
 
     What is missing is asked in a process of its own, so that nothing of the model is left when the next one comes.
     """
-    missing = {task: chunks for task, some in questions.items() if (chunks := _missing(folder / name / task, some))}
+    own = folder / subject.name
+    missing = {task: chunks for task, some in questions.items() if (chunks := _missing(own / task, some))}
     if missing:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            pool.submit(_answer, answerer, name, missing, folder).result()
-    return {task: summarise(list(_kept(folder / name / task, some))) for task, some in questions.items()}
+        with subject.ready() as answerer, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(_answer, answerer, subject.name, missing).result()
+    return {task: summarise(list(_kept(own / task, some))) for task, some in questions.items()}
 
 
 def _chunks(folder: Path, questions: list[Question]) -> dict[Path, list[Question]]:
@@ -136,7 +136,7 @@ def _kept(folder: Path, questions: list[Question]) -> Iterator[Grade]:
         yield from grades
 
 
-def _answer(answerer: Answerer, name: str, missing: dict[str, dict[Path, list[Question]]], folder: Path) -> None:
+def _answer(answerer: Answerer, name: str, missing: dict[str, dict[Path, list[Question]]]) -> None:
     console = Console(highlight=False)
     with opened(answerer) as ask:
         for task, chunks in missing.items():
@@ -150,12 +150,11 @@ def _answer(answerer: Answerer, name: str, missing: dict[str, dict[Path, list[Qu
 
 def _show(results: dict[str, dict[str, Any]], folder: Path) -> None:
     table = Table(title="share of right answers, zero-shot, greedy", title_justify="left")
-    table.add_column("task")
-    for name in results:
-        table.add_column(name, justify="right")
-    tasks = list(next(iter(results.values())))
-    for task in tasks:
-        table.add_row(task, *(_cell(scores[task]) for scores in results.values()))
+    table.add_column("model")
+    for task in next(iter(results.values())):
+        table.add_column(task, justify="right")
+    for name, scores in results.items():
+        table.add_row(name, *map(_cell, scores.values()))
     console = Console(highlight=False)
     console.print(table)
     console.print(f"every generation: {folder}")

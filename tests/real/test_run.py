@@ -82,6 +82,7 @@ def finished(tiny, tmp_path_factory):
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.prompts(90)))
     sections = run_config(str(tiny), str(folder / "runs")).model_dump(mode="json", exclude_defaults=True)
     sections["teacher"]["local"] = {"source": str(tiny), "dtype": "float32"}
+    sections["distillation"] |= {"evaluations": 1, "snapshots": True}
     sections["corpus"] |= {"path": None, "prompts": str(folder / "prompts.jsonl")}
     (folder / "c.yaml").write_text(yaml.safe_dump(sections))
     port = str(free_port())
@@ -281,5 +282,12 @@ def test_a_finished_runs_proxy_and_student_are_benchmarked_side_by_side(finished
     told = proxykd("evaluate", str(root), *options)
     assert told.returncode == 0, told.stderr
     scores = read_json(root / "report" / "report.json")["benchmarks"]
-    assert {name: score["gsm8k"]["n"] for name, score in scores.items()} == {"proxy": 4, "student": 4}
+    [(step, snapshot)] = RunDirectory.open(root).snapshots().items()
+    assert {name: score["gsm8k"]["n"] for name, score in scores.items()} == {
+        "proxy": 4,
+        "student": 4,
+        f"student@{step}": 4,
+    }
+    assert sha256_file(snapshot / "model.safetensors") == sha256_file(root / "student" / "model.safetensors")
+    assert scores[f"student@{step}"] == scores["student"]
     assert read_json(root / "benchmarks" / "results.json")["results"] == scores

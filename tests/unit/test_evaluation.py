@@ -42,6 +42,11 @@ def test_fidelity_and_true_kl_are_those_of_single_records(models):
     fidelity = scores.fidelity()
     tokens = sum(len(row["completion_ids"]) for row in held_out)
     assert fidelity["held_out_nll"] == pytest.approx(sum(scores.nll) / tokens)
+    whole = [found == len(row["completion_ids"]) for found, row in zip(scores.agreements, held_out, strict=True)]
+    assert fidelity["sequence_agreement"] == sum(whole) / 9
+    own = [{**row, "completion_ids": log_softmax(model, row).argmax(-1)[:1].tolist()} for row in held_out[:3]]
+    greedy = score_records(model, [*own, *held_out[3:4]], Workers(), 40)
+    assert greedy.fidelity()["sequence_agreement"] == 0.75
     assert (fidelity["records"], fidelity["tokens"]) == (9, tokens)
 
 

@@ -11,7 +11,7 @@ import pytest
 from proxykd.figures import as_png, as_svg, figures
 from proxykd.study import validate_study
 from proxykd.study_page import page
-from proxykd.study_report import as_csv, costs, flat, table
+from proxykd.study_report import as_csv, benchmark_table, costs, flat, table
 
 WITH_PROXY = ("proxy_kd", "without_trust")
 NAMES = (*WITH_PROXY, "black_box_kd", "jsd")
@@ -20,16 +20,25 @@ RUN |= {"white_box": {"teacher": {"source": "o"}, "max_new_tokens": 12}}
 
 
 def fidelity(nll):
-    return {"held_out_nll": nll, "top1_agreement": 1 / (1 + nll), "stderr": 0.01, "records": 9, "tokens": 99}
+    agreement = {"top1_agreement": 1 / (1 + nll), "sequence_agreement": 0.125}
+    return {"held_out_nll": nll, **agreement, "stderr": 0.01, "records": 9, "tokens": 99}
 
 
-def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2)):
+def scores(chance, *models):
+    """Two tasks each."""
+    return {
+        model: {task: {"score": chance.random(), "stderr": 0.1, "n": 9} for task in ("bbh", "mmlu")} for model in models
+    }
+
+
+def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2), benchmarks=True):
     chance = random.Random(0)
     study = validate_study({"name": "study", "seeds": list(seeds), "arms": list(NAMES), "run": RUN}, "test")
     arms = []
     for name in NAMES:
         for seed in seeds:
             proxy = name in proxies
+            asked = ("student@10", "student@20", "student", *(["proxy"] if proxy else [])) if benchmarks else ()
             calibration = {"weight": [chance.random() for _ in range(9)], "kl": [chance.random() for _ in range(9)]}
             arms.append(
                 {"name": name, "seed": seed, "run": f"{name}-s{seed}", "student": fidelity(2 + chance.random())}
@@ -41,11 +50,13 @@ def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2)):
                 | {"alignment": [fidelity(3), fidelity(2), fidelity(1.5)] if proxy else []}
                 | {"mass": {"k": [1, 2, 3], "share": [0.1, 0.5, 0.9]} if proxy else None}
                 | {"parameters": {"proxy": 2_000_000, "student": 500_000}, "device_hours": 0.5}
+                | {"benchmarks": scores(chance, *asked)}
                 | {"own_device_hours": 0.1, "stages": [{"stage": "warmup", "device_hours": 0.1}]}
             )
     facts = {"id": "study-12345678", "name": "a <study>", "seeds": list(seeds), "git_revision": None}
     hardware = {"cpu": "a processor", "cores": 2, "gpus": []}
-    return {"study": facts | {"hardware": hardware}, "arms": arms, "table": table(study, arms), "costs": costs(arms)}
+    tables = {"table": table(study, arms), "benchmarks": benchmark_table(study, arms), "costs": costs(arms)}
+    return {"study": facts | {"hardware": hardware}, "arms": arms, **tables}
 
 
 def test_the_page_holds_everything_and_asks_nobody():
@@ -58,13 +69,14 @@ def test_the_page_holds_everything_and_asks_nobody():
         assert f"{row['held_out_nll']:.4f}" in html
         assert f"{row['true_kl']:.4f}" in html
     assert f"({report['table'][1]['held_out_nll_difference']:+.4f}" in html
-    assert html.count("<svg") == 6
+    assert html.count("<svg") == 7
 
 
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
         ({"sealed": False}, {"trust"}),
+        ({"benchmarks": False}, {"accuracy"}),
         ({"proxies": ()}, {"alignment", "mass", "proxy-and-student", "trust"}),
         ({"seeds": (7,)}, set()),
     ],
@@ -72,11 +84,33 @@ def test_the_page_holds_everything_and_asks_nobody():
 def test_what_there_are_no_numbers_for_is_not_drawn(arguments, missing):
     report = made_up(**arguments)
     drawn = figures(report)
-    everything = {"arms", "curves", "alignment", "mass", "proxy-and-student", "trust"}
+    everything = {"arms", "curves", "accuracy", "alignment", "mass", "proxy-and-student", "trust"}
     assert set(drawn) == everything - missing
     html = page(report, drawn)
     assert ("true KL</th>" in html) == arguments.get("sealed", True)
     assert "None" not in html
+    assert ("<h2>Benchmarks</h2>" in html) == arguments.get("benchmarks", True)
+
+
+def test_benchmarks_are_means_over_seeds_with_their_average_and_the_difference_to_the_same_kind_of_model():
+    report = made_up()
+    rows = {(row["arm"], row["model"]): row for row in report["benchmarks"]}
+    assert rows.keys() == {(n, "student") for n in NAMES} | {(n, "proxy") for n in WITH_PROXY}
+    asked = {(arm["name"], arm["seed"]): arm["benchmarks"] for arm in report["arms"]}
+
+    def mean(name, model, *tasks):
+        values = [asked[name, seed][model][task]["score"] for seed in (1, 2) for task in tasks]
+        return sum(values) / len(values)
+
+    row = rows["without_trust", "proxy"]
+    assert row["mmlu"] == pytest.approx(mean("without_trust", "proxy", "mmlu"))
+    assert row["average"] == pytest.approx(mean("without_trust", "proxy", "bbh", "mmlu"))
+    full = mean("proxy_kd", "proxy", "bbh", "mmlu")
+    assert row["average_difference"] == pytest.approx(row["average"] - full)
+    assert "mmlu_difference" not in rows["proxy_kd", "student"]
+    html = page(report, figures(report))
+    assert f"{row['average']:.4f}" in html
+    assert f"{rows['jsd', 'student']['bbh']:.4f}" in html
 
 
 def test_figures_are_drawn_the_same_each_time_and_in_both_formats():
@@ -91,6 +125,8 @@ def test_figures_are_drawn_the_same_each_time_and_in_both_formats():
 def test_every_arm_and_seed_is_a_row_of_the_csv():
     report = made_up()
     lines = as_csv([flat(arm) for arm in report["arms"]]).decode().splitlines()
-    assert lines[0].startswith("name,seed,run,held_out_nll,top1_agreement,true_kl,proxy_nll,proxy_true_kl,device_hours")
+    assert lines[0].startswith(
+        "name,seed,run,held_out_nll,top1_agreement,sequence_agreement,true_kl,proxy_nll,proxy_true_kl,device_hours"
+    )
     assert len(lines) == 1 + len(report["arms"])
     assert report["costs"] == [{"stage": "warmup", "device_hours": pytest.approx(0.1), "to_sft": pytest.approx(1.0)}]
