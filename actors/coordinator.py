@@ -23,6 +23,7 @@ from actors.means import Alone, Deployer
 from actors.placement import HEAD
 from actors.progress import Reporter
 from actors.stages import Pipeline
+from actors.workbench import Workbench
 from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError, StorageError
 from proxykd.journal import Journal, replay
@@ -99,12 +100,12 @@ class Coordinator:
 
     def _execute_on(self, deployer: Deployer, journal: Journal) -> None:
         """The work itself, with the journal claimed."""
-        pipeline = Pipeline(self._run, journal, Alone(deployer), self._events, self._reporter(self._run), self.refusal)
+        bench = Workbench(self._run, journal, Alone(deployer), self._events, self._reporter(self._run), self.refusal)
         try:
-            pipeline.execute()
+            Pipeline(bench).execute()
         finally:
             if self._launch.cluster_pid is None:  # a local Ray ends as a whole
-                pipeline.close()
+                bench.close()
 
     def _reporter(self, run: RunDirectory) -> Reporter:
         return Reporter(actor_name(self._run.id), NAMESPACE, run.id)

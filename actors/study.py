@@ -19,6 +19,7 @@ from actors.means import Alone, Deployer
 from actors.stages import Pipeline
 from actors.streams import EngineCall
 from actors.training_runs import TrainTask, train
+from actors.workbench import Workbench
 from proxykd.adoption import take
 from proxykd.config import ModelConfig, ResourceConfig, RunConfig
 from proxykd.errors import RunStoppedError
@@ -250,7 +251,7 @@ class StudyCoordinator(Coordinator):
             log = self._logs[run.id]
             own = Journal(run.journal, **self._claim())
             if not any(entry["event"] == "RUN_FINISHED" for entry in own.entries):
-                Pipeline(run, own, means, log, self._reporter(run), self.refusal).execute()
+                Pipeline(Workbench(run, own, means, log, self._reporter(run), self.refusal)).execute()
             failed = False
         finally:
             means.leave(failed)

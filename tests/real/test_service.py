@@ -343,7 +343,12 @@ def pids_of(title: str) -> list[int]:
     return [p.pid for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or [])]
 
 
-@pytest.mark.parametrize("victim", ["VLLM::EngineCore", "-proxy:ProxyEngine"])
+@pytest.mark.parametrize(
+    ("engine", "victim"),
+    [("merged", "VLLM::EngineCore"), ("lora", "-proxy:ProxyEngine")],
+    indirect=["engine"],
+    scope="session",
+)
 def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine, url, truth, victim):
     """SIGKILL under load: every request ends as 200, 503 or 504; the same adapters answer again; no orphan stays."""
     run, spec, _ = engine
