@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from actors.streams import unpack_labels
+from proxykd.corpus import Row
 from proxykd.divergences import Divergence
 from proxykd.rounds import sample_seed
 from proxykd.sampling import sample_completions
 from proxykd.scorer import CompletionScorer
 from proxykd.stage_losses import DistillationLoss, SftLoss, WhiteBoxLoss
-from proxykd.training import Row, StageLoss, Trainer
+from proxykd.training import StageLoss, Trainer
 
 if TYPE_CHECKING:
     from actors.train_loops import Worker

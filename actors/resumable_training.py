@@ -12,9 +12,10 @@ import torch
 
 from proxykd.checkpoints import Checkpoints
 from proxykd.config import TrainConfig
+from proxykd.corpus import Row
 from proxykd.errors import IntegrityError
 from proxykd.scorer import CompletionScorer
-from proxykd.training import Row, Step, Trainer
+from proxykd.training import Step, Trainer
 
 if TYPE_CHECKING:
     from actors.train_loops import Worker

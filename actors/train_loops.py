@@ -25,6 +25,7 @@ from proxykd import gates
 from proxykd.batching import collate, plan_micro_batches
 from proxykd.chat import load_tokenizer
 from proxykd.config import RunConfig
+from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.divergences import Divergence
 from proxykd.errors import ProxykdError
@@ -44,7 +45,7 @@ from proxykd.storage import (
     verify_directory,
     write_json,
 )
-from proxykd.training import Row, Step
+from proxykd.training import Step
 
 Facts = dict[str, Any]
 

@@ -19,6 +19,8 @@ from proxykd.config import CorpusConfig, SplitConfig
 from proxykd.errors import CorpusError
 
 Message = dict[str, str]
+Row = dict[str, Any]
+"""A tokenised record with what its stage adds, as shards keep it and training streams it."""
 ROLES = ("system", "user", "assistant", "tool")
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from proxykd.chat import ChatFormat, TokenisedRecord, tokenise_all, tokenizer_hash
 from proxykd.config import RunConfig
-from proxykd.corpus import Reading, slice_of
+from proxykd.corpus import Reading, Row, slice_of
 from proxykd.errors import CorpusError
 from proxykd.storage import (
     RunDirectory,
@@ -24,7 +24,6 @@ from proxykd.storage import (
     write_json,
     write_shard,
 )
-from proxykd.training import Row
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
 IDS = pa.list_(pa.int32())

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from proxykd.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
+from proxykd.corpus import Row
 from proxykd.losses import sequence_sums
 from proxykd.parallel import Workers
 from proxykd.scorer import CompletionScorer
-from proxykd.training import Row
 
 
 @dataclass(frozen=True)

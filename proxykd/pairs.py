@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from proxykd.corpus import Row
 from proxykd.corpus_store import IDS
 from proxykd.storage import read_table, verify_shard, write_shard
-from proxykd.training import Row
 
 SCHEMA = pa.schema(
     [

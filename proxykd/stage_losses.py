@@ -14,11 +14,11 @@ from torch import Tensor
 
 from proxykd.batching import collate
 from proxykd.config import AlignmentConfig, DistillationConfig
+from proxykd.corpus import Row
 from proxykd.divergences import Divergence
 from proxykd.losses import DIVERGENCES, dpo, sequence_sums
 from proxykd.scorer import CompletionScorer
 from proxykd.soft_labels import as_top_k
-from proxykd.training import Row
 
 
 def completion_tokens(rows: Sequence[Row]) -> int:

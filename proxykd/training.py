@@ -16,11 +16,10 @@ from torch import Tensor
 
 from proxykd.batching import plan_micro_batches, share_of_worker
 from proxykd.config import TrainConfig
+from proxykd.corpus import Row
 from proxykd.errors import GateError
 from proxykd.parallel import Workers, placed_like, whole
 from proxykd.scorer import CompletionScorer
-
-Row = dict[str, Any]
 
 
 class StageLoss(Protocol):
