@@ -59,11 +59,11 @@ def done(tiny, tmp_path_factory):
     assert started.returncode == 0, started.stderr
     [root] = (folder / "studies").iterdir()
     study = StudyDirectory(root)
-    wait_for(lambda: any((run.stages / "align-01.json").exists() for run in study.runs()), 600)
+    wait_for(lambda: any((run.stages / "align-01.json").exists() for run in study.runs()), 900)
     running = json.loads(proxykd("status", str(root), "--json").stdout)
     assert kill("machine", root) > 5
     before = {path: path.read_bytes() for run in study.runs() for path in run.stages.glob("*.json")}
-    again = proxykd(*command, timeout=900)
+    again = proxykd(*command, timeout=1500)
     return {"study": study, "again": again, "running": running, "before": before, "config": folder / "s.yaml"}
 
 
