@@ -44,9 +44,8 @@ def _complete(bench: Workbench, *slices: str) -> Facts:
         for path in slice_shards(bench.run, name)
     }
     if any(unfinished(path) for path in shards):
-        call = bench.ask_open_teacher()
-        bench.events.step("complete")
-        with bench.at_engine():
+        with bench.open_teachers_engine() as call:
+            bench.events.step("complete")
             complete_prompts(
                 shards,
                 call,

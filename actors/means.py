@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,14 +44,11 @@ class Alone:
     def initialise(self, model: ModelConfig, directory: Path) -> Path:
         return initialise(model, directory)
 
-    def ask(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> EngineCall:
-        """The engine of `spec`, up and ready to answer for an adapter of its folder (None: its base)."""
+    @contextmanager
+    def engine(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> Iterator[EngineCall]:
+        """The engine of `spec`, up and ready to answer for an adapter of its folder (None: its base). It stays up."""
         self.deployer.deploy_proxy(spec)
-        return EngineCall(proxy_app(spec.prefix), spec.adapter_name(adapter), deadline_s)
-
-    def at_engine(self) -> AbstractContextManager[object]:
-        """For the time that a run streams its rows through an engine."""
-        return nullcontext()
+        yield EngineCall(proxy_app(spec.prefix), spec.adapter_name(adapter), deadline_s)
 
     def stop_engine(self, spec: EngineSpec) -> None:
         """Gives its devices back."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from actors.baselines import assist, complete, completed
 from actors.preparation import collect, prepare_corpus, prepare_models
 from actors.stage_book import StageBook
 from actors.streams import (
+    EngineCall,
     sample_pairs,
     score_with_engine,
     stream_corpus,
@@ -116,8 +118,7 @@ class Pipeline:
             )
         task: Facts = {"records": records, "round": number, "reference": reference}
         if config.preference:
-            self.events.step("parity sample")
-            task["parity"] = self._parity_sample(number, shards, reference)
+            task["parity"] = read_json(self._parity_of(number))
         self.events.step("train")
         stream = (stream_pairs if config.preference else stream_corpus)(shards, self.bench.data_pool)
         result = self.bench.train(f"align-{number:02d}", "align" if config.preference else "align_nll", stream, **task)
@@ -152,20 +153,22 @@ class Pipeline:
             ]
             for start in range(0, len(indices), size)
         }
-        missing = [path for path in shards if unfinished(path)]
-        if missing:
-            call = self.bench.ask_proxy(reference)
-            self.events.step("sample")
-            with self.bench.at_engine():
-                sample_pairs(
-                    shards,
-                    call,
-                    round_number=number,
-                    seed=self.config.seed,
-                    room=self.bench.room(self.config.alignment.max_new_tokens),
-                    reporter=self.bench.reporter,
-                    run=self.run,
-                )
+        missing = any(unfinished(path) for path in shards)
+        if missing or not self._parity_of(number).exists():
+            with self.bench.proxy_engine(reference) as call:
+                if missing:
+                    self.events.step("sample")
+                    sample_pairs(
+                        shards,
+                        call,
+                        round_number=number,
+                        seed=self.config.seed,
+                        room=self.bench.room(self.config.alignment.max_new_tokens),
+                        reporter=self.bench.reporter,
+                        run=self.run,
+                    )
+                self.events.step("parity sample")
+                self._keep_parity(number, list(shards), call)
         return list(shards)
 
     def _round_records(self, number: int) -> list[Path]:
@@ -175,22 +178,20 @@ class Pipeline:
         folder = self.run.round(number) / "records"
         return write_rows(folder, chosen, self.config.corpus.shard_records)
 
-    def _parity_sample(self, number: int, shards: list[Path], reference: str) -> Facts:
+    def _keep_parity(self, number: int, shards: list[Path], call: EngineCall) -> None:
         """The engine's log-probs of a few teacher completions, for the trainer to compare with its own.
 
         Kept, so that a round whose training goes on after a death needs no engine.
         """
-        kept = self.run.round(number) / "parity.json"
-        if kept.exists():
-            known: Facts = read_json(kept)
-            return known
-        rows = read_pairs(shards[0])[: self.config.alignment.parity_records]
+        pairs = (row for path in shards for row in read_pairs(path))
+        rows = list(islice(pairs, self.config.alignment.parity_records))
         prompts, completions = [r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]
-        scored = self.bench.ask_proxy(reference)("score", prompts=prompts, completions=completions, top_k=1)
+        scored = call("score", prompts=prompts, completions=completions, top_k=1) if rows else []
         logps = [float(value) for one in scored for value in one.token_logps_T]
-        sample = {"prompts": prompts, "completions": completions, "logps": logps}
-        write_json(kept, sample)
-        return sample
+        write_json(self._parity_of(number), {"prompts": prompts, "completions": completions, "logps": logps})
+
+    def _parity_of(self, number: int) -> Path:
+        return self.run.round(number) / "parity.json"
 
     def score(self, adapter: str | None) -> Facts:
         """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
@@ -199,9 +200,8 @@ class Pipeline:
         source = self.bench.label_source(adapter)
         missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
         if missing and self.config.score.source == "engine":
-            call = self.bench.ask_proxy(adapter)
-            self.events.step("score")
-            with self.bench.at_engine():
+            with self.bench.proxy_engine(adapter) as call:
+                self.events.step("score")
                 score_with_engine(missing, call, source, self.bench.reporter, self.run)
         elif missing:
             self.events.step("score")

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from actors.apps import proxy_app
 from actors.coordinator import Coordinator, imported
 from actors.engine import EngineSpec
+from actors.engine_turns import EngineTurns
 from actors.events import EventLog
 from actors.means import Alone, Deployer
 from actors.stages import Pipeline
@@ -54,8 +55,8 @@ class _State:
 
 
 class Together(Alone):
-    """The means of runs side by side: one engine a base model, one Ray Train run for all that wait to train, and each
-    stage made once for all that share it."""
+    """The means of runs side by side: one engine at a time, which answers for all runs with its base model; one Ray
+    Train run for all that wait to train; each stage made once for all that share it."""
 
     def __init__(self, deployer: Deployer, study: StudyDirectory, runs: list[RunDirectory], resources: ResourceConfig):
         super().__init__(deployer)
@@ -64,8 +65,8 @@ class Together(Alone):
         self._condition = threading.Condition()
         self._state = _State(active=len(runs))
         self._keys = {run.id: stage_keys(run.config()) for run in runs}
-        self._engines: set[str] = set()
-        self._serve, self._engine_turn = threading.Lock(), threading.Lock()
+        self._engines = EngineTurns(lambda app: self.deployer.stop(app))
+        self._models = threading.Lock()
         for run in runs:
             for path in run.stages.glob("*.json"):
                 stage, _, number = path.stem.partition("-")
@@ -82,26 +83,22 @@ class Together(Alone):
 
     def initialise(self, model: ModelConfig, directory: Path) -> Path:
         """Each model once, and hard links of it in the runs."""
-        with self._serve:
+        with self._models:
             shared = initialise(model, self._study.model(model))
         if not (directory / READY).exists():
             take(shared, directory)
         return directory
 
-    def ask(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> EngineCall:
+    @contextmanager
+    def engine(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> Iterator[EngineCall]:
         model = Path(spec.model)
         prefix = f"{self._study.id}-{sha256_file(model / 'manifest.json')[:8]}"
         if adapter is not None:
             take(Path(spec.adapters_dir) / adapter, self._study.adapters / adapter)
         shared = replace(spec, prefix=prefix, adapters_dir=str(self._study.adapters))
-        with self._serve:
-            self._engines.add(prefix)
+        with self._engines.turn(proxy_app(prefix)):
             self.deployer.deploy_proxy(shared)
-        return EngineCall(proxy_app(prefix), shared.adapter_name(adapter), deadline_s)
-
-    def at_engine(self) -> AbstractContextManager[object]:
-        """One run after the other: side by side they would only share the engine, each with processes of its own."""
-        return self._engine_turn
+            yield EngineCall(proxy_app(prefix), shared.adapter_name(adapter), deadline_s)
 
     def stop_engine(self, spec: EngineSpec) -> None:
         """Another run may need it still."""
@@ -142,10 +139,7 @@ class Together(Alone):
             self._condition.notify_all()
 
     def close(self) -> None:
-        with self._serve:
-            for prefix in self._engines:
-                self.deployer.stop(proxy_app(prefix))
-            self._engines.clear()
+        self._engines.close()
 
     def _key(self, run: RunDirectory, stage: str, round_number: int | None) -> str:
         """Of stages that make the same; a run's own where nobody shares it."""

@@ -58,31 +58,30 @@ class Workbench:
         self._refused = refused
         self._proxy_is_up = False
 
-    def ask_proxy(self, adapter: str | None) -> EngineCall:
+    @contextmanager
+    def proxy_engine(self, adapter: str | None) -> Iterator[EngineCall]:
         """The proxy's deployment, started on first use and kept for all rounds (unless the config stops it to train).
 
         Not beside the warm-up: on two cores the two slowed each other by more than the start takes.
         """
         if not self._proxy_is_up:
             self.events.step("start the proxy's engine")
-        call = self._ask(EngineSpec.of_run(self.run, self.config), adapter)
-        self._proxy_is_up = True
-        self.events.standing(engine=True)
-        return call
-
-    def ask_open_teacher(self) -> EngineCall:
-        self.events.step("start the open teacher's engine")
-        return self._ask(EngineSpec.of_white_box(self.run, self.config), None)
-
-    def _ask(self, spec: EngineSpec, adapter: str | None) -> EngineCall:
-        return self.means.ask(spec, adapter, self.config.resources.request_deadline_s)
+        with self._engine(EngineSpec.of_run(self.run, self.config), adapter) as call:
+            self._proxy_is_up = True
+            self.events.standing(engine=True)
+            yield call
 
     @contextmanager
-    def at_engine(self) -> Iterator[None]:
-        """The engine's work for this run alone."""
-        with self.means.at_engine():
+    def open_teachers_engine(self) -> Iterator[EngineCall]:
+        self.events.step("start the open teacher's engine")
+        with self._engine(EngineSpec.of_white_box(self.run, self.config), None) as call:
+            yield call
+
+    @contextmanager
+    def _engine(self, spec: EngineSpec, adapter: str | None) -> Iterator[EngineCall]:
+        with self.means.engine(spec, adapter, self.config.resources.request_deadline_s) as call:
             began = time.monotonic()
-            yield
+            yield call
             self.busy_s += time.monotonic() - began
 
     def room(self, max_tokens: int) -> Room:
