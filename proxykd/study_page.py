@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from proxykd.figures import as_png, as_svg, figures
 from proxykd.storage import write_atomic, write_json
 from proxykd.study import StudyDirectory
-from proxykd.study_report import MEASURES, as_csv, build_study_report, flat, known_measures, known_tasks
+from proxykd.study_report import MEASURES, as_csv, as_markdown, build_study_report, flat, known_measures, known_tasks
 
 TEMPLATE = Path(__file__).parent / "templates" / "study.html.j2"
 
@@ -25,6 +25,7 @@ def write_study_report(directory: StudyDirectory) -> None:
         write_atomic(folder / "figures" / f"{name}.png", as_png(figure))
     write_atomic(folder / "arms.csv", as_csv([flat(arm) for arm in report["arms"]]))
     write_atomic(folder / "table.csv", as_csv(report["table"]))
+    write_atomic(folder / "table.md", as_markdown(report).encode())
     if report["benchmarks"]:
         write_atomic(folder / "benchmarks.csv", as_csv(report["benchmarks"]))
     write_atomic(folder / "report.html", page(report, drawn).encode())

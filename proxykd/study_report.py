@@ -66,6 +66,27 @@ def as_csv(rows: Sequence[Facts]) -> bytes:
     return text.getvalue().encode()
 
 
+def as_markdown(report: Facts) -> str:
+    """The table of arms, for a document: means, half 95 % intervals, differences to the full method in brackets."""
+    measures = known_measures(report)
+    lines = ["| arm | " + " | ".join(measures.values()) + " |", "|---" * (1 + len(measures)) + "|"]
+    lines += [
+        f"| {row['title']} | " + " | ".join(_cell(row, key) for key in measures) + " |" for row in report["table"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Facts, key: str) -> str:
+    if row[key] is None:
+        return ""
+    interval, difference = row[f"{key}_ci"], row.get(f"{key}_difference")
+    text = f"{row[key]:.4f}" + ("" if interval is None else f" ± {interval:.4f}")
+    if difference is None:
+        return text
+    interval = row[f"{key}_difference_ci"]
+    return f"{text} ({difference:+.4f}" + ("" if interval is None else f" ± {interval:.4f}") + ")"
+
+
 def flat(arm: Facts) -> Facts:
     """One arm and seed as a row of a table."""
     measures = {key: measure(arm) for key, (_, measure) in MEASURES.items()}

@@ -11,7 +11,7 @@ import pytest
 from proxykd.figures import as_png, as_svg, figures
 from proxykd.study import validate_study
 from proxykd.study_page import page
-from proxykd.study_report import as_csv, benchmark_table, costs, flat, table
+from proxykd.study_report import as_csv, as_markdown, benchmark_table, costs, flat, table
 
 WITH_PROXY = ("proxy_kd", "without_trust")
 NAMES = (*WITH_PROXY, "black_box_kd", "jsd")
@@ -120,6 +120,17 @@ def test_figures_are_drawn_the_same_each_time_and_in_both_formats():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
         assert svg == as_svg(again), name
         assert as_png(figure).startswith(b"\x89PNG")
+
+
+def test_the_table_as_markdown_has_a_row_an_arm_with_differences_in_brackets():
+    report = made_up(sealed=False)
+    head, rule, *rows = as_markdown(report).splitlines()
+    assert head == "| arm | NLL a token | top-1 | whole sequence | proxy's NLL |"
+    assert {line.count("|") for line in (head, rule, *rows)} == {6}
+    row = report["table"][2]
+    assert rows[2].startswith(f"| {row['title']} | {row['held_out_nll']:.4f} ± {row['held_out_nll_ci']:.4f} (")
+    assert f"({row['held_out_nll_difference']:+.4f} ± {row['held_out_nll_difference_ci']:.4f})" in rows[2]
+    assert rows[2].endswith("|  |")  # no proxy
 
 
 def test_every_arm_and_seed_is_a_row_of_the_csv():
