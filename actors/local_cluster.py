@@ -32,6 +32,10 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # A process a stage that would watch for a cloud taking the machine away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # How long after a worker's end its stage ends.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Idle OpenMP threads of one process must not spin on the cores that another one needs.

@@ -118,12 +118,12 @@ def print_report(run: RunDirectory) -> None:
 
 
 def print_study_report(study: StudyDirectory) -> None:
-    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets."""
+    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets. The page has more."""
     report = read_json(study.report)
-    measures = known_measures(report)
+    measures = {key: title for key, title in known_measures(report).items() if key != "sequence_agreement"}
     seeds = ", ".join(map(str, report["study"]["seeds"]))
     table = Table(title=f"{study.id}: test slice, mean over seeds {seeds}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for title in measures.values():
         table.add_column(title, justify="right")
     group = None
