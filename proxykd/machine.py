@@ -18,6 +18,7 @@ from proxykd.requirements import (
     require,
     shared_memory_needed,
 )
+from proxykd.storage import refuses_now
 
 SHARED_MEMORY = Path("/dev/shm")
 FIX = (
@@ -47,8 +48,9 @@ def require_machine(config: RunConfig, folder: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    if not os.access(folder, os.W_OK):
-        raise ResourceError(f"{folder} cannot be written: mount it writable or mend its permissions, then start again")
+    """Found by writing: permissions tell nothing of a file system that has turned read-only upon an error."""
+    if (message := refuses_now(folder, size=0)) is not None:
+        raise ResourceError(f"the run's storage cannot be written: {message}")
 
 
 def available_memory_gib() -> float:

@@ -113,13 +113,13 @@ def refusal(error: BaseException, root: Path) -> str | None:
     return next((f"{root}: {said}; {advice}" for said, advice in words.items() if said in text), None)
 
 
-def refuses_now(root: Path) -> str | None:
-    """The same, found by trying to write."""
+def refuses_now(root: Path, size: int = 2**16) -> str | None:
+    """The same, found by trying to write `size` bytes (0: whether it can be written at all, full or not)."""
     probe = root / f".probe-{uuid.uuid4().hex}"
     try:
-        write_atomic(probe, bytes(2**16))
+        write_atomic(probe, bytes(size))
     except OSError as error:
-        return refusal(error, root)
+        return refusal(error, root) or f"{root}: {error.strerror}; mend its permissions, then resume the run"
     delete(probe)
     return None
 
