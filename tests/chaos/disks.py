@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from pathlib import Path
 
 SIZE = 4 * 2**30
@@ -51,6 +52,11 @@ class Disk:
         self._mount()
 
     def unmount(self) -> None:
+        """Once the last process of a Ray that has just ended is gone from it."""
+        for _ in range(60):
+            if not subprocess.run(["umount", self.folder], capture_output=True).returncode:
+                return
+            time.sleep(0.5)
         subprocess.run(["umount", self.folder], check=True)
 
     def _mount(self) -> None:
