@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from proxykd.answers import LETTERS, MAX_TOKENS, Question
@@ -101,6 +103,7 @@ def opened(answerer: Answerer) -> Iterator[Callable[[Sequence[Question]], list[G
     stop = tokenizer.decode([ChatFormat(tokenizer).stop_token_id])
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        shutil.copy(Path(answerer.model) / "config.json", folder)  # vLLM looks for one beside a tokenizer
         open_backend = _open_vllm if answerer.backend == "vllm" else _open_transformers
         with open_backend(
             {"pretrained": answerer.model, "tokenizer": folder, "dtype": answerer.dtype}, answerer
