@@ -162,5 +162,5 @@ def _show(results: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def _cell(score: dict[str, Any]) -> str:
     stderr = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
-    unread = f", {score['unanswered']:.0%} without an answer" if score["unanswered"] else ""
+    unread = f", {score['unanswered']:.0%} unread" if score["unanswered"] else ""
     return f"{score['score']:.3f}{stderr} ({score['n']}{unread})"
