@@ -126,8 +126,9 @@ def _sealed_teacher(models: Facts, warmup: Facts | None, rounds: list[Facts]) ->
 
 
 def _stage(stage: Facts) -> Facts:
-    facts = {key: stage[key] for key in ("stage", "round", "seconds", "busy_seconds", "records", "tokens", "devices")}
-    return {**facts, "device_hours": stage["busy_seconds"] * stage["devices"] / 3600}
+    facts = {key: stage[key] for key in ("stage", "round", "seconds", "records", "tokens", "devices")}
+    busy = stage.get("busy_seconds", stage["seconds"])  # a stage of an earlier version has the one alone
+    return {**facts, "busy_seconds": busy, "device_hours": busy * stage["devices"] / 3600}
 
 
 def _iso(seconds: float) -> str:
