@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_model import WORDS
+from tests.tiny_model import bpe_tokenizer
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] "
@@ -95,7 +95,7 @@ def make(name: str, directory: Path, layers: int = 3) -> Path:
     import transformers
 
     family = FAMILIES[name]
-    tokenizer = make_tokenizer(family)
+    tokenizer = bpe_tokenizer(family.special, family.template, family.eos, family.bos)
     ids = {role: tokenizer.convert_tokens_to_ids(token) for role, token in (("eos", family.eos), ("stop", family.stop))}
     config = getattr(transformers, f"{family.architecture}Config")(
         vocab_size=len(tokenizer) + family.padded,
@@ -116,26 +116,3 @@ def make(name: str, directory: Path, layers: int = 3) -> Path:
     model.to(torch.float32).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def make_tokenizer(family: Family) -> Any:
-    """Byte-level BPE with the family's special tokens and template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=list(family.special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([" ".join(WORDS)] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=family.bos, eos_token=family.eos, pad_token=family.eos,
-        additional_special_tokens=[token for token in family.special if token not in (family.bos, family.eos)],
-    )  # fmt: skip
-    tokenizer.chat_template = family.template
-    return tokenizer

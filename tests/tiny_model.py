@@ -34,7 +34,12 @@ WORDS = [
 
 
 def make_tokenizer() -> Any:
-    """Byte-level BPE, 320 tokens; pad is the stop token, as in SmolLM2."""
+    """320 tokens; pad is the stop token, as in SmolLM2."""
+    return bpe_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), CHATML, "<|im_end|>")
+
+
+def bpe_tokenizer(special: tuple[str, ...], template: str, eos: str, bos: str | None = None) -> Any:
+    """Byte-level BPE over a few words, with a family's special tokens and chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -43,13 +48,13 @@ def make_tokenizer() -> Any:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator([" ".join(WORDS)] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    tokenizer.chat_template = CHATML
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos, eos_token=eos, pad_token=eos)
+    tokenizer.chat_template = template
     return tokenizer
 
 
