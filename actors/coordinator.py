@@ -10,6 +10,8 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,23 +19,21 @@ import ray
 from actors.capacity import require_cluster
 from actors.embedded_redis import EmbeddedRedis
 from actors.events import BEAT_S, EventLog
-from actors.launch import Launch
+from actors.launch import NAMESPACE, Launch, actor_name
 from actors.live_view import LiveView
+from actors.logs import LogOfEvents
 from actors.means import Alone, Deployer
+from actors.metrics import RayMetrics, metrics_url
 from actors.placement import HEAD
 from actors.progress import Reporter
 from actors.stages import Pipeline
+from actors.trackers import trackers
+from actors.watchers import Watcher
 from actors.workbench import Workbench
 from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError, StorageError
 from proxykd.journal import Journal, replay
 from proxykd.storage import RunDirectory, refusal
-
-NAMESPACE = "proxykd"
-
-
-def actor_name(run_id: str) -> str:
-    return f"coordinator-{run_id}"
 
 
 class Coordinator:
@@ -87,6 +87,9 @@ class Coordinator:
     def _execute(self) -> None:
         self._journal = Journal(self._run.journal, **self._claim())
         self._run.sweep()
+        self._events.watch(self._watchers(self._run, self._config))
+        if self._launch.cluster_pid is not None and (url := metrics_url()) is not None:
+            self._events.emit("metrics_open", url=url)
         deployer = imported(self._launch.deployer)(self._config.resources, self._launch.http)
         self._execute_on(deployer, self._journal)
 
@@ -106,6 +109,11 @@ class Coordinator:
         finally:
             if self._launch.cluster_pid is None:  # a local Ray ends as a whole
                 bench.close()
+
+    @staticmethod
+    def _watchers(run: RunDirectory, config: RunConfig) -> list[Callable[[], Watcher]]:
+        """What starts metrics, logs, and the trackers that the config names."""
+        return [partial(RayMetrics, run), partial(LogOfEvents, run), *trackers(run, config)]
 
     def _reporter(self, run: RunDirectory) -> Reporter:
         return Reporter(actor_name(self._run.id), NAMESPACE, run.id)

@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any
 
-from actors.launch import Launch
+from actors.launch import NAMESPACE, Launch, actor_name
 from proxykd import errors
 from proxykd.errors import ProxykdError, ResourceError, RunError
 from proxykd.storage import RunDirectory
@@ -69,8 +69,6 @@ def _connect(address: str, spec: Launch) -> None:
 
 def _stay(spec: Launch) -> None:
     import ray
-
-    from actors.coordinator import NAMESPACE, actor_name
 
     name = actor_name(RunDirectory(spec.run).id)
     while True:

@@ -7,6 +7,13 @@ from dataclasses import asdict, dataclass
 
 from actors.http_options import HttpOptions
 
+NAMESPACE = "proxykd"
+
+
+def actor_name(run_id: str) -> str:
+    """The coordinator's, in the namespace above."""
+    return f"coordinator-{run_id}"
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -54,10 +54,20 @@ class LiveView:
         """Says for the next 20 s which coordinator is at work: a hint for onlookers. The journal decides."""
         self._try(lambda c: c.set(f"{self._prefix}:lease", epoch, px=LEASE_MS))
 
-    def events(self, after: str = "0") -> list[tuple[str, Facts]]:
-        """(id, event) of the stream after id `after`. Raises redis.RedisError where the server does not answer."""
-        entries: Any = self._connected().xrange(f"{self._prefix}:events", min=f"({after}")
-        return [(entry_id, json.loads(fields["event"])) for entry_id, fields in entries]
+    def newest(self) -> str:
+        """The id of the stream's newest event, or "0"."""
+        entries: Any = self._connected().xrevrange(f"{self._prefix}:events", count=1)
+        return str(entries[0][0]) if entries else "0"
+
+    def events(self, after: str = "0", wait_s: float | None = None) -> list[tuple[str, Facts]]:
+        """(id, event) of the stream after id `after`; where there is none, waits for one, less than TIMEOUT_S.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        wait_ms = None if wait_s is None else int(1000 * wait_s)
+        found: Any = self._connected().xread({f"{self._prefix}:events": after}, block=wait_ms)
+        return [(entry_id, json.loads(fields["event"])) for _, entries in found or () for entry_id, fields in entries]
 
     def state(self) -> Facts | None:
         text: Any = self._connected().get(f"{self._prefix}:state")

@@ -17,7 +17,7 @@ from proxykd.storage import RunDirectory
 
 
 class Deployer(Protocol):
-    """What must be started on Serve; services/ implements it."""
+    """What a run shows and serves to the outside; services/ implements it."""
 
     def deploy_proxy(self, spec: EngineSpec) -> Any: ...
 
@@ -26,6 +26,8 @@ class Deployer(Protocol):
     def serve_run(self, run: RunDirectory, config: RunConfig) -> str: ...
 
     def stop(self, app: str) -> None: ...
+
+    def write_page(self, run: RunDirectory) -> None: ...
 
 
 class Alone:
@@ -40,6 +42,10 @@ class Alone:
 
     def close_routes(self, run: RunDirectory) -> None:
         self.deployer.stop(rest_app(run.id))
+
+    def write_page(self, run: RunDirectory) -> None:
+        """report.html, once report.json stands."""
+        self.deployer.write_page(run)
 
     def initialise(self, model: ModelConfig, directory: Path) -> Path:
         return initialise(model, directory)

@@ -62,7 +62,7 @@ class ResumableTraining:
         for rows in self._batches(after=len(self.steps)):
             self.steps.append(step(rows))
             self.seconds = time.monotonic() - began
-            self._worker.progress(len(self.steps), total, "steps", **self.steps[-1].losses)
+            self._worker.progress(len(self.steps), total, "steps", **self.steps[-1].measures)
             after_step()
             due, stop = self._agree()
             if due or stop or len(self.steps) == total:

@@ -43,10 +43,11 @@ class StageBook:
         cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started, "attempts": attempts}
         cost["busy_seconds"] = bench.busy_s or seconds
         bench.journal.check()
-        write_json(bench.run.stages / f"{key}.json", {**cost, **result.pop("cost", {}), "result": result})
+        marker = {**cost, **result.pop("cost", {}), "result": result}
+        write_json(bench.run.stages / f"{key}.json", marker)
         bench.journal.append("STAGE_FINISHED", stage=name, round=round_number)
         Checkpoints(bench.run.checkpoints / key).clear()
-        bench.events.end_stage()
+        bench.events.end_stage(marker)
         bench.events.emit("stage_finished", stage=name, round=round_number, seconds=seconds, **_headline(result))
         return result
 

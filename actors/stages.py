@@ -74,6 +74,7 @@ class Pipeline:
         self._once("distil", lambda: self.distil(adapter, labels))
         self._once("evaluate", lambda: self.evaluate(labels))
         write_report(self.run, reason)
+        self.bench.means.write_page(self.run)
         self.journal.append("RUN_FINISHED", adapter=adapter)
         self.events.emit("finished", report=str(self.run.report))
 

@@ -32,6 +32,7 @@ from proxykd.study_page import write_study_report
 
 MOST_TASKS = 64
 """Stages that one Ray Train run takes: what a death of its controller asks for again."""
+CONSEQUENCE = "another run of the study has stopped or failed"
 
 
 @dataclass
@@ -156,7 +157,7 @@ class Together(Alone):
         finally:
             del state.waiting[me]
         if state.failed and not ready():
-            raise RunStoppedError("another run of the study has failed")
+            raise RunStoppedError(CONSEQUENCE)
 
     def _nobody_goes_on(self) -> bool:
         state = self._state
@@ -230,7 +231,7 @@ class StudyCoordinator(Coordinator):
                 ends = [pool.submit(self._one, run, means) for run in runs]
             errors = [error for end in ends if (error := end.exception()) is not None]
             if errors:
-                raise next((e for e in errors if not isinstance(e, RunStoppedError)), errors[0])
+                raise min(errors, key=lambda error: (isinstance(error, RunStoppedError), str(error) == CONSEQUENCE))
         finally:
             means.close()
         self._events.step("report")
@@ -243,6 +244,7 @@ class StudyCoordinator(Coordinator):
         try:
             run.sweep()
             log = self._logs[run.id]
+            log.watch(self._watchers(run, self._config))
             own = Journal(run.journal, **self._claim())
             if not any(entry["event"] == "RUN_FINISHED" for entry in own.entries):
                 Pipeline(Workbench(run, own, means, log, self._reporter(run), self.refusal)).execute()

@@ -18,6 +18,7 @@ import torch
 from ray.train.torch import get_device
 
 from actors.engine import CompletionLogps
+from actors.logs import log_of
 from actors.objectives import OBJECTIVES
 from actors.resumable_training import ResumableTraining
 from actors.streams import write_soft_labels
@@ -29,7 +30,8 @@ from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.divergences import Divergence
 from proxykd.errors import ProxykdError
-from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
+from proxykd.evaluation import SealedTeacher, mass_shares, pair_token_logps, ratio_of_sums, score_records, spearman
+from proxykd.inspection import first_pairs, write_inspected
 from proxykd.losses import trust_weights
 from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapter, save_model
 from proxykd.parallel import Workers, full_state
@@ -115,7 +117,9 @@ def run_loop(task: Facts) -> bool:
     worker = Worker(task)
     if worker.report.refusal() is not None:
         return False
-    began = time.monotonic()
+    began, log = time.monotonic(), log_of(worker.run, "trainer")
+    at = {key: task.get(key) for key in ("key", "loop", "round")} | {"rank": worker.workers.rank}
+    log.info("begins", extra={"facts": at})
     try:
         try:
             outcome: Facts = {"result": LOOPS[task["loop"]](worker), "seconds": time.monotonic() - began}
@@ -123,7 +127,9 @@ def run_loop(task: Facts) -> bool:
             outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
         if worker.lead or "error" in outcome:
             write_json(location(task["outcome"]), outcome)
+        log.info("done", extra={"facts": at | {"seconds": time.monotonic() - began}})
     except Exception as error:
+        log.exception("failed", extra={"facts": at})
         if (message := refusal(error, worker.run.root)) is not None:
             worker.report.storage_refused(message)
         raise
@@ -141,7 +147,7 @@ def warm_up(worker: Worker) -> Facts:
         "nll_loss": fmean(s.losses["nll"] for s in steps),
         "base": training.notes["base"],
         "validation": worker.evaluate(scorer, "validation"),
-        "steps": _curve(steps),
+        "steps": [s.facts() for s in steps],
     }
     return _save_proxy(worker, scorer, "warmup", {"round": 0, "parent": None}, result)
 
@@ -151,11 +157,13 @@ def align(worker: Worker) -> Facts:
     config, task = worker.config.alignment, worker.task
     scorer = worker.proxy(task["reference"])
     training = ResumableTraining(worker, scorer, config)
-    notes = training.notes
+    notes, budget = training.notes, worker.config.resources.micro_batch_tokens
+    pairs = first_pairs(worker.run, task["round"])
     if "references" not in notes:
         began = time.monotonic()
         notes["references"], notes["parity"] = _reference_pass(worker, scorer, training)
         notes["reference_seconds"] = time.monotonic() - began
+        notes["before"] = pair_token_logps(scorer, pairs, worker.workers, budget)
         training.save()
 
     def step(rows: list[Row]) -> Step:
@@ -172,6 +180,10 @@ def align(worker: Worker) -> Facts:
     steps = training.run(step)
     began = time.monotonic()
     validation = worker.evaluate(scorer, "validation")
+    after = pair_token_logps(scorer, pairs, worker.workers, budget)
+    if worker.lead:
+        tokenizer = load_tokenizer(worker.run.models / "proxy")
+        write_inspected(worker.run, task["round"], pairs, notes["before"], after, tokenizer)
     evaluated = time.monotonic() - began
     measured = [s for s in steps if s.grad_norms]
     result = {
@@ -185,7 +197,7 @@ def align(worker: Worker) -> Facts:
         "margin_mean": sum(s.metrics["margin"] for s in steps) / training.records_seen,
         "validation": validation,
         "seconds": {"reference": notes["reference_seconds"], "train": training.seconds, "evaluate": evaluated},
-        "steps": _curve(steps),
+        "steps": [s.facts() for s in steps],
     }
     facts = {"round": task["round"], "parent": task["reference"]}
     return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result)
@@ -204,7 +216,7 @@ def align_nll(worker: Worker) -> Facts:
         "nll_loss": fmean(s.losses["nll"] for s in steps),
         "validation": validation,
         "seconds": {"train": training.seconds, "evaluate": time.monotonic() - began},
-        "steps": _curve(steps),
+        "steps": [s.facts() for s in steps],
     }
     return _save_proxy(
         worker, scorer, f"r{task['round']:02d}", {"round": task["round"], "parent": task["reference"]}, result
@@ -218,7 +230,7 @@ def assist(worker: Worker) -> Facts:
     training = ResumableTraining(worker, scorer, worker.config.white_box.assistant)
     divergence = Divergence("forward_kl", worker.config.white_box.temperature)
     steps = training.run(lambda rows: training.trainer.step(rows, WhiteBoxLoss(rows, teacher, divergence)))
-    result = {"validation": worker.evaluate(scorer, "validation"), "steps": _curve(steps)}
+    result = {"validation": worker.evaluate(scorer, "validation"), "steps": [s.facts() for s in steps]}
     return _save_proxy(worker, scorer, "assistant", {"round": None, "parent": None}, result)
 
 
@@ -314,7 +326,7 @@ def distil(worker: Worker) -> Facts:
         "loss_share": _shares([s.losses for s in steps]),
         "grad_share": _shares([s.grad_norms for s in steps if s.grad_norms]),
         "curve": curve,
-        "steps": _curve(steps),
+        "steps": [s.facts() for s in steps],
     }
     _save_student(worker, scorer, base, worker.run.student, curve[-1])
     return result
@@ -412,10 +424,6 @@ def _shares(values: list[dict[str, float]]) -> dict[str, float]:
     means = {name: abs(fmean(v[name] for v in values)) for name in (values[0] if values else ())}
     total = sum(means.values()) or 1.0
     return {name: value / total for name, value in means.items()}
-
-
-def _curve(steps: list[Step]) -> list[Facts]:
-    return [{**s.losses, "grad_norm": s.grad_norm, "grad_norms": s.grad_norms} for s in steps]
 
 
 LOOPS: dict[str, Callable[[Worker], Facts]] = {

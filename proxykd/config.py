@@ -1,7 +1,7 @@
 """The frozen configuration of a run. Imports neither torch nor transformers.
 
-Defaults are the paper's (DESIGN.md, section 2). `resources`, `redis` and `runs_dir` say where and how fast a run
-happens; everything else changes its results and is part of the run's hash.
+Defaults are the paper's (DESIGN.md, section 2). `resources`, `redis`, `tracking` and `runs_dir` say where, how fast
+and how visibly a run happens; everything else changes its results and is part of the run's hash.
 """
 
 from __future__ import annotations
@@ -228,6 +228,13 @@ class RedisConfig(Section):
         return self
 
 
+class TrackingConfig(Section):
+    """Experiment trackers, which no result depends on. Their keys and servers come from their own environment."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    project: str = Field("proxykd", description="W&B's project, MLflow's experiment")
+
+
 class RunConfig(Section):
     """A whole run. `load_config` reads one from YAML; `hash8` names it."""
 
@@ -249,6 +256,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     resources: ResourceConfig = ResourceConfig()
     redis: RedisConfig = RedisConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -326,7 +334,7 @@ class RunConfig(Section):
 
     @property
     def sha256(self) -> str:
-        frozen = self.model_dump(mode="json", exclude={"resources", "redis", "runs_dir"})
+        frozen = self.model_dump(mode="json", exclude={"resources", "redis", "tracking", "runs_dir"})
         return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
     @property

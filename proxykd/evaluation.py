@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from proxykd.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
 from proxykd.corpus import Row
 from proxykd.losses import sequence_sums
+from proxykd.pairs import SIDES
 from proxykd.parallel import Workers
 from proxykd.scorer import CompletionScorer
 
@@ -82,14 +83,8 @@ def score_records(
 
     With a sealed teacher, `true_kl` is each record's sum of the full-vocabulary KL(teacher || model).
     """
-    plan = plan_micro_batches([row["length"] for row in rows], micro_batch_tokens)
     table = torch.zeros(len(rows), 3, dtype=torch.float64, device=workers.device)
-    for number, part in enumerate(share_of_worker(plan, workers.rank, workers.world)):
-        if not part:
-            if workers.mode == "fsdp2":  # the collectives of a forward pass need every worker
-                scorer.score(_collate(rows, plan[0], workers.device))
-            continue
-        batch = _collate(rows, part, workers.device)
+    for number, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens):
         scores = scorer.score(batch, versus=teacher.logits_of(number, batch) if teacher else None)
         assert scores.argmax_N is not None
         kl_N = torch.zeros_like(scores.token_logps_N) if scores.kl_N is None else scores.kl_N
@@ -98,6 +93,48 @@ def score_records(
     nll, agreements, true_kl = workers.sum(table).T.tolist()
     tokens = [len(row["completion_ids"]) for row in rows]
     return RecordScores(tokens, nll, agreements, true_kl if teacher else None)
+
+
+def token_logps(
+    scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
+) -> list[list[float]]:
+    """Each row's completion, token by token: log-probs in nats, on every worker."""
+    found: dict[int, list[float]] = {}
+    for _, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens):
+        logps_N = scorer.score(batch).token_logps_N.float().cpu()
+        for index, logps in zip(part, logps_N.split(batch.lengths_B.tolist()), strict=True):
+            found[index] = logps.tolist()
+    everyones = {index: logps for part in workers.gather_objects(found) for index, logps in part.items()}
+    return [everyones[index] for index in range(len(rows))]
+
+
+def pair_token_logps(
+    scorer: CompletionScorer, pairs: Sequence[Row], workers: Workers, micro_batch_tokens: int
+) -> dict[str, list[list[float]]]:
+    """The same for both completions of each pair, by side. Every worker must call it."""
+    rows = [
+        {
+            "prompt_ids": pair["prompt_ids"],
+            "completion_ids": pair[key],
+            "length": len(pair["prompt_ids"]) + len(pair[key]),
+        }
+        for key in SIDES.values()
+        for pair in pairs
+    ]
+    logps = token_logps(scorer, rows, workers, micro_batch_tokens)
+    return {side: logps[i * len(pairs) : (i + 1) * len(pairs)] for i, side in enumerate(SIDES)}
+
+
+def _my_batches(
+    scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
+) -> Iterator[tuple[int, list[int], CompletionBatch]]:
+    """This worker's micro-batches, each with its number and the indices of its rows."""
+    plan = plan_micro_batches([row["length"] for row in rows], micro_batch_tokens)
+    for number, part in enumerate(share_of_worker(plan, workers.rank, workers.world)):
+        if part:
+            yield number, part, _collate(rows, part, workers.device)
+        elif workers.mode == "fsdp2":  # the collectives of a forward pass need every worker
+            scorer.score(_collate(rows, plan[0], workers.device))
 
 
 def mass_shares(

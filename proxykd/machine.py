@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 from pathlib import Path
 
 from proxykd.config import RunConfig
-from proxykd.errors import ResourceError
+from proxykd.errors import ConfigError, ResourceError
 from proxykd.requirements import (
     Check,
     cpus_needed,
@@ -20,6 +21,7 @@ from proxykd.requirements import (
 )
 from proxykd.storage import refuses_now
 
+TRACKER_EXTRAS = ("wandb", "mlflow")
 SHARED_MEMORY = Path("/dev/shm")
 FIX = (
     "resources.logical_cpus sets the CPUs that Ray announces; fewer engine_replicas, trainer_workers or "
@@ -45,6 +47,16 @@ def require_machine(config: RunConfig, folder: Path) -> None:
         Check("shared memory, GiB", shared_memory_needed(config), shm, shm),
     ]
     require(checks, "this machine", FIX)
+
+
+def require_trackers(config: RunConfig) -> None:
+    """Raises ConfigError where a tracker that the config names is not installed."""
+    for name in config.tracking.trackers:
+        if name in TRACKER_EXTRAS and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracking.trackers names {name}, which is not installed: pip install 'proxykd[{name}]', or leave it "
+                f"out"
+            )
 
 
 def require_writable(folder: Path) -> None:

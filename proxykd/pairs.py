@@ -12,6 +12,8 @@ from proxykd.corpus import Row
 from proxykd.corpus_store import IDS
 from proxykd.storage import read_table, verify_shard, write_shard
 
+SIDES = {"chosen": "completion_ids", "rejected": "rejected_ids"}
+"""Of a pair, and the columns of their tokens."""
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),

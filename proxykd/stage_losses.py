@@ -90,7 +90,7 @@ class DistillationLoss:
     """
 
     terms: tuple[str, ...] = ("nll", "kl")
-    metrics: tuple[str, ...] = ("kl_tokens",)
+    metrics: tuple[str, ...] = ("sequence_kl",)
 
     def __init__(self, global_batch: Sequence[Row], config: DistillationConfig):
         self._by_token = config.kl_reduction == "token_sum"
@@ -111,7 +111,7 @@ class DistillationLoss:
             "nll": -scores.token_logps_N.sum() / self._unit,
             "kl": self._alpha * weighted_B.sum() / self._unit,
         }
-        return terms, {"kl_tokens": float(kl_N.detach().sum())}
+        return terms, {"sequence_kl": float(kl_N.detach().sum())}
 
 
 class WhiteBoxLoss:

@@ -221,7 +221,7 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
     Runs with equal keys make equal results, so that one may take over the other's. (The teacher is asked once for all
     seeds: they share its text.)
     """
-    whole = config.model_dump(mode="json", exclude={"name", "runs_dir", "resources", "redis"})
+    whole = config.model_dump(mode="json", exclude={"name", "runs_dir", "resources", "redis", "tracking"})
 
     def of(*keys: str) -> Facts:
         return {key: whole[key] for key in keys}

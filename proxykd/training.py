@@ -44,6 +44,16 @@ class Step:
     grad_norm: float
     grad_norms: dict[str, float] = field(default_factory=dict)
     """Each term's own gradient norm, where this step measured them."""
+    records: int = 0
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Losses, and the mean of each metric over the records."""
+        return {**self.losses, **{name: value / max(1, self.records) for name, value in self.metrics.items()}}
+
+    def facts(self) -> dict[str, Any]:
+        """The step as a point of its stage's curves."""
+        return {**self.measures, "grad_norm": self.grad_norm, "grad_norms": self.grad_norms}
 
 
 class Trainer:
@@ -102,7 +112,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        return Step(losses, metrics, norm, grad_norms)
+        return Step(losses, metrics, norm, grad_norms, len(rows))
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, whole and on the CPU: weights, Adam's moments, steps, the RNG.

@@ -7,16 +7,18 @@ import hmac
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxykd.errors import ConfigError
+from services.refusals import error_body
 
 KEYS_VARIABLE = "PROXYKD_API_KEYS"
 OPEN_ROUTES = ("/healthz", "/readyz")
+PAGE = "/dashboard"
+"""The page's own files hold no data: what they show they ask for with a key."""
 SHORTEST_KEY = 16
 
 
@@ -55,11 +57,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's API shapes it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 class Guard:
     """Refuses requests without a key (401) and bodies over the limit (413) before a route sees them."""
 
@@ -73,7 +70,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if scope["path"].rstrip("/") not in OPEN_ROUTES and not self._knows(headers.get("authorization", "")):
+        if not _is_open(scope) and not self._knows(headers.get("authorization", "")):
             body = error_body(
                 "an API key is needed: Authorization: Bearer KEY", "authentication_error", code="invalid_api_key"
             )
@@ -115,3 +112,8 @@ class Guard:
                 return None
             if part["type"] != "http.request" or not part.get("more_body"):
                 return parts
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+    return path in (*OPEN_ROUTES, PAGE) or path.startswith(f"{PAGE}/")

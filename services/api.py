@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from actors.openai_front import Opening, Route
 from proxykd import __version__
 from proxykd.adapter_catalogue import AdapterCard
-from services.access import Guard, error_body
+from services.access import Guard
 from services.api_schemas import ChatBody, CompletionBody, DistributionBody, SamplingBody
-from services.proxy_service import ApiError, ProxyService
+from services.dashboard.api import Views, dashboard_api
+from services.dashboard.library import Library
+from services.dashboard.pages import mount_page
+from services.proxy_service import ProxyService
+from services.refusals import ApiError, body_of, first_problem, refuse_as_openai_does
 
 ADAPTER_HEADER = "X-Proxykd-Adapter"
 NDJSON = "application/x-ndjson"
@@ -28,10 +30,11 @@ BATCH_AT_ONCE = 16
 NDJSON_BODY = {"requestBody": {"content": {NDJSON: {"schema": {"type": "string"}}}}}
 
 _ERROR = {"description": "An error as OpenAI shapes it: `error.message` names the value and the fix."}
-ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 429, 503, 504), _ERROR)
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 409, 413, 429, 503, 504), _ERROR)
 
 
-def build_app(service: ProxyService) -> FastAPI:
+def build_app(service: ProxyService, views: Views) -> FastAPI:
+    """`views` gives the Redis behind a run's live stream."""
     app = FastAPI(
         title="proxykd",
         version=__version__,
@@ -40,18 +43,7 @@ def build_app(service: ProxyService) -> FastAPI:
     )
     app.add_middleware(Guard, key_digests=service.spec.key_digests, max_body_bytes=service.spec.max_body_bytes)
 
-    @app.exception_handler(ApiError)
-    async def refuse(request: Request, error: ApiError) -> JSONResponse:
-        return _refusal(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _refusal(_first_problem(error.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def refuse_http(request: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(str(error.detail), "invalid_request_error")
-        return JSONResponse(body, error.status_code, error.headers)
+    refuse_as_openai_does(app)
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> dict[str, Any]:
@@ -106,6 +98,8 @@ def build_app(service: ProxyService) -> FastAPI:
         return PlainTextResponse(await service.exposition(), media_type="text/plain; version=0.0.4")
 
     app.include_router(proxy)
+    app.include_router(dashboard_api(Library.of_run(service.run), views))
+    mount_page(app)
     _document_what_is_true(app)
     return app
 
@@ -153,9 +147,9 @@ async def _answers_by_line(service: ProxyService, lines: list[bytes]) -> AsyncIt
             try:
                 facts = await service.distribution(DistributionBody.model_validate_json(line))
             except ValidationError as error:
-                facts = _body(_first_problem(error.errors()))
+                facts = body_of(first_problem(error.errors()))
             except ApiError as error:
-                facts = _body(error)
+                facts = body_of(error)
             return json.dumps(facts, allow_nan=False) + "\n"
 
     tasks = [asyncio.create_task(answer(line)) for line in lines]
@@ -187,7 +181,7 @@ async def _events(parts: AsyncIterator[Opening | str]) -> AsyncIterator[str]:
             if isinstance(part, str):
                 yield part
     except ApiError as error:
-        yield f"data: {json.dumps(_body(error))}\n\n"
+        yield f"data: {json.dumps(body_of(error))}\n\n"
         yield "data: [DONE]\n\n"
 
 
@@ -202,19 +196,3 @@ def _model_card(card: AdapterCard, service: ProxyService) -> dict[str, Any]:
         "max_model_len": service.spec.max_length,
         **facts,
     }
-
-
-def _refusal(error: ApiError) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-    return JSONResponse(_body(error), error.status, headers)
-
-
-def _body(error: ApiError) -> dict[str, Any]:
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return error_body(error.message, kind, error.param, str(error.status))
-
-
-def _first_problem(errors: Any) -> ApiError:
-    """The first validation error by name. Never its input: that may be anything, and of any size."""
-    where = [str(part) for part in errors[0]["loc"] if part != "body"]
-    return ApiError(400, f"{'.'.join(where) or 'body'}: {errors[0]['msg']}"[:500], param=where[0] if where else None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxykd import __version__
-from proxykd.errors import ProxykdError
+from proxykd.errors import ProxykdError, RunError
 
 if TYPE_CHECKING:
     from actors.http_options import HttpOptions
@@ -27,11 +27,11 @@ ADDRESS = click.option(
 )
 
 
-def http_options(command: Callable[..., None]) -> Callable[..., None]:
+def http_options(command: Callable[..., None], port: int = 8000) -> Callable[..., None]:
     """Adds --http-host, --http-port and --api-keys, and hands the command their sum as `http`."""
 
     @click.option("--http-host", default="127.0.0.1", show_default=True, help="Address that the routes bind to.")
-    @click.option("--http-port", default=8000, show_default=True, help="Port of the routes.")
+    @click.option("--http-port", default=port, show_default=True, help="Port of the routes.")
     @click.option("--api-keys", metavar="FILE", help="API keys, one a line; default: $PROXYKD_API_KEYS, by commas.")
     @functools.wraps(command)
     def with_http(http_host: str, http_port: int, api_keys: str | None, **arguments: Any) -> None:
@@ -103,7 +103,8 @@ def study(
 @click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
 def resume(run_directory: str, address: str | None, http: HttpOptions, detach: bool) -> None:
     """Go on with RUN where it ended."""
-    from services.runs import Work, follow_or_start
+    from services.runs import follow_or_start
+    from services.status import Work
 
     follow_or_start(Work.at(run_directory), address=address, http=http, detach=detach)
 
@@ -122,15 +123,32 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
 
 
 @main.command()
+@click.argument("runs_dir", default="runs", type=click.Path(file_okay=False))
+@functools.partial(http_options, port=8100)
+def dashboard(runs_dir: str, http: HttpOptions) -> None:
+    """Show all runs and studies in RUNS_DIR (default: runs) in a browser, those at work live; until Ctrl-C.
+
+    A run that is at work shows itself too, at /dashboard/ beside its routes.
+    """
+    from services.dashboard.app import serve_dashboard
+
+    serve_dashboard(runs_dir, http)
+
+
+@main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(run_directory: str, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Go on showing it until it ends; Ctrl-C leaves the run as it is.")
+def status(run_directory: str, as_json: bool, watch: bool) -> None:
     """Say where RUN stands: from storage, and whether its coordinator is alive."""
-    from services.runs import Work, run_status
-    from services.terminal import status_lines
+    from services.status import Work, run_status
+    from services.terminal import status_lines, watch_run
 
-    facts = run_status(Work.at(run_directory))
+    work = Work.at(run_directory)
+    facts = run_status(work)
     click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(status_lines(facts)))
+    if watch and facts["alive"]:
+        watch_run(work)
 
 
 @main.command()
@@ -138,7 +156,8 @@ def status(run_directory: str, as_json: bool) -> None:
 @click.option("--now", is_flag=True, help="Do not wait for the shard or step in hand: it will be done again.")
 def stop(run_directory: str, now: bool) -> None:
     """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
-    from services.runs import Work, stop_run
+    from services.runs import stop_run
+    from services.status import Work
 
     stop_run(Work.at(run_directory), now)
     click.echo(f"stopped; go on with: proxykd resume {run_directory}")
@@ -146,11 +165,22 @@ def stop(run_directory: str, now: bool) -> None:
 
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
-def report(run_directory: str) -> None:
-    """Print a finished RUN's table, or a study's."""
-    from services.runs import Work
+@click.option("--html", metavar="FILE", type=click.Path(dir_okay=False), help="Write the run's page there instead.")
+def report(run_directory: str, html: str | None) -> None:
+    """Print a finished RUN's table, or a study's; or write the page of a run, finished or not, as one file."""
+    from services.status import Work
 
-    Work.at(run_directory).print_report()
+    work = Work.at(run_directory)
+    if html is None:
+        from services.terminal import print_report
+
+        print_report(work)
+        return
+    if work.study is not None:
+        raise RunError(f"{work.run.id} is a study, whose page is {work.study.report.with_suffix('.html')}")
+    from services.dashboard.pages import write_report_page
+
+    click.echo(f"wrote {write_report_page(work.run, Path(html))}")
 
 
 @main.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Any
@@ -16,11 +17,15 @@ from ray.serve.schema import ApplicationStatus
 from actors.apps import proxy_app, rest_app, teacher_app
 from actors.engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
 from actors.http_options import HttpOptions
+from actors.logs import log_of
+from actors.metrics import ReplicaMetrics
 from actors.openai_front import OpenAIFront, Opening, Route
 from actors.placement import in_pool
 from proxykd.config import ResourceConfig, RunConfig
-from proxykd.storage import RunDirectory
+from proxykd.storage import RunDirectory, location
 from services.api import build_app
+from services.dashboard.pages import write_report_page
+from services.dashboard.redis_of_run import redis_of_coordinator
 from services.proxy_service import ProxyService, ServiceSpec
 
 
@@ -28,20 +33,27 @@ class ProxyReplica:
     """The engine behind a Serve handle. A call carries a batch; vLLM interleaves the rows of all calls."""
 
     async def __init__(self, spec: EngineSpec):  # type: ignore[misc]  # Serve awaits it; the engine needs a loop
+        began = time.monotonic()
         self._engine = ProxyEngine(spec)
         self._front = OpenAIFront(self._engine)
+        self._metrics = ReplicaMetrics(spec.prefix, serve.get_replica_context().replica_id.unique_id)
+        log = log_of(RunDirectory(location(spec.adapters_dir).parent), "engine")
+        log.info("engine up", extra={"facts": {"seconds": time.monotonic() - began, "mode": spec.mode}})
 
     async def generate(self, adapter: str, **request: Any) -> list[Generation]:
-        return await self._engine.generate(adapter, **request)
+        with self._metrics.call(adapter):
+            return await self._engine.generate(adapter, **request)
 
     async def score(self, adapter: str, **request: Any) -> list[CompletionLogps]:
-        return await self._engine.score(adapter, **request)
+        with self._metrics.call(adapter):
+            return await self._engine.score(adapter, **request)
 
     async def openai(
         self, route: Route, adapter: str, body: dict[str, Any], deadline_s: float
     ) -> AsyncIterator[Opening | str]:
-        async for part in self._front.answer(route, adapter, body, deadline_s):
-            yield part
+        with self._metrics.call(adapter):
+            async for part in self._front.answer(route, adapter, body, deadline_s):
+                yield part
 
     async def probe(self, deadline_s: float) -> str:
         return await self._engine.probe(deadline_s)
@@ -62,7 +74,7 @@ class Rest:
         self._service = ProxyService(spec, lru_cache(lambda: serve.get_app_handle(app)))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._service)
+        return build_app(self._service, redis_of_coordinator)
 
 
 class ServeDeployer:
@@ -117,6 +129,9 @@ class ServeDeployer:
             route_prefix=f"/{teacher_app(spec.prefix)}",
         )
         return f"http://127.0.0.1:{self._http.port}/{teacher_app(spec.prefix)}/v1"
+
+    def write_page(self, run: RunDirectory) -> None:
+        write_report_page(run)
 
     def _running(self, app: str) -> Any:
         """The handle of an application that is up, or None."""

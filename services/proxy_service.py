@@ -28,6 +28,7 @@ from proxykd.errors import EngineError, ProxykdError
 from proxykd.storage import RunDirectory
 from services.api_schemas import DistributionBody
 from services.distribution import Question, describe
+from services.refusals import ApiError
 
 LIVE_FOR_S = 0.5
 """How long one look at the run's live state is good for."""
@@ -73,24 +74,13 @@ class ServiceSpec:
         )
 
 
-class ApiError(Exception):
-    """An answer that is not 200, with the seconds after which asking again makes sense."""
-
-    def __init__(self, status: int, message: str, retry_after_s: int | None = None, param: str | None = None):
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.retry_after_s = retry_after_s
-        self.param = param
-
-
 class ProxyService:
     def __init__(self, spec: ServiceSpec, engine: Callable[[], Any]):
         """`engine` gives the Serve handle of the engine's deployment; it may raise while there is none."""
         self.spec = spec
         self._engine = engine
-        self._run = RunDirectory.open(spec.run)
-        self._chat = ChatFormat(load_tokenizer(self._run.models / "proxy"))
+        self.run = RunDirectory.open(spec.run)
+        self._chat = ChatFormat(load_tokenizer(self.run.models / "proxy"))
         self.started_at = int(time.time())
         self._in_flight = 0
         self._live: tuple[float, dict[str, Any]] = (0.0, {})
@@ -99,7 +89,7 @@ class ProxyService:
     # -- adapters ------------------------------------------------------------------------------------------------
 
     def adapters(self) -> list[AdapterCard]:
-        return catalogue(self._run)
+        return catalogue(self.run)
 
     def adapter(self, name: str | None) -> AdapterCard:
         try:
@@ -109,7 +99,7 @@ class ProxyService:
 
     def facts(self) -> dict[str, Any]:
         """Every adapter, which of them answers where a request names nobody (None so far), and mu and gamma."""
-        cards, trust = self.adapters(), trust_of_run(self._run)
+        cards, trust = self.adapters(), trust_of_run(self.run)
         default = next((card.name for card in cards if self.spec.default_adapter in (card.name, *card.aliases)), None)
         return {
             "default": default,
@@ -148,7 +138,7 @@ class ProxyService:
                     )
                 )
                 scored.append(one)
-        trust = trust_of_run(self._run)
+        trust = trust_of_run(self.run)
         vocabulary = len(self._chat.tokenizer)
         answers = [describe(question, one, trust, self._token_text, vocabulary) for one in scored]
         return {"object": "proxy.distribution", **question.facts(), "results": answers}
@@ -250,7 +240,7 @@ class ProxyService:
     def _live_state(self) -> dict[str, Any]:
         read_at, state = self._live
         if time.monotonic() - read_at > LIVE_FOR_S:
-            state = read_live(self._run)
+            state = read_live(self.run)
             self._live = (time.monotonic(), state)
         return state
 

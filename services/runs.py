@@ -5,65 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors import holder
-from actors.events import gives_signs_of_life, read_events, read_live
+from actors.events import gives_signs_of_life, last_segment
 from actors.http_options import HttpOptions
 from actors.launch import Launch
 from actors.local_cluster import LocalCluster, local_folder, running, start
 from proxykd.config import RunConfig
 from proxykd.errors import ConfigError, ProxykdError, RunError
-from proxykd.journal import replay
-from proxykd.machine import require_machine
-from proxykd.report import finished_stages
+from proxykd.machine import require_machine, require_trackers
 from proxykd.storage import RunDirectory, delete, refuses_now, write_json
 from proxykd.study import StudyConfig, StudyDirectory
-from services.terminal import follow, print_report, print_study_report
+from services.status import Work, finished
+from services.terminal import follow, print_report
 
 DEPLOYER = "services.deployments:ServeDeployer"
 STOP_POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a coordinator does in a directory: a run, or a study of many. `run` names journal, events and live state."""
-
-    run: RunDirectory
-    config: RunConfig
-    """Whose resources and Redis it takes."""
-    study: StudyDirectory | None = None
-
-    @classmethod
-    def at(cls, path: str | Path) -> Work:
-        """Raises:
-        RunError: neither a run nor a study lies there.
-        """
-        if StudyDirectory.is_one(path):
-            study = StudyDirectory(path)
-            return cls(RunDirectory(study.root), study.study().expand()[0].config, study)
-        run = RunDirectory.open(path)
-        return cls(run, run.config())
-
-    @property
-    def stop_requests(self) -> list[Path]:
-        return [run.stop_request for run in (self.run, *(self.study.runs() if self.study else ()))]
-
-    @property
-    def coordinator(self) -> str:
-        return "actors.study:StudyCoordinator" if self.study else "actors.coordinator:Coordinator"
-
-    def print_report(self) -> None:
-        if self.study is None:
-            print_report(self.run)
-        else:
-            print_study_report(self.study)
 
 
 def start_run(config: RunConfig, *, address: str | None, http: HttpOptions, fresh: bool, detach: bool) -> None:
@@ -107,9 +70,9 @@ def follow_or_start(work: Work, *, address: str | None, http: HttpOptions, detac
     run = work.run
     if finished(run):
         print(f"{run.id} is done. Start over with --fresh (make quickstart FRESH=1).\n")
-        work.print_report()
+        print_report(work)
         return
-    _, seen = read_events(run.events)
+    seen = last_segment(run.events)
     cluster = None if address else running(run.root)
     if cluster is None:
         cluster = launch_coordinator(work, address, http)
@@ -119,14 +82,14 @@ def follow_or_start(work: Work, *, address: str | None, http: HttpOptions, detac
         print(f"{run.id} runs on its own; look with: proxykd status {run.root}")
         return
     try:
-        end = follow(run, after=seen, alive=lambda: cluster.alive if cluster else gives_signs_of_life(run))
+        end = follow(work, after=seen, alive=lambda: cluster.alive if cluster else gives_signs_of_life(run))
     except KeyboardInterrupt:
         _ask_what_to_do(work, cluster)
         return
     if cluster is not None:
         cluster.stop()
     if end["event"] == "finished":
-        work.print_report()
+        print_report(work)
         return
     if end["event"] == "failed" and "traceback" in end:
         print(end["traceback"], file=sys.stderr)
@@ -137,6 +100,7 @@ def follow_or_start(work: Work, *, address: str | None, http: HttpOptions, detac
 def launch_coordinator(work: Work, address: str | None, http: HttpOptions) -> LocalCluster | None:
     """Starts Ray where no address is given, and the coordinator on it."""
     root, config = work.run.root, work.config
+    require_trackers(config)
     if address is None:
         require_machine(config, local_folder(root))
     for request in work.stop_requests:
@@ -189,38 +153,6 @@ def stop_run(work: Work, now: bool) -> None:
         time.sleep(STOP_POLL_S)
     if cluster is not None:
         cluster.stop()
-
-
-def finished(run: RunDirectory) -> bool:
-    return any(entry["event"] == "RUN_FINISHED" for entry in replay(run.journal))
-
-
-def run_status(work: Work) -> dict[str, Any]:
-    """Where a run or a study stands, from storage alone; `alive` says whether its local Ray still runs."""
-    run = work.run
-    entries = replay(run.journal)
-    events, _ = read_events(run.events)
-    ends = [event for event in events if event["event"] in ("failed", "stopped", "run_started")]
-    failed = ends[-1]["message"] if ends and ends[-1]["event"] == "failed" else None
-    alive = running(run.root) is not None or (gives_signs_of_life(run) and not _died_here(run))
-    live = read_live(run)
-    return {
-        "run": run.id,
-        "state": "finished" if finished(run) else "running" if alive else "failed" if failed else "stopped",
-        "alive": alive,
-        "job": next((entry["job"] for entry in reversed(entries) if "job" in entry), None),
-        "epoch": entries[-1]["epoch"] if entries else 0,
-        "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in finished_stages(run)],
-        "runs": {one.id: finished(one) for one in work.study.runs()} if work.study else None,
-        "now": live if alive and live.get("stage") else None,
-        "error": failed,
-    }
-
-
-def _died_here(run: RunDirectory) -> bool:
-    """Whether the run's last claim was by a local Ray of this machine, which running() knows better about."""
-    claims = [entry for entry in replay(run.journal) if entry["event"] == "EPOCH_CLAIMED"]
-    return bool(claims) and claims[-1].get("host") == socket.gethostname() and claims[-1].get("cluster_pid") is not None
 
 
 def _ask_what_to_do(work: Work, cluster: LocalCluster | None) -> None:

@@ -19,7 +19,8 @@ from ray import serve
 from actors.engine import EngineSpec, ProxyEngine
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.errors import ProxykdError
-from services.access import error_body, is_loopback
+from services.access import is_loopback
+from services.refusals import error_body
 
 SEALED = ("logprobs", "top_logprobs", "prompt_logprobs", "logit_bias", "return_token_ids", "return_tokens_as_token_ids")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.apps import proxy_app, rest_app
 from actors.http_options import HttpOptions
+from actors.launch import NAMESPACE
 from actors.local_cluster import local_folder, running, start
 from proxykd.adapter_catalogue import AdapterCard, catalogue, find
 from proxykd.errors import ResourceError, RunError
@@ -53,7 +54,6 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
 def _deploy(run: RunDirectory, card: AdapterCard, address: str, http: HttpOptions) -> str:
     import ray
 
-    from actors.coordinator import NAMESPACE
     from actors.engine import EngineSpec
     from services.deployments import ServeDeployer
     from services.proxy_service import ServiceSpec

@@ -8,12 +8,17 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from actors.events import read_events, read_live
-from proxykd.storage import RunDirectory, read_json
+from actors.events import last_segment, read_events, read_live
+from proxykd.journal import replay
+from proxykd.overview import pipeline
+from proxykd.report import finished_stages
+from proxykd.storage import RunDirectory, read_json, stage_key
 from proxykd.study import PRESETS, PROXY_KD, StudyDirectory
 from proxykd.study_report import known_measures
+from services.status import Work, finished, run_status
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
@@ -22,14 +27,14 @@ FIRST_SHARE = 0.02
 Facts = dict[str, Any]
 
 
-def follow(run: RunDirectory, after: int, alive: Callable[[], bool]) -> Facts:
+def follow(work: Work, after: int, alive: Callable[[], bool]) -> Facts:
     """Shows events and progress until the run finishes, fails or its cluster is gone; returns the last event."""
     console = Console(highlight=False)
-    began, plain_at, gone = time.time(), 0.0, False
-    console.print(f"run {run.id} in {run.root}")
-    with console.status("starting Ray") as spinner:
+    began, gone = time.time(), False
+    console.print(f"run {work.run.id} in {work.run.root}")
+    with _Bars(work, console) if console.is_terminal else _Lines(console, began) as display:
         while True:
-            events, after = read_events(run.events, after)
+            events, after = read_events(work.run.events, after)
             for event in events:
                 if event["event"] in ("finished", "failed", "stopped"):
                     return event
@@ -37,14 +42,83 @@ def follow(run: RunDirectory, after: int, alive: Callable[[], bool]) -> Facts:
             if gone:
                 return {"event": "gone"}
             gone = not alive()
-            live = read_live(run)
-            line = progress_line(live) if live.get("stage") else None
-            if line and console.is_terminal:
-                spinner.update(line)
-            elif line and time.monotonic() - plain_at > PLAIN_EVERY_S:
-                console.print(f"{_clock(time.time() - began)}  {line}", soft_wrap=True)
-                plain_at = time.monotonic()
+            display.show(read_live(work.run), bool(events))
             time.sleep(POLL_S)
+
+
+def watch_run(work: Work) -> None:
+    """The same for an onlooker, whose Ctrl-C ends the looking alone."""
+    try:
+        end = follow(work, last_segment(work.run.events), lambda: bool(run_status(work)["alive"]))
+    except KeyboardInterrupt:
+        return
+    print(end.get("message") or end.get("reason") or end["event"])
+
+
+class _Bars:
+    """For a terminal: a bar of stages (a study's: of runs), and one of the stage in hand with its latest measures."""
+
+    def __init__(self, work: Work, console: Console):
+        self._work = work
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[told]}", style="dim"),
+        )
+        self._progress = Progress(SpinnerColumn(), *columns, console=console, transient=True)
+        self._whole = self._progress.add_task(work.run.id, total=None, told="")
+        self._stage = self._progress.add_task("starting Ray", total=None, told="")
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        self._count()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, live: Facts, turned: bool) -> None:
+        if turned:
+            self._count()
+        if live.get("stage"):
+            total = live.get("total") or None
+            name, _, told = progress_line(live).partition(" | ")
+            self._progress.update(
+                self._stage, description=name, completed=live.get("done", 0.0), total=total, told=told
+            )
+
+    def _count(self) -> None:
+        done, total, unit = whole_progress(self._work)
+        self._progress.update(self._whole, completed=done, total=total, told=f"{done} of {total} {unit}")
+
+
+class _Lines:
+    """For a log: the progress as a line now and then."""
+
+    def __init__(self, console: Console, began: float):
+        self._console = console
+        self._began = began
+        self._shown_at = 0.0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, live: Facts, _: bool) -> None:
+        if live.get("stage") and time.monotonic() - self._shown_at > PLAIN_EVERY_S:
+            self._console.print(f"{_clock(time.time() - self._began)}  {progress_line(live)}", soft_wrap=True)
+            self._shown_at = time.monotonic()
+
+
+def whole_progress(work: Work) -> tuple[int, int, str]:
+    """How many stages of a run, or runs of a study, are done, and of how many. Rounds may end earlier than planned."""
+    if work.study is not None:
+        runs = work.study.runs()
+        return sum(map(finished, runs)), len(runs), "runs"
+    done = {stage_key(stage["stage"], stage["round"]): stage for stage in finished_stages(work.run)}
+    return len(done), len(pipeline(work.config, replay(work.run.journal), done)), "stages"
 
 
 def event_line(event: Facts) -> str:
@@ -60,7 +134,9 @@ def event_line(event: Facts) -> str:
     if kind == "stage_adopted":
         return f"{_stage_name(event)} as in {event['donor']}"
     if kind == "routes_open":
-        return f"the proxy answers at {event['url']} while its engine is up"
+        return f"the proxy answers at {event['url']} while its engine is up; the run shows itself at /dashboard/ there"
+    if kind == "metrics_open":
+        return f"metrics for Prometheus at {event['url']}"
     if kind == "alignment_finished":
         return f"alignment ends ({event['reason']}); aligned proxy: {event['adapter']}"
     if kind == "warning":
@@ -68,7 +144,7 @@ def event_line(event: Facts) -> str:
     return str(kind)
 
 
-_STAGE_KEYS = ("time", "event", "stage", "round", "seconds", "run")
+_STAGE_KEYS = ("segment", "time", "event", "stage", "round", "seconds", "run")
 
 
 def progress_line(live: Facts) -> str:
@@ -99,7 +175,14 @@ def status_lines(facts: Facts) -> list[str]:
     return lines
 
 
-def print_report(run: RunDirectory) -> None:
+def print_report(work: Work) -> None:
+    if work.study is None:
+        _print_run(work.run)
+    else:
+        _print_study(work.study)
+
+
+def _print_run(run: RunDirectory) -> None:
     """The short table of a finished run: fidelity by round, the student before and after, seconds, where it lies."""
     if not run.report.exists():
         from proxykd.errors import RunError
@@ -117,7 +200,7 @@ def print_report(run: RunDirectory) -> None:
     console.print(f"load it: python -c 'import transformers; chat = {load}'", soft_wrap=True, markup=False)
 
 
-def print_study_report(study: StudyDirectory) -> None:
+def _print_study(study: StudyDirectory) -> None:
     """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets. The page has more."""
     report = read_json(study.report)
     measures = {key: title for key, title in known_measures(report).items() if key != "sequence_agreement"}

@@ -35,7 +35,7 @@ def write() -> None:
     for method, rate, epochs in product(METHODS, RATES, EPOCHS):
         changes = {**PRESETS[method].overrides, **study["settings"].get(method, {})}
         changes |= {"distillation.learning_rate": rate, "distillation.epochs": epochs}
-        arms[f"{method}-{rate:g}-{epochs}"] = {"title": f"{method}, {rate:g}, {epochs} epochs", "set": changes}
+        arms[f"{method}-{1000 * rate:g}m-{epochs}"] = {"title": f"{method}, {rate:g}, {epochs} epochs", "set": changes}
     tune = {"name": "miniature-tune", "seeds": [SEED], "arms": list(arms), "own_arms": arms, "run": study["run"]}
     TUNE.parent.mkdir(parents=True, exist_ok=True)
     TUNE.write_text(yaml.safe_dump(tune, sort_keys=False))
@@ -46,7 +46,7 @@ def read(path: str) -> None:
     found: dict[str, dict[tuple[str, str], float]] = {}
     for arm in read_json(StudyDirectory(path).report)["arms"]:
         method, rate, epochs = arm["name"].rsplit("-", 2)
-        found.setdefault(method, {})[rate, epochs] = arm["curve"][-1]["held_out_nll"]
+        found.setdefault(method, {})[rate.replace("m", "e-3"), epochs] = arm["curve"][-1]["held_out_nll"]
     for method, grid in found.items():
         best = min(grid, key=lambda setting: grid[setting])
         cells = "  ".join(f"{rate}/{epochs}: {nll:.4f}" for (rate, epochs), nll in grid.items())

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from actors.events import read_events, read_live
+from actors.events import last_segment, read_events, read_live
 from actors.local_cluster import running
 from proxykd.config import load_config
 from proxykd.storage import RunDirectory, is_remote, read_json, read_table, sha256_file, stage_key
@@ -48,7 +48,7 @@ def write_config(name: str, folder: Path, runs_dir: Path | str, redis_url: str |
             "shard_records": 2,
             "split": {"validation": 0.1, "test": 0.1, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4},
         },
-        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 12},
+        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 6},
         alignment={
             "rounds": 1, "learning_rate": 5e-4, "global_batch": 2, "epochs": 3, "max_new_tokens": 12, "parity_records": 4,
         },
@@ -109,7 +109,7 @@ class AttackedRun:
 
     def position(self, point: Point) -> tuple[float, int]:
         """How far the run is, to be compared by `got_further`."""
-        return self.done(point.stage) if point.share is not None else 0.0, read_events(self.run.events)[1]
+        return self.done(point.stage) if point.share is not None else 0.0, last_segment(self.run.events)
 
     def got_further(self, point: Point, position: tuple[float, int]) -> bool:
         done, events = position

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from actors.coordinator import NAMESPACE
+from actors.launch import NAMESPACE
 from actors.progress import Reporter
 from actors.streams import stream_corpus, stream_pairs
 from actors.training_runs import TrainTask, train

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,19 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from playwright.sync_api import expect
 
-from actors.events import read_live
+from actors.events import read_events, read_live
+from actors.metrics import GAUGES, REPLICA_GAUGES
+from proxykd.batching import collate
+from proxykd.chat import load_tokenizer
+from proxykd.inspection import read_inspected
 from proxykd.journal import replay
+from proxykd.models import load_scorer
+from proxykd.pairs import SIDES, read_pairs
 from proxykd.storage import RunDirectory, read_json, sha256_file, verify_directory
 from tests import tiny_model
+from tests.browser import chromium, watched_page
 from tests.chaos.victims import kill
 from tests.object_store import free_port
 from tests.small_run import run_config
@@ -75,6 +84,23 @@ class Client(threading.Thread):
         return self.answers
 
 
+def look_at_dashboard(port: str, run_id: str) -> dict[str, str] | None:
+    """What a browser shows of the run at work; None where there is no browser."""
+    if shutil.which("chromium") is None:
+        return None
+    with chromium() as browser, watched_page(browser) as page:
+        page.goto(f"http://127.0.0.1:{port}/dashboard/#/runs/{run_id}")
+        expect(page.get_by_role("heading", name="Now:")).to_be_visible(timeout=120_000)
+        expect(page.locator("#link")).to_have_text("live", timeout=30_000)
+        before = page.locator(".log li").count()
+        expect(page.locator(".log li").nth(before)).to_be_visible(timeout=400_000)  # one more than before
+        return {
+            "pipeline": page.locator(".pipeline").inner_text(),
+            "fidelity": page.locator("section", has_text="come closer").inner_text(),
+            "event": page.locator(".log li").nth(before).inner_text(),
+        }
+
+
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
     """The run directory of a run that was stopped after its first round and resumed; and what was printed."""
@@ -102,6 +128,9 @@ def finished(tiny, tmp_path_factory):
     shards = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
     assert kill("vllm engine", root) == 1
     wait_for(lambda: (root / "stages" / "align-01.json").exists(), 400)
+    seen = look_at_dashboard(port, run.id)
+    opened = [event for event in read_events(run.events)[0] if event["event"] == "metrics_open"]
+    metrics = httpx.get(opened[-1]["url"]).text
     answers = client.stop()
     stopped = proxykd("stop", str(root))
     assert stopped.returncode == 0, stopped.stderr
@@ -124,6 +153,8 @@ def finished(tiny, tmp_path_factory):
         "answers": answers,
         "shards": shards,
         "killed": killed,
+        "seen": seen,
+        "metrics": metrics,
     }
     del os.environ["PROXYKD_TEST_MARK"]
 
@@ -167,6 +198,65 @@ def test_beside_the_run_clients_are_answered_or_told_when_to_come_back(finished)
     reasons = {answer.json()["error"]["message"].split(" (")[0] for answer in answers if answer.status_code == 503}
     assert any("engine is not up" in reason for reason in reasons)
     assert any("trains on the engine's cores" in reason for reason in reasons)
+
+
+def test_a_browser_sees_the_run_at_work(finished):
+    if finished["seen"] is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    assert "warmup" in finished["seen"]["pipeline"]
+    assert "warm-up" in finished["seen"]["fidelity"]
+    assert "done in" in finished["seen"]["event"] or "begins" in finished["seen"]["event"]
+
+
+def test_rays_agent_exposes_the_runs_metrics(finished):
+    run = finished["root"].name
+    mine = [line for line in finished["metrics"].splitlines() if f'run="{run}"' in line or f"run='{run}'" in line]
+    names = {line.partition("{")[0] for line in mine}
+    assert {"ray_proxykd_coordinator_epoch", "ray_proxykd_stage_done", "ray_proxykd_warnings"} <= names
+    assert names <= {f"ray_{name}" for name in (*GAUGES, *REPLICA_GAUGES)}
+    [epoch] = [line for line in mine if line.startswith("ray_proxykd_coordinator_epoch")]
+    assert float(epoch.rpartition(" ")[2]) == 2
+
+
+def test_a_rounds_pairs_were_looked_at_before_and_after(finished):
+    """Their sums are the trainer's own log-probs under the adapters before and after."""
+    run = RunDirectory.open(finished["root"])
+    config, result = run.config(), read_json(run.stages / "align-02.json")["result"]
+    pairs = read_inspected(run, 2)
+    assert len(pairs) == result["pairs"]
+    rows = {row["id"]: row for path in run.pairs(2).glob("*.parquet") for row in read_pairs(path)}
+    for when, adapter in (("before", result["reference_adapter"]), ("after", result["adapter"])):
+        scorer = load_scorer(run.models / "proxy", config.proxy, adapter=run.adapters / adapter, trainable=False)
+        for pair in pairs[:4]:
+            row = rows[pair["id"]]
+            for side, key in SIDES.items():
+                logps = scorer.score(collate([row["prompt_ids"]], [row[key]])).token_logps_N.tolist()
+                assert pair[f"{side}_{when}"] == pytest.approx(logps, abs=1e-4)
+    tokenizer = load_tokenizer(run.models / "proxy")
+    whole = tokenizer.decode(rows[pairs[0]["id"]]["completion_ids"])  # random tokens: some bytes are no text
+    assert "".join(pairs[0]["chosen"]).replace("\ufffd", "") == whole.replace("\ufffd", "")
+
+
+def test_trackers_and_logs_hold_what_the_run_did(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    root = finished["root"]
+    board = EventAccumulator(str(root / "tensorboard")).Reload()
+    rounds = {event.step: event.value for event in board.Scalars("proxy/held_out_nll")}
+    report = read_json(root / "report" / "report.json")
+    assert rounds[2] == pytest.approx(report["rounds"][1]["validation"]["held_out_nll"], rel=1e-6)
+    assert {"align-01/dpo", "warmup/nll", "distil/kl", "student/held_out_nll"} <= set(board.Tags()["scalars"])
+    lines = [json.loads(line) for path in (root / "logs").glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert {line["role"] for line in lines} == {"coordinator", "trainer", "engine"}
+    assert {line["run"] for line in lines} == {root.name}
+    assert any(line["role"] == "trainer" and line["loop"] == "align" and line["round"] == 2 for line in lines)
+    assert any(line["role"] == "coordinator" and line.get("stage") == "distil" for line in lines)
+
+
+def test_the_report_page_is_written(finished):
+    page = (finished["root"] / "report" / "report.html").read_text()
+    assert finished["root"].name in page
+    assert "https://" not in page.replace("https://github.com/leeoniya/uPlot", "")
 
 
 def test_a_finished_run_is_served_until_it_is_interrupted(finished):

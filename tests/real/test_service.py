@@ -24,12 +24,14 @@ import numpy as np
 import openai
 import psutil
 import pytest
+from playwright.sync_api import Page, expect
 
 from actors.apps import rest_app
 from proxykd.batching import collate
 from proxykd.chat import ChatFormat, load_tokenizer
 from proxykd.models import load_scorer
 from services.proxy_service import ServiceSpec
+from tests.browser import chromium, watched_page
 from tests.ray_nodes import wait_for
 from tests.small_run import make_adapter
 
@@ -52,6 +54,13 @@ def url(deployer, run_with_adapters):
 def client(engine, url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
+
+
+@pytest.fixture
+def page():
+    """Its driver runs an event loop in this thread, so that it ends with the test."""
+    with chromium() as browser, watched_page(browser) as fresh:
+        yield fresh
 
 
 @pytest.fixture
@@ -434,3 +443,31 @@ def test_the_examples_of_the_documentation_run(engine, url, run_with_adapters):
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         assert '"error"' not in done.stdout, done.stdout
+
+
+def test_the_explorer_shows_what_a_hard_label_hides(engine, url, page: Page):
+    """The dashboard beside the routes, in a browser: two adapters side by side, at another temperature."""
+    run, spec, _ = engine
+    page.goto(f"{url}/dashboard/#/runs/{run.id}/explore")
+    page.get_by_label("prompt").fill("the red dog?")
+    page.get_by_label("completion").fill("a small cat")
+    page.get_by_role("checkbox", name="base").check()
+    page.get_by_role("button", name="Ask the proxy").click()
+    expect(page.get_by_role("heading", name=spec.adapter_name(None))).to_be_visible(timeout=120_000)
+    assert page.locator(".next").count() == 2
+    meters = page.locator(".next").first.locator(".meter span")
+    widths = [float(w.removesuffix("%")) for w in meters.evaluate_all("all => all.map((one) => one.style.width)")]
+    body = {"messages": [{"role": "user", "content": "the red dog?"}], "completion": "a small cat", "top_k": 20}
+    told = httpx.post(f"{url}/v1/proxy/distribution", json=body | {"adapter": "aligned"}, timeout=120).json()
+    first = told["results"][0]["tokens"][0]
+    assert widths[:20] == pytest.approx([100 * math.exp(one["logprob"]) for one in first["top"]], abs=0.01)
+    assert widths[-1] == pytest.approx(100 * first["tail_mass"], abs=0.01)
+    page.get_by_role("slider").fill("0.5")
+    expect(page.get_by_text("Approximate:")).to_be_visible()
+    cold = [float(w.removesuffix("%")) for w in meters.evaluate_all("all => all.map((one) => one.style.width)")]
+    weights = [math.exp(one["logprob"] / 0.5) for one in first["top"]]
+    shares = [100 * (1 - first["tail_mass"]) * weight / sum(weights) for weight in weights]
+    assert cold[:20] == pytest.approx(shares, abs=0.01)
+    assert cold[-1] == widths[-1]
+    page.locator(".tokens button").nth(1).click()
+    expect(page.locator(".tokens button").nth(1)).to_have_attribute("aria-pressed", "true")

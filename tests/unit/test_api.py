@@ -18,6 +18,7 @@ from proxykd.errors import ConfigError, EngineError, IntegrityError
 from proxykd.storage import RunDirectory, write_json
 from services.access import key_digests, require_keys_beyond_loopback
 from services.api import build_app
+from services.dashboard.redis_of_run import redis_of_config
 from services.proxy_service import ProxyService, ServiceSpec
 from tests.small_run import run_config
 from tests.unit.test_catalogue import fake_adapter
@@ -94,7 +95,7 @@ def front(tiny, tmp_path):
     spec = ServiceSpec(str(run.root), "base", max_length=20, beside_run=False, shares_cores=True, deadline_s=1.0)
 
     def client(**changes):
-        app = build_app(ProxyService(replace(spec, **changes), lambda: engine))
+        app = build_app(ProxyService(replace(spec, **changes), lambda: engine), redis_of_config)
         return TestClient(app, raise_server_exceptions=False)
 
     return client, engine, run

@@ -145,7 +145,7 @@ def test_units_are_those_of_the_design(tiny):
         weighted += row["trust"] * kl_mean
         total_kl += kl_mean * len(row["completion_ids"])
     assert terms["kl"].item() == pytest.approx(100.0 * weighted / len(batch), rel=1e-4)
-    assert metrics["kl_tokens"] == pytest.approx(total_kl, rel=1e-4)
+    assert metrics["sequence_kl"] == pytest.approx(total_kl, rel=1e-4)
     by_token = DistillationLoss(batch, DistillationConfig(alpha=1.0, kl_reduction="token_sum", trust="none"))
     flat = [{**row, "trust": 1.0} for row in batch]
     assert by_token(scorer, flat)[0]["kl"].item() == pytest.approx(total_kl / tokens, rel=1e-4)

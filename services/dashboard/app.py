@@ -1,0 +1,56 @@
+"""`proxykd dashboard`: every run and study under a folder, from storage alone."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.responses import RedirectResponse
+
+from actors.http_options import HttpOptions
+from proxykd import __version__
+from proxykd.errors import ResourceError
+from services.access import PAGE, Guard
+from services.dashboard.api import dashboard_api
+from services.dashboard.library import Library
+from services.dashboard.pages import mount_page
+from services.dashboard.redis_of_run import redis_of_config
+from services.refusals import refuse_as_openai_does
+
+MAX_BODY_BYTES = 2**16
+
+
+def dashboard_app(library: Library, key_digests: tuple[str, ...] = ()) -> FastAPI:
+    app = FastAPI(title="proxykd dashboard", version=__version__)
+    app.add_middleware(Guard, key_digests=key_digests, max_body_bytes=MAX_BODY_BYTES)
+    refuse_as_openai_does(app)
+    app.include_router(dashboard_api(library, redis_of_config))
+    mount_page(app)
+
+    @app.get("/", include_in_schema=False)
+    def root() -> RedirectResponse:
+        return RedirectResponse(f"{PAGE}/")
+
+    return app
+
+
+def serve_dashboard(folder: str, http: HttpOptions) -> None:
+    """Blocks until Ctrl-C.
+
+    Raises:
+        RunError: there is no such folder.
+        ResourceError: the port is taken.
+    """
+    library = Library.at(folder)
+    listening = socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((http.host, http.port))
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen on {http.host}:{http.port} ({error.strerror}); choose --http-port"
+        ) from error
+    print(f"runs in {folder}: http://{http.host}:{http.port}{PAGE}/ (Ctrl-C stops it)", flush=True)
+    config = uvicorn.Config(dashboard_app(library, http.key_digests), log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,61 @@
+/** Numbers and times as people read them. An absent number is an empty text. */
+export function number(value, digits = 4) {
+  return value === null || value === undefined ? "" : value.toFixed(digits);
+}
+
+export function signed(value, digits = 4) {
+  return value === null || value === undefined ? "" : (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
+}
+
+export function percent(value, digits = 1) {
+  return value === null || value === undefined ? "" : `${(100 * value).toFixed(digits)} %`;
+}
+
+export function whole(value) {
+  return value === null || value === undefined ? "" : Math.round(value).toLocaleString("en");
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export function moment(seconds) {
+  if (!seconds) return "";
+  return new Date(1000 * seconds).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+}
+
+export function clock(seconds) {
+  return new Date(1000 * seconds).toLocaleTimeString("en-GB");
+}
+
+export function stageName(stage) {
+  return stage.round ? `${stage.stage} ${stage.round}` : stage.stage;
+}
+
+export function plural(count, one, many = `${one}s`) {
+  return `${whole(count)} ${count === 1 ? one : many}`;
+}
+
+/** What a line of the log says. */
+export function eventText(event) {
+  const { segment, time, event: kind, traceback, ...facts } = event;
+  if (kind === "run_started") return `coordinator up (epoch ${event.epoch})`;
+  if (kind === "stage_started") return `${stageName(event)} begins`;
+  if (kind === "stage_adopted") return `${stageName(event)} as in ${event.donor}`;
+  if (kind === "routes_open") return `the proxy answers at ${event.url} while its engine is up`;
+  if (kind === "metrics_open") return `metrics for Prometheus at ${event.url}`;
+  if (kind === "alignment_finished") return `alignment ends: ${event.reason}`;
+  if (kind === "warning") return `warning: ${event.message}`;
+  if (kind === "failed") return `failed: ${event.message}`;
+  if (kind === "stopped") return `stopped: ${event.reason}`;
+  if (kind === "stage_finished") {
+    const { stage, round, seconds, run, ...rest } = facts;
+    const told = Object.entries(rest).map(([key, value]) => `${key} ${typeof value === "number" && !Number.isInteger(value) ? number(value) : value}`);
+    return `${run ? `${run}: ` : ""}${stageName(event)} done in ${duration(seconds)}${told.length ? `: ${told.join(", ")}` : ""}`;
+  }
+  return kind;
+}

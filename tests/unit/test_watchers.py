@@ -1,0 +1,179 @@
+"""Who is told what a run does: each hears it, and none can stop the run."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import pairwise
+
+import pytest
+
+from actors.events import EventLog, History, read_events
+from actors.logs import LogOfEvents
+from actors.trackers import MLflow, TensorBoard, WeightsAndBiases, trackers
+from actors.watchers import Silent
+from proxykd.errors import ConfigError
+from proxykd.machine import require_trackers
+from proxykd.milestones import milestones
+from proxykd.storage import read_json
+from tests.told_run import tell_run
+
+MARKER = {
+    "stage": "align", "round": 2, "seconds": 12.0, "tokens": 300,
+    "result": {"validation": {"held_out_nll": 2.5, "top1_agreement": 0.4}, "dpo_loss": 0.6, "pairs": 8},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tell_run(tmp_path / "runs", until="warmup")
+
+
+def work(log: EventLog) -> None:
+    """Two steps and the end of a round."""
+    log.stage("align", 2)
+    log.progress(1, 2, "steps", {"dpo": 0.69})
+    log.progress(2, 2, "steps", {"dpo": 0.65})
+    log.end_stage(MARKER)
+    log.close()
+
+
+def test_a_watcher_that_fails_is_left_out_and_the_run_goes_on(run):
+    class Broken(Silent):
+        def progress(self, state):
+            raise OSError("no route to host")
+
+    def never():
+        raise ValueError("no key")
+
+    heard = []
+
+    class Listener(Silent):
+        def progress(self, state):
+            heard.append(state["done"])
+
+    log = EventLog(run)
+    log.watch([Broken, never, Listener])
+    work(log)
+    assert heard == [1, 2]
+    warnings = [event["message"] for event in read_events(run.events)[0] if event["event"] == "warning"]
+    assert warnings == [
+        "a watcher of this run does not start: ValueError: no key",
+        "Broken is told no more of this run: OSError: no route to host",
+    ]
+
+
+def test_tensorboard_has_every_step_and_milestone(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventLog(run)
+    log.watch([partial(TensorBoard, run, run.config())])
+    work(log)
+    board = EventAccumulator(str(run.root / "tensorboard")).Reload()
+    assert [(e.step, pytest.approx(e.value)) for e in board.Scalars("align-02/dpo")] == [(1, 0.69), (2, 0.65)]
+    assert [(e.step, e.value) for e in board.Scalars("proxy/held_out_nll")] == [(2, 2.5)]
+    assert [(e.step, e.value) for e in board.Scalars("cost/align_seconds")] == [(2, 12.0)]
+
+
+def test_mlflow_goes_on_with_the_run_of_the_same_name(run, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for _ in range(2):
+        log = EventLog(run)
+        log.watch([partial(MLflow, run, run.config())])
+        work(log)
+    assert [e for e in read_events(run.events)[0] if e["event"] == "warning"] == []
+    client = MlflowClient()
+    [found] = client.search_runs([client.get_experiment_by_name("proxykd").experiment_id])
+    assert found.data.tags["proxykd_run"] == run.id
+    assert found.data.metrics["proxy/held_out_nll"] == 2.5
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "align-02/dpo")] == [1, 2, 1, 2]
+
+
+def test_weights_and_biases_takes_it_offline(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = EventLog(run)
+    started = []
+
+    def start():
+        started.append(WeightsAndBiases(run, run.config()))
+        return started[0]
+
+    log.watch([start])
+    log.stage("align", 2)
+    log.progress(1, 2, "steps", {"dpo": 0.69})
+    log.end_stage(MARKER)
+    summary = dict(started[0]._run.summary)
+    log.close()
+    assert [e for e in read_events(run.events)[0] if e["event"] == "warning"] == []
+    assert summary["align-02/dpo"] == 0.69
+    assert summary["proxy/held_out_nll"] == 2.5
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_the_fix(run, monkeypatch):
+    config = run.config()
+    both = config.model_copy(update={"tracking": config.tracking.model_copy(update={"trackers": ("wandb", "mlflow")})})
+    assert len(trackers(run, both)) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    require_trackers(config)
+    with pytest.raises(ConfigError, match=r"names wandb, which is not installed: pip install 'proxykd\[wandb\]'"):
+        require_trackers(both)
+
+
+def test_trackers_change_no_result(run):
+    config = run.config()
+    other = config.model_copy(update={"tracking": config.tracking.model_copy(update={"trackers": ()})})
+    assert other.sha256 == config.sha256
+
+
+def test_logs_are_json_lines_with_run_role_stage_and_round(run):
+    log = EventLog(run)
+    log.watch([partial(LogOfEvents, run)])
+    log.emit("stage_started", stage="align", round=2)
+    log.emit("warning", message="look")
+    log.emit("failed", error="GateError", message="parity")
+    [path] = (run.root / "logs").glob("coordinator-*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("INFO", "stage_started"), ("WARNING", "look"), ("ERROR", "parity"),
+    ]  # fmt: skip
+    assert {(line["run"], line["role"], line["stage"], line["round"]) for line in lines} == {
+        (run.id, "coordinator", "align", 2)
+    }
+
+
+def test_the_history_of_a_step_stays_small_and_covers_the_whole():
+    history = History()
+    for step in range(10_000):
+        history.add(step, {"nll": 1.0})
+    done = [point["done"] for point in history.points]
+    assert len(done) <= History.MOST
+    assert done[0] == 0
+    assert done[-1] > 9_900
+    gaps = {b - a for a, b in pairwise(done)}
+    assert len(gaps) == 1
+
+
+def test_progress_in_storage_carries_the_history(run):
+    log = EventLog(run)
+    log.stage("align", 1)
+    for step in (1, 2, 3):
+        log.progress(step, 3, "steps", {"nll": 3.0 - step})
+    assert [point["nll"] for point in read_json(run.live)["history"]] == [2.0, 1.0, 0.0]
+    log.step("evaluate")
+    assert read_json(run.live)["history"] == []
+
+
+def test_milestones_of_a_told_run_are_its_numbers(tmp_path):
+    run = tell_run(tmp_path / "runs")
+    found = {}
+    for path in run.stages.glob("*.json"):
+        marker = read_json(path)
+        found |= {(name, at): value for name, at, value in milestones(marker["stage"], marker["round"], marker)}
+    assert found["proxy/held_out_nll", 0] == 3.6
+    assert found["round/dpo_accuracy", 2] == 0.75
+    assert found["student/held_out_nll", 8] == pytest.approx(4.6)
+    assert found["test/r02-aaaaaaaa/true_kl", 0] == pytest.approx(0.46)
