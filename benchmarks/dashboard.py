@@ -1,6 +1,6 @@
 """How soon the page of a long run stands in a browser, and what its answers take: 16 rounds, 100,000 events.
 
-    python benchmarks/dashboard.py [--events 100000] [--rounds 16]
+    PYTHONPATH=. python benchmarks/dashboard.py [--events 100000] [--rounds 16]
 
 Headless Chromium against `proxykd dashboard` on this machine; each figure is the median of 5.
 """
