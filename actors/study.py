@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -251,3 +252,5 @@ class StudyCoordinator(Coordinator):
             failed = False
         finally:
             means.leave(failed)
+            with contextlib.suppress(OSError):  # a full disk takes no last word
+                self._logs[run.id].close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,11 @@ from proxykd.storage import RunDirectory, is_remote, stage_key, write_atomic
 Facts = dict[str, Any]
 
 
-class Tracker(Silent):
-    """Tells `log(name, step, value)` every measure of every step, and each finished stage's milestones."""
+class Tracker(Silent, ABC):
+    """Logs every measure of every step, and each finished stage's milestones."""
 
-    def log(self, name: str, step: int, value: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def log(self, name: str, step: int, value: float) -> None: ...
 
     def progress(self, state: Facts) -> None:
         key = stage_key(state["stage"], state.get("round"))
@@ -67,6 +68,7 @@ class WeightsAndBiases(Tracker):
             id=run.id,
             name=run.id,
             resume="allow",
+            reinit="create_new",  # a study's runs share this process
             dir=tempfile.mkdtemp(prefix="proxykd-wandb-"),
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(console="off"),

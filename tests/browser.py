@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+NO_CHROMIUM = "no chromium on this machine: apt-get install chromium"
+"""CI installs it (.ci/run)."""
 HARMLESS = ("Failed to load resource", "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
 """What Chromium says of a server that a test has killed, or that answers 404 as it should."""
 
@@ -17,7 +19,7 @@ HARMLESS = ("Failed to load resource", "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE
 def chromium() -> Iterator[Browser]:
     executable = shutil.which("chromium")
     if executable is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
+        pytest.skip(NO_CHROMIUM)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser

@@ -31,7 +31,7 @@ from proxykd.models import load_scorer
 from proxykd.pairs import SIDES, read_pairs
 from proxykd.storage import RunDirectory, read_json, sha256_file, verify_directory
 from tests import tiny_model
-from tests.browser import chromium, watched_page
+from tests.browser import NO_CHROMIUM, chromium, watched_page
 from tests.chaos.victims import kill
 from tests.object_store import free_port
 from tests.small_run import run_config
@@ -202,7 +202,7 @@ def test_beside_the_run_clients_are_answered_or_told_when_to_come_back(finished)
 
 def test_a_browser_sees_the_run_at_work(finished):
     if finished["seen"] is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
+        pytest.skip(NO_CHROMIUM)
     assert "warmup" in finished["seen"]["pipeline"]
     assert "warm-up" in finished["seen"]["fidelity"]
     assert "done in" in finished["seen"]["event"] or "begins" in finished["seen"]["event"]
