@@ -144,9 +144,9 @@ class EventLog:
 
     def close(self) -> None:
         """The coordinator ends: nothing is live any more. What a stage in hand has cost so far is kept."""
+        self._watchers.close()  # who may have a last warning to give
         with self._lock:
             self._closed, self._standing = True, {}
-            self._watchers.close()
             if self._state:
                 self._write(ended=True)
             else:

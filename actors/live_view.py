@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+import redis.asyncio
 
 STREAM_LENGTH = 10_000
 LEASE_MS = 20_000
@@ -25,11 +26,18 @@ Facts = dict[str, Any]
 
 def connect(url: str) -> redis.Redis:
     """A client that waits at most a second. User and password of one's own server come from the environment."""
+    return redis.Redis.from_url(url, **_options(url))
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """The same for an event loop."""
+    return redis.asyncio.Redis.from_url(url, **_options(url))
+
+
+def _options(url: str) -> dict[str, Any]:
     credentials = {"username": os.environ.get(USERNAME), "password": os.environ.get(PASSWORD)}
     given = {name: value for name, value in credentials.items() if value} if "@" not in url else {}
-    return redis.Redis.from_url(
-        url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, decode_responses=True, **given
-    )
+    return {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S, "decode_responses": True, **given}
 
 
 class LiveView:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import Any
 
 from actors.apps import teacher_app
-from actors.collection import collect as collect_text
-from actors.collection import collected_lines
+from actors.collectors import shared_pace
 from actors.engine import EngineSpec
 from actors.workbench import Workbench
+from proxykd import corpus_segments
 from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer
-from proxykd.corpus import Reading, parse_row, read_corpus, read_prompts
-from proxykd.corpus_store import write_corpus
-from proxykd.errors import CorpusError
+from proxykd.collection.collector import Progress
+from proxykd.collection.dataset import Dataset
+from proxykd.collection.job import Collection
+from proxykd.config import CollectConfig
+from proxykd.corpus import read_corpus, read_prompts
+from proxykd.corpus_segments import read_sources, sources
+from proxykd.corpus_store import committed_segments, write_corpus
 from proxykd.storage import read_json
 
 Facts = dict[str, Any]
+FOLLOW_POLL_S = 2.0
 
 
 def prepare_models(bench: Workbench) -> Facts:
@@ -33,43 +40,64 @@ def prepare_models(bench: Workbench) -> Facts:
 
 
 def collect(bench: Workbench) -> Facts:
-    """The teacher's completions. A local teacher is served sealed for this stage alone."""
-    assert bench.config.corpus.prompts is not None
-    prompts = read_prompts(bench.config.corpus.prompts)[: bench.config.corpus.limit]
-    teacher = bench.config.teacher
-    base_url = teacher.base_url
-    if base_url is None:
+    """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone."""
+    config = bench.config
+    assert config.corpus.prompts is not None
+    prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
+    collection = Collection(bench.run.collected, CollectConfig.of_run(config), prompts)
+    teacher = config.teacher
+    base_url = teacher.address
+    if teacher.local is not None:
         bench.events.step("start the teacher's engine")
-        base_url = bench.means.deployer.deploy_teacher(EngineSpec.of_teacher(bench.run, bench.config), teacher.model)
+        base_url = bench.means.deployer.deploy_teacher(EngineSpec.of_teacher(bench.run, config), teacher.model)
     bench.events.step("collect")
+    pace = shared_pace(collection.config, config.redis.url, workers=1) if config.redis.url else None
     try:
-        collect_text(prompts, teacher, base_url, bench.run.collected, bench.config.seed, bench.progress)
+        outcome = collection.run(base_url, partial(_show, bench), pace, bench.run.stop_request.exists)
     finally:
         if teacher.local is not None:
             bench.means.deployer.stop(teacher_app(bench.run.id))
-    lines = collected_lines(bench.run.collected)
-    tokens = sum((line["usage"] or {}).get("completion_tokens", 0) for line in lines)
-    return {"records": len(lines), "cost": bench.cost(records=len(lines), tokens=tokens)}
+    summary = collection.conclude(outcome)
+    collection.require_whole(outcome)
+    cost = bench.cost(records=summary["records"], tokens=summary["completion_tokens"])
+    return {"records": summary["records"], "summary": summary, "cost": cost}
+
+
+def _show(bench: Workbench, now: Progress) -> None:
+    told = {"a minute": float(now.minute)} | ({"cost": now.cost} if now.cost else {})
+    bench.events.progress(now.done, now.total - now.screened, "completions", told)
 
 
 def prepare_corpus(bench: Workbench) -> Facts:
     """Reads, splits by prompt and tokenises once, with the model's own chat template."""
-    reading = read_corpus(bench.config.corpus) if bench.config.corpus.path else _read_collected(bench)
+    corpus = bench.config.corpus
+    if corpus.prompts:
+        corpus = corpus.model_copy(update={"path": str(bench.run.collected), "limit": None})
+    names = _await_records(bench, corpus.follow) if corpus.follow else []
+    reading = read_sources(bench.config, names) if corpus.follow else read_corpus(corpus)
+    if Dataset.is_one(corpus.path):
+        reading.dropped.update(Dataset(str(corpus.path)).counts().dropped)
     chat = ChatFormat(load_tokenizer(bench.run.models / "proxy"))
-    facts = write_corpus(bench.run, bench.config, reading, chat)
+    facts = write_corpus(bench.run, bench.config, reading, chat, names)
     return {"records": facts["records"], "cost": bench.cost(records=facts["records"], tokens=facts["tokens"])}
 
 
-def _read_collected(bench: Workbench) -> Reading:
-    reading = Reading()
-    for line in collected_lines(bench.run.collected):
-        if line["messages"][-1]["content"].strip():
-            record = parse_row(line)
-            assert record is not None
-            reading.records.append(record)
-        else:
-            reading.dropped["empty"] += 1
-    if not reading.records:
-        raise CorpusError(f"all {reading.dropped['empty']} completions of {bench.config.teacher.model} are empty")
-    reading.records.sort(key=lambda record: record.id)
-    return reading
+def _await_records(bench: Workbench, wanted: int) -> list[str]:
+    """The shards of the data set that the run follows, once they hold as many records as it is to begin with."""
+    dataset = Dataset(str(bench.config.corpus.path))
+    bench.events.step("wait for the data set")
+    while (held := dataset.counts().records) < wanted:
+        bench.progress(held, wanted, "records")
+        time.sleep(FOLLOW_POLL_S)
+    return sources(bench.config)
+
+
+def take_added(bench: Workbench) -> int:
+    """What the data set has added since the last look, as a segment of the corpus; how many segments there are now."""
+    if bench.config.corpus.follow:
+        chat = ChatFormat(load_tokenizer(bench.run.models / "proxy"))
+        if (segment := corpus_segments.take_added(bench.run, bench.config, chat)) is not None:
+            facts = {key: segment[key] for key in ("segment", "sources", "records", "dropped")}
+            bench.journal.append("CORPUS_GREW", **facts)
+            bench.events.emit("corpus_grew", records=segment["records"], number=segment["segment"])
+    return committed_segments(bench.run)

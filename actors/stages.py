@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.baselines import assist, complete, completed
-from actors.preparation import collect, prepare_corpus, prepare_models
+from actors.preparation import collect, prepare_corpus, prepare_models, take_added
 from actors.stage_book import StageBook
 from actors.streams import (
     EngineCall,
@@ -25,11 +25,12 @@ from actors.streams import (
 )
 from actors.workbench import Workbench, completion_tokens
 from proxykd.adapter_catalogue import BASE, adapters_in_force
+from proxykd.corpus import Row
 from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_rows
 from proxykd.errors import CorpusError
 from proxykd.pairs import read_pairs
 from proxykd.report import write_report
-from proxykd.rounds import decide, round_slice, stop_reason
+from proxykd.rounds import decide, growing_round, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.storage import read_json, shard_facts, unfinished, write_json
 
@@ -106,13 +107,15 @@ class Pipeline:
     def align(self, number: int, reference: str, before_nll: float) -> Facts:
         """One round, equations (3)-(6): sample from the last promoted adapter, train against it, judge the result."""
         config = self.config.alignment
-        self.journal.append("ROUND_STARTED", round=number, reference=reference, seed=self.config.seed)
+        segments = self._segments_of(number)
+        facts = {"reference": reference, "seed": self.config.seed, "segments": segments}
+        self.journal.append("ROUND_STARTED", round=number, **facts)
         began = time.time()
         shards = self._sample(number, reference) if config.preference else self._round_records(number)
         sampled = time.time()
-        facts = [shard_facts(path) or {} for path in shards]
-        records = sum(f["records"] for f in facts)
-        dropped = {reason: sum(f.get("dropped", {}).get(reason, 0) for f in facts) for reason in ("equal", "empty")}
+        made = [shard_facts(path) or {} for path in shards]
+        records = sum(f["records"] for f in made)
+        dropped = {reason: sum(f.get("dropped", {}).get(reason, 0) for f in made) for reason in ("equal", "empty")}
         if not records:
             raise CorpusError(
                 f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
@@ -129,7 +132,7 @@ class Pipeline:
         self.journal.append(event, round=number, adapter=result["adapter"], reason=decision.reason)
         if decision.warning:
             self.events.emit("warning", message=f"round {number}: {decision.reason}")
-        tokens = sum(f.get("tokens", 0) for f in facts) + completion_tokens(shards)
+        tokens = sum(f.get("tokens", 0) for f in made) + completion_tokens(shards)
         outcome = {
             "round": number,
             "reference_adapter": reference,
@@ -145,14 +148,11 @@ class Pipeline:
 
     def _sample(self, number: int, reference: str) -> list[Path]:
         """y^ from the round's own start, through Ray Data onto the deployment; finished shards stand."""
-        indices = round_slice(number, manifest(self.run)["alignment"], self.config.alignment)
-        rows = read_slice(self.run, "alignment")
+        rows = self._round_rows(number)
         size = self.config.corpus.shard_records
         shards = {
-            self.run.pairs(number) / f"shard-{start // size:05d}.parquet": [
-                rows[i] for i in indices[start : start + size]
-            ]
-            for start in range(0, len(indices), size)
+            self.run.pairs(number) / f"shard-{start // size:05d}.parquet": rows[start : start + size]
+            for start in range(0, len(rows), size)
         }
         missing = any(unfinished(path) for path in shards)
         if missing or not self._parity_of(number).exists():
@@ -174,10 +174,24 @@ class Pipeline:
 
     def _round_records(self, number: int) -> list[Path]:
         """The round's records alone, for rounds without the preference loss."""
-        rows = read_slice(self.run, "alignment")
-        chosen = [rows[i] for i in round_slice(number, len(rows), self.config.alignment)]
         folder = self.run.round(number) / "records"
-        return write_rows(folder, chosen, self.config.corpus.shard_records)
+        return write_rows(folder, self._round_rows(number), self.config.corpus.shard_records)
+
+    def _round_rows(self, number: int) -> list[Row]:
+        """The round's records of D_p."""
+        segments = [self._segments_of(each) for each in range(1, number + 1)]
+        rows = read_slice(self.run, "alignment", segments[-1])
+        if self.config.corpus.follow:
+            totals = [manifest(self.run, many)["alignment"] for many in segments]
+            return [rows[i] for i in growing_round(totals, self.config.alignment)]
+        return [rows[i] for i in round_slice(number, len(rows), self.config.alignment)]
+
+    def _segments_of(self, number: int) -> int:
+        """How far the corpus had grown when the round first began: a round that is resumed takes nothing new."""
+        for entry in self.journal.entries:
+            if entry["event"] == "ROUND_STARTED" and entry["round"] == number:
+                return int(entry.get("segments", 0))
+        return take_added(self.bench)
 
     def _keep_parity(self, number: int, shards: list[Path], call: EngineCall) -> None:
         """The engine's log-probs of a few teacher completions, for the trainer to compare with its own.
@@ -196,7 +210,8 @@ class Pipeline:
 
     def score(self, adapter: str | None) -> Facts:
         """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
-        corpus = slice_shards(self.run, "distillation")
+        segments = take_added(self.bench)
+        corpus = slice_shards(self.run, "distillation", segments)
         labels = self.run.soft_labels(adapter or BASE)
         source = self.bench.label_source(adapter)
         missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
@@ -209,12 +224,15 @@ class Pipeline:
             self.bench.train("score", "score", None, adapter=adapter, source=source)
             self.run.go_on()
         facts = label_statistics([labels / path.name for path in corpus], source, self.config.distillation.trust)
-        return {**facts, "cost": self.bench.cost(records=manifest(self.run)["distillation"], tokens=facts["tokens"])}
+        cost = self.bench.cost(records=manifest(self.run, segments)["distillation"], tokens=facts["tokens"])
+        return {**facts, "segments": segments, "cost": cost}
 
     def distil(self, adapter: str | None, labels: Facts | None) -> Facts:
         """Equations (7)-(11): the student on D_s from the stored soft labels, trusted sample by sample; or without
         labels on the teacher's text alone; or from an open teacher on that one's completions."""
-        config, task = self.config.distillation, {"records": manifest(self.run)["distillation"], "teacher": adapter}
+        segments = labels["segments"] if labels else None
+        records = manifest(self.run, segments)["distillation"]
+        config, task = self.config.distillation, {"records": records, "teacher": adapter}
         if config.source in ("white_box", "assistant"):
             shards = completed(self.bench, "distillation")
             stream, tokens = stream_corpus(shards, self.bench.data_pool), completion_tokens(shards)
@@ -222,14 +240,13 @@ class Pipeline:
             shards = slice_shards(self.run, "distillation")
             stream, tokens = stream_corpus(shards, self.bench.data_pool), completion_tokens(shards)
         else:
-            shards, tokens = slice_shards(self.run, "distillation"), labels["tokens"]
+            shards, tokens = slice_shards(self.run, "distillation", segments), labels["tokens"]
             task["source"] = source = self.bench.label_source(adapter)
             trust = trust_of(config.trust, labels["mu"], labels["gamma"])
             stored = self.run.soft_labels(adapter or BASE)
             stream = stream_distillation(shards, stored, source, trust, self.bench.data_pool)
         result = self.bench.train("distil", "distil", stream, **task)
-        records = task["records"] * config.epochs
-        return {**result, "cost": self.bench.cost(records=records, tokens=config.epochs * tokens)}
+        return {**result, "cost": self.bench.cost(records=records * config.epochs, tokens=config.epochs * tokens)}
 
     def evaluate(self, labels: Facts | None) -> Facts:
         """The test slice, once; with a local teacher the seal is opened here, for evaluation only."""

@@ -116,7 +116,8 @@ def complete_prompts(
         seeds = [sample_seed(seed, 0, row["id"]) for row in rows]
         drawn = _draw(call, rows, seeds, room)
         completed = [
-            {**row, "completion_ids": one.token_ids, "completion": ""} for row, one in zip(rows, drawn, strict=True)
+            {**row, "completion_ids": one.token_ids, "completion": "", "teacher_top": None}
+            for row, one in zip(rows, drawn, strict=True)
         ]
         write_rows_shard(location(item["path"]), completed)
         reporter().add(len(rows), total, "completions")

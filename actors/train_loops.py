@@ -30,7 +30,15 @@ from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.divergences import Divergence
 from proxykd.errors import ProxykdError
-from proxykd.evaluation import SealedTeacher, mass_shares, pair_token_logps, ratio_of_sums, score_records, spearman
+from proxykd.evaluation import (
+    SealedTeacher,
+    mass_shares,
+    pair_token_logps,
+    ratio_of_sums,
+    score_records,
+    spearman,
+    teacher_kl,
+)
 from proxykd.inspection import first_pairs, write_inspected
 from proxykd.losses import trust_weights
 from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapter, save_model
@@ -191,6 +199,7 @@ def align(worker: Worker) -> Facts:
         **notes["parity"],
         "nll_loss": fmean(s.losses["nll"] for s in steps),
         "dpo_loss": fmean(s.losses["dpo"] for s in steps),
+        **({"teacher_kl_loss": fmean(s.losses["teacher_kl"] for s in steps)} if config.teacher_kl else {}),
         "nll_grad_norm": fmean(s.grad_norms["nll"] for s in measured),
         "dpo_grad_norm": fmean(s.grad_norms["dpo"] for s in measured),
         "dpo_accuracy": sum(s.metrics["correct"] for s in steps) / training.records_seen,
@@ -355,6 +364,8 @@ def evaluate(worker: Worker) -> Facts:
             kl, stderr = ratio_of_sums(scores.true_kl, scores.tokens)
             facts["true_kl"] = {"kl": kl, "stderr": stderr, "tokens": sum(scores.tokens)}
             facts["record_kls"] = [s / max(t, 1) for s, t in zip(scores.true_kl, scores.tokens, strict=True)]
+        if (told := teacher_kl(scorer, rows, worker.workers, budget)) is not None:
+            facts["teacher_kl"] = told
         facts["sequence_logps"] = [-value for value in scores.nll]
         facts["tokens"] = scores.tokens
         models[name] = facts

@@ -1,7 +1,7 @@
 """The frozen configuration of a run. Imports neither torch nor transformers.
 
-Defaults are the paper's (DESIGN.md, section 2). `resources`, `redis`, `tracking` and `runs_dir` say where, how fast
-and how visibly a run happens; everything else changes its results and is part of the run's hash.
+Defaults are the paper's (DESIGN.md, section 2). `collection`, `resources`, `redis`, `tracking` and `runs_dir` say
+where, how fast and how visibly a run happens; everything else changes its results and is part of the run's hash.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,12 @@ from proxykd.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Dtype = Literal["float32", "bfloat16"]
+Flag = Literal[
+    "refusal", "truncated", "empty", "looping", "encoding", "near_duplicate", "contaminated", "other_model", "rejected"
+]
+
+
+Whole = TypeVar("Whole", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -53,17 +59,105 @@ class ModelConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The black box. `base_url` for an OpenAI-compatible API, or `local` to serve a sealed model in the run."""
+    """The black box, and what it is asked. One that is asked is at `base_url` (any OpenAI-compatible API), at the own
+    address of a `provider`, or a `local` model that a run serves sealed.
+    """
 
     model: str = "unknown"
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    provider: Literal["openai", "anthropic"] = "openai"
+    base_url: str | None = Field(None, description="of the API; `default` is the provider's own")
+    api_key_env: str | None = Field(None, description="default: OPENAI_API_KEY or ANTHROPIC_API_KEY")
+    api_key_file: str | None = Field(None, description="a file that holds the key and nothing else")
     local: ModelConfig | None = None
+    system: str | None = Field(None, description="before prompts that bring no system message")
+    samples: int = Field(1, ge=1, description="completions a prompt")
     max_tokens: int = Field(512, ge=1)
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: float = Field(1.0, ge=0.0)
-    concurrency: int = Field(16, ge=1)
-    timeout_s: float = Field(300.0, gt=0)
-    max_retries: int = Field(5, ge=0)
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    top_logprobs: int = Field(0, ge=0, le=20, description="of a grey box: how many most likely tokens it names a place")
+    extra_body: dict[str, Any] = Field({}, description="what else the API is to be told, as it names it")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.local and self.base_url:
+            raise ValueError("teacher.local and teacher.base_url are both set; set one of them")
+        if self.provider == "anthropic" and self.top_logprobs:
+            raise ValueError("teacher.top_logprobs: Anthropic's API gives no log-probs; set it to 0")
+        if self.provider == "anthropic" and self.temperature > 1.0:
+            raise ValueError(f"teacher.temperature {self.temperature:g}: Anthropic's API takes at most 1")
+        return self
+
+    @property
+    def can_be_asked(self) -> bool:
+        return self.local is not None or self.base_url is not None
+
+    @property
+    def address(self) -> str | None:
+        """`base_url`, or None for the provider's own."""
+        return None if self.base_url == "default" else self.base_url
+
+    @property
+    def key_variable(self) -> str:
+        return self.api_key_env or f"{self.provider.upper()}_API_KEY"
+
+
+class PriceConfig(Section):
+    """What the provider takes for a million tokens, in any one currency."""
+
+    prompt: float = Field(0.0, ge=0)
+    completion: float = Field(0.0, ge=0)
+    currency: str = "USD"
+
+
+class BudgetConfig(Section):
+    """What collecting may cost at most, over all attempts at one data set. None: no limit."""
+
+    tokens: int | None = Field(None, ge=1)
+    cost: float | None = Field(None, gt=0)
+
+
+class BatchConfig(Section):
+    """The provider's batch API: cheaper, and answered within a day. Prices are then those of batches."""
+
+    requests: int = Field(10_000, ge=1, le=50_000, description="a batch")
+    poll_s: float = Field(30.0, gt=0)
+
+
+class CollectionConfig(Section):
+    """How fast the teacher is asked, what that may cost, and under which terms; no answer depends on it."""
+
+    concurrency: int = Field(64, ge=1, description="requests in flight at most; how many there are is learned")
+    requests_per_minute: float | None = Field(None, gt=0, description="default: learned from the provider")
+    tokens_per_minute: float | None = Field(None, gt=0, description="default: learned from the provider")
+    timeout_s: float = Field(300.0, gt=0, description="for a whole answer")
+    max_retries: int = Field(5, ge=0, description="of a request that fails; a 429 does not count")
+    give_up_after_s: float = Field(600.0, gt=0, description="without a single answer")
+    hedge_after_s: float | None = Field(None, gt=0, description="asks a second time; the first answer counts")
+    batch: BatchConfig | None = None
+    max_failed_share: float = Field(0.0, ge=0.0, lt=1.0, description="unanswered prompts that a data set may lack")
+    accept_models: tuple[str, ...] = Field((), description="that may answer; default: the first that does")
+    prices: PriceConfig = PriceConfig()
+    budget: BudgetConfig = BudgetConfig()
+    licence: str | None = Field(None, description="of the data set; kept in its metadata")
+    terms: str | None = Field(None, description="of the provider, that you have checked; kept in the metadata")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.budget.cost is not None and not (self.prices.prompt or self.prices.completion):
+            raise ValueError("collection.budget.cost needs collection.prices.prompt and .completion a million tokens")
+        if self.batch is not None and self.hedge_after_s is not None:
+            raise ValueError("collection.hedge_after_s and collection.batch are both set; a batch is not asked twice")
+        return self
+
+
+class QualityConfig(Section):
+    """What of the teacher's text is left out. All is flagged and counted; what is dropped is kept apart."""
+
+    drop: tuple[Flag, ...] = ("empty", "looping", "encoding", "contaminated")
+    benchmarks: tuple[str, ...] = Field((), description="files of benchmark questions that no prompt may contain")
+    ngram: int = Field(13, ge=3, description="words in a row that a prompt may not share with a benchmark question")
+    near_duplicate: float = Field(0.9, gt=0.0, le=1.0, description="Jaccard similarity of two prompts' word 5-grams")
 
 
 class SplitConfig(Section):
@@ -90,6 +184,9 @@ class CorpusConfig(Section):
 
     path: str | None = None
     prompts: str | None = None
+    follow: int | None = Field(
+        None, ge=1, description="path is a data set that grows: begin at so many records, take what it adds each round"
+    )
     format: Literal["auto", "messages", "completion", "openorca", "nectar"] = "auto"
     limit: int | None = Field(None, ge=1)
     max_length: int = Field(1024, ge=8)
@@ -102,6 +199,8 @@ class CorpusConfig(Section):
     def _check(self) -> Self:
         if self.path and self.prompts:
             raise ValueError("corpus.path and corpus.prompts are both set; set one of them")
+        if self.follow and (self.prompts or self.limit):
+            raise ValueError("corpus.follow goes with corpus.path alone; leave corpus.prompts and corpus.limit out")
         return self
 
 
@@ -124,6 +223,9 @@ class AlignmentConfig(TrainConfig):
     pairs_per_round: int | None = Field(None, ge=1)
     beta: float = Field(0.1, gt=0)
     nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    teacher_kl: float = Field(
+        0.0, ge=0, description="weight of the KL from the log-probs that a grey box gives away; 0: they are not used"
+    )
     max_new_tokens: int = Field(512, ge=1)
     min_improvement: float = Field(0.005, description="nats a token of validation NLL, below which a round is idle")
     patience: int = Field(2, ge=1, description="idle rounds in a row that end the alignment")
@@ -235,6 +337,10 @@ class TrackingConfig(Section):
     project: str = Field("proxykd", description="W&B's project, MLflow's experiment")
 
 
+WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "runs_dir")
+"""Sections of a run on which no result depends."""
+
+
 class RunConfig(Section):
     """A whole run. `load_config` reads one from YAML; `hash8` names it."""
 
@@ -246,6 +352,7 @@ class RunConfig(Section):
     )
     teacher: TeacherConfig = TeacherConfig()
     corpus: CorpusConfig
+    quality: QualityConfig = QualityConfig()
     proxy: ModelConfig
     student: ModelConfig
     warmup: TrainConfig = TrainConfig()
@@ -254,6 +361,7 @@ class RunConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
     white_box: WhiteBoxConfig | None = None
     engine: EngineConfig = EngineConfig()
+    collection: CollectionConfig = CollectionConfig()
     resources: ResourceConfig = ResourceConfig()
     redis: RedisConfig = RedisConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -264,10 +372,8 @@ class RunConfig(Section):
             raise ValueError(
                 "corpus.path is not set; set it with --set corpus.path=FILE, or corpus.prompts to collect completions"
             )
-        if self.corpus.prompts and not (self.teacher.local or self.teacher.base_url):
+        if self.corpus.prompts and not self.teacher.can_be_asked:
             raise ValueError("corpus.prompts needs a teacher to ask; set teacher.base_url or teacher.local")
-        if self.teacher.local and self.teacher.base_url:
-            raise ValueError("teacher.local and teacher.base_url are both set; set one of them")
         if self.proxy.method != "lora":
             raise ValueError("proxy.method is 'full'; the proxy is aligned by adapters, set it to 'lora'")
         if self.student.method == "full" and self.student.dtype == "bfloat16":
@@ -278,6 +384,8 @@ class RunConfig(Section):
             )
         if self.distillation.source in ("white_box", "assistant"):
             self._check_white_box()
+        if self.corpus.follow and not self.uses_proxy:
+            raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.proxy.lora.rank > self.engine.max_lora_rank:
             raise ValueError(
                 f"proxy.lora.rank is {self.proxy.lora.rank}, above engine.max_lora_rank {self.engine.max_lora_rank}; "
@@ -334,7 +442,7 @@ class RunConfig(Section):
 
     @property
     def sha256(self) -> str:
-        frozen = self.model_dump(mode="json", exclude={"resources", "redis", "tracking", "runs_dir"})
+        frozen = self.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
         return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -347,6 +455,39 @@ class RunConfig(Section):
             return self.alignment.parity_threshold
         exact = self.engine.dtype == self.proxy.dtype == "float32"
         return 0.01 if exact else 0.15
+
+
+class CollectConfig(Section):
+    """What collecting needs: of a run's config these sections, so that a run's file serves `proxykd collect` too."""
+
+    seed: int = 0
+    teacher: TeacherConfig
+    collection: CollectionConfig = CollectionConfig()
+    quality: QualityConfig = QualityConfig()
+    redis: RedisConfig = RedisConfig()
+
+    @classmethod
+    def of_run(cls, run: RunConfig) -> Self:
+        return cls(**{name: getattr(run, name) for name in cls.model_fields})
+
+
+def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> CollectConfig:
+    """Reads the sections of CollectConfig from its own file or a run's.
+
+    Raises:
+        ConfigError: as load_config.
+    """
+    raw = read_yaml(path)
+    apply_overrides(raw, overrides)
+    others = RunConfig.model_fields.keys() - CollectConfig.model_fields.keys()
+    config = _validated(CollectConfig, {key: value for key, value in raw.items() if key not in others}, str(path))
+    if config.teacher.local is not None:
+        raise ConfigError("teacher.local is served within a run; use `proxykd run` with corpus.prompts for it")
+    if config.teacher.base_url is None:
+        raise ConfigError(
+            "teacher.base_url is not set; set it to the API's address, or to `default` for the provider's own"
+        )
+    return config
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -383,8 +524,12 @@ def apply_overrides(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    return _validated(RunConfig, raw, origin)
+
+
+def _validated(kind: type[Whole], raw: dict[str, Any], origin: str) -> Whole:
     try:
-        return RunConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 
 from proxykd.chat import ChatFormat, TokenisedRecord, tokenise_all, tokenizer_hash
 from proxykd.config import RunConfig
-from proxykd.corpus import Reading, Row, slice_of
+from proxykd.corpus import Reading, Record, Row, slice_of
 from proxykd.errors import CorpusError
+from proxykd.grey_box import Place, TokensByText
 from proxykd.storage import (
     RunDirectory,
     read_json,
@@ -26,68 +28,111 @@ from proxykd.storage import (
 )
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
+GROWING = ("alignment", "distillation")
+"""Slices that take what a data set adds while the run goes on (corpus_segments.py)."""
 IDS = pa.list_(pa.int32())
+TEACHER_TOP = pa.list_(pa.struct([("position", pa.int32()), ("ids", IDS), ("logps", pa.list_(pa.float32()))]))
+"""What a grey box tells of its distribution, where it does (proxykd/grey_box.py)."""
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt_ids", IDS),
         ("completion_ids", IDS),
+        ("teacher_top", TEACHER_TOP),
         ("prompt", pa.string()),
         ("completion", pa.string()),
     ]
 )
 
 
-def write_corpus(run: RunDirectory, config: RunConfig, reading: Reading, chat: ChatFormat) -> dict[str, Any]:
+def write_corpus(
+    run: RunDirectory, config: RunConfig, reading: Reading, chat: ChatFormat, sources: Sequence[str] = ()
+) -> dict[str, Any]:
     """Splits, tokenises and writes every slice; returns and stores the counts.
 
+    `sources` are the shards of a data set that grows which it was made of, for take_added to know.
+
     Raises:
-        CorpusError: a slice would be empty.
+        CorpusError: a slice would be empty, or alignment.teacher_kl has nothing to go by.
     """
-    slices = [slice_of(r.messages, config.corpus.split) for r in reading.records]
-    kept, notes = tokenise_all(reading.records, slices, chat, config.corpus.max_length, config.corpus.overlong)
-    by_slice: dict[str, list[TokenisedRecord]] = {name: [] for name in SLICES}
-    for record in kept:
-        by_slice[record.slice].append(record)
-    counts = {name: len(records) for name, records in by_slice.items()}
-    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
-    empty = [name for name in needed if not counts[name]]
-    if empty:
+    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
         raise CorpusError(
-            f"{len(kept)} usable records leave the slice(s) {', '.join(empty)} empty; add records or enlarge the "
-            f"shares in corpus.split"
+            "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
+            "teacher.top_logprobs, or set alignment.teacher_kl=0"
         )
-    texts = {record.id: record for record in reading.records}
-    for name, records in by_slice.items():
-        records.sort(key=lambda r: hashlib.sha256(f"{config.seed}:{r.id}".encode()).digest())
-        _write_slice(run.corpus / name, records, texts, config.corpus.shard_records)
-    truncated = notes.pop("truncated", 0)
-    dropped = Counter(reading.dropped) + notes
-    manifest = {
-        "records": len(kept),
-        **counts,
-        "truncated": truncated,
+    placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
+    facts = _write_slices(run, config, SLICES, placed, chat, "shard")
+    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
+    dropped = Counter(reading.dropped) + Counter(facts["dropped"])
+    value = {
+        **facts,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "bad_lines": reading.bad_lines,
-        "tokens": sum(len(r.completion_ids) for r in kept),
         "tokenizer": tokenizer_hash(chat.tokenizer),
+        "sources": list(sources),
     }
-    write_json(run.corpus / "manifest.json", manifest)
-    return manifest
+    if empty := [name for name in needed if not facts[name]]:
+        raise CorpusError(
+            f"{facts['records']} usable records leave the slice(s) {', '.join(empty)} empty; add records or enlarge "
+            f"the shares in corpus.split"
+        )
+    write_json(run.corpus / "manifest.json", value)
+    return value
 
 
-def _write_slice(directory: Path, records: list[TokenisedRecord], texts: dict[str, Any], shard_records: int) -> None:
+def write_segment_slice(
+    run: RunDirectory, config: RunConfig, number: int, placed: list[tuple[Record, str]], chat: ChatFormat
+) -> dict[str, Any]:
+    """The records of segment `number` (from 1), each with its slice; returns the counts."""
+    return _write_slices(run, config, GROWING, placed, chat, f"segment-{number:03d}")
+
+
+def _write_slices(
+    run: RunDirectory,
+    config: RunConfig,
+    names: tuple[str, ...],
+    placed: list[tuple[Record, str]],
+    chat: ChatFormat,
+    prefix: str,
+) -> dict[str, Any]:
+    records, slices = [record for record, _ in placed], [name for _, name in placed]
+    kept, notes = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
+    texts, grey = {record.id: record for record in records}, TokensByText(chat.tokenizer)
+    counts = {}
+    for name in names:
+        rows = [record for record in kept if record.slice == name]
+        rows.sort(key=lambda r: hashlib.sha256(f"{config.seed}:{r.id}".encode()).digest())
+        _write_slice(run.corpus / name, prefix, rows, texts, grey, config.corpus.shard_records)
+        counts[name] = len(rows)
+    truncated = notes.pop("truncated", 0)
+    tokens = sum(len(r.completion_ids) for r in kept)
+    return {"records": len(kept), **counts, "truncated": truncated, "dropped": dict(notes), "tokens": tokens}
+
+
+def _write_slice(
+    directory: Path,
+    prefix: str,
+    records: list[TokenisedRecord],
+    texts: dict[str, Record],
+    grey: TokensByText,
+    shard_records: int,
+) -> None:
     for number, start in enumerate(range(0, len(records), shard_records)):
         part = records[start : start + shard_records]
         columns = {
             "id": [r.id for r in part],
             "prompt_ids": [r.prompt_ids for r in part],
             "completion_ids": [r.completion_ids for r in part],
+            "teacher_top": [_told(texts[r.id], len(r.completion_ids), grey) for r in part],
             "prompt": [texts[r.id].messages[-1]["content"] for r in part],
             "completion": [texts[r.id].completion for r in part],
         }
         table = pa.table(columns, schema=SCHEMA)
-        write_shard(directory / f"shard-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
+        write_shard(directory / f"{prefix}-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
+
+
+def _told(record: Record, tokens: int, grey: TokensByText) -> list[Place] | None:
+    return None if record.top_logprobs is None else grey.places(record.completion, record.top_logprobs, tokens)
 
 
 def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Path]:
@@ -102,7 +147,7 @@ def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Pat
 
 def write_rows_shard(path: Path, rows: list[Row]) -> None:
     if unfinished(path):
-        table = pa.Table.from_pylist([{name: row[name] for name in SCHEMA.names} for row in rows], schema=SCHEMA)
+        table = pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
         write_shard(path, partial(_write_table, table), {"records": len(rows)})
 
 
@@ -110,13 +155,36 @@ def _write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def manifest(run: RunDirectory) -> dict[str, Any]:
+def manifest(run: RunDirectory, segments: int | None = None) -> dict[str, Any]:
+    """The counts of the corpus, with those of its first `segments` segments (None: of all)."""
     value: dict[str, Any] = read_json(run.corpus / "manifest.json")
+    for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
+        added = read_json(_segment(run, number))
+        for key in (*GROWING, "records", "truncated", "tokens"):
+            value[key] += added[key]
+        value["dropped"] = dict(sorted((Counter(value["dropped"]) + Counter(added["dropped"])).items()))
+        value["sources"] += added["sources"]
     return value
 
 
-def slice_shards(run: RunDirectory, name: str) -> list[Path]:
-    return sorted((run.corpus / name).glob("shard-*.parquet"))
+def committed_segments(run: RunDirectory) -> int:
+    """How many segments the corpus has grown by. They have no gaps."""
+    number = 0
+    while _segment(run, number + 1).exists():
+        number += 1
+    return number
+
+
+def _segment(run: RunDirectory, number: int) -> Path:
+    return run.corpus / "segments" / f"{number:03d}.json"
+
+
+def slice_shards(run: RunDirectory, name: str, segments: int | None = None) -> list[Path]:
+    """The shards of a slice in order: those it began with, then those of its first `segments` segments (or all)."""
+    shards = sorted((run.corpus / name).glob("shard-*.parquet"))
+    for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
+        shards += sorted((run.corpus / name).glob(f"segment-{number:03d}-*.parquet"))
+    return shards
 
 
 def read_shard_rows(path: Path) -> list[Row]:
@@ -128,6 +196,6 @@ def read_shard_rows(path: Path) -> list[Row]:
     return rows
 
 
-def read_slice(run: RunDirectory, name: str) -> list[Row]:
+def read_slice(run: RunDirectory, name: str, segments: int | None = None) -> list[Row]:
     """All rows of a slice, in order. For the held-out slices and record counts; training streams instead."""
-    return [row for path in slice_shards(run, name) for row in read_shard_rows(path)]
+    return [row for path in slice_shards(run, name, segments) for row in read_shard_rows(path)]

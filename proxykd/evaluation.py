@@ -12,6 +12,7 @@ from torch import Tensor
 
 from proxykd.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
 from proxykd.corpus import Row
+from proxykd.grey_box import TeacherAt, places_of
 from proxykd.losses import sequence_sums
 from proxykd.pairs import SIDES
 from proxykd.parallel import Workers
@@ -93,6 +94,24 @@ def score_records(
     nll, agreements, true_kl = workers.sum(table).T.tolist()
     tokens = [len(row["completion_ids"]) for row in rows]
     return RecordScores(tokens, nll, agreements, true_kl if teacher else None)
+
+
+def teacher_kl(
+    scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
+) -> dict[str, float | int] | None:
+    """KL(teacher || model) a token, at least, where a grey box tells its distribution (proxykd/grey_box.py); None where
+    it nowhere does."""
+    places = [len(places_of(row)) for row in rows]
+    if not any(places):
+        return None
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=workers.device)
+    for _, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens):
+        teacher = TeacherAt([rows[i] for i in part], workers.device)
+        with torch.no_grad():
+            kl_N = teacher.kl(scorer(batch, teacher.top.ids_NK).top)
+        sums[part] = sequence_sums(kl_N.double(), batch.rows_N, batch.rows)
+    kl, stderr = ratio_of_sums(workers.sum(sums).tolist(), places)
+    return {"kl": kl, "stderr": stderr, "tokens": sum(places)}
 
 
 def token_logps(

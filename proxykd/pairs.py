@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxykd.corpus import Row
-from proxykd.corpus_store import IDS
+from proxykd.corpus_store import IDS, TEACHER_TOP
 from proxykd.storage import read_table, verify_shard, write_shard
 
 SIDES = {"chosen": "completion_ids", "rejected": "rejected_ids"}
@@ -19,6 +19,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("prompt_ids", IDS),
         ("completion_ids", IDS),
+        ("teacher_top", TEACHER_TOP),
         ("rejected_ids", IDS),
         ("rejected_stopped", pa.bool_()),
         ("adapter", pa.string()),
@@ -38,7 +39,7 @@ def write_pairs(path: Path, rows: list[Row]) -> Counter[str]:
         if reason:
             dropped[reason] += 1
         else:
-            kept.append({name: row[name] for name in SCHEMA.names})
+            kept.append({name: row.get(name) for name in SCHEMA.names})
     table = pa.Table.from_pylist(kept, schema=SCHEMA)
     facts = {
         "records": len(kept),

@@ -63,6 +63,7 @@ def build_report(run: RunDirectory, stop_reason: str) -> Facts:
             "parameters": results["models"]["parameters"].get("teacher"),
             "local": config.teacher.local is not None,
         },
+        "collection": results.get("collect", {}).get("summary"),
         "corpus": {key: corpus[key] for key in ("records", *SLICES, "dropped", "truncated", "tokens")},
         "stages": [_stage(stage) for stage in stages],
         "rounds": [{key: result.get(key) for key in ROUND_KEYS} for result in rounds],
@@ -84,9 +85,16 @@ def build_report(run: RunDirectory, stop_reason: str) -> Facts:
             "after": models["student_after"]["fidelity"],
             **{key: distil[key] for key in ("loss_share", "grad_share", "curve")},
         },
+        "grey_box": _grey_box(models),
         "sealed_teacher": _sealed_teacher(models, results.get("warmup"), rounds),
         "benchmarks": {},
     }
+
+
+def _grey_box(models: Facts) -> Facts | None:
+    """The KL from what a grey box tells of its distribution, at least, of every model on the test slice."""
+    told = {name: facts["teacher_kl"] for name, facts in models.items() if "teacher_kl" in facts}
+    return told or None
 
 
 def _proxy(models: Facts, aligned: str, warmup: Facts | None) -> Facts:

@@ -32,6 +32,24 @@ def round_slice(number: int, records: int, config: AlignmentConfig) -> list[int]
     return list(range(bounds[number - 1], bounds[number]))
 
 
+def growing_round(totals: Sequence[int], config: AlignmentConfig) -> list[int]:
+    """Indices of the last of the rounds that found `totals` records, where the corpus grows between rounds.
+
+    What was added since the round before comes first, then what no round has used, then all from the start again.
+    """
+    used: set[int] = set()
+    indices: list[int] = []
+    before = 0
+    for total in totals:
+        size = min(config.pairs_per_round or -(-total // config.rounds), total)
+        order = [*range(before, total), *range(before)]
+        fresh = [index for index in order if index not in used]
+        indices = (fresh + [index for index in range(total) if index in used])[:size]
+        used |= set(indices)
+        before = total
+    return indices
+
+
 def sample_seed(run_seed: int, number: int, record_id: str) -> int:
     """The sampling seed of one record in one round: 31 bits of a hash, stable under sharding and resuming."""
     digest = hashlib.sha256(f"{run_seed}:{number}:{record_id}".encode()).digest()

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from proxykd.batching import collate
+from proxykd.batching import CompletionBatch, collate
 from proxykd.config import AlignmentConfig, DistillationConfig
 from proxykd.corpus import Row
 from proxykd.divergences import Divergence
+from proxykd.grey_box import TeacherAt, places_known
 from proxykd.losses import DIVERGENCES, dpo, sequence_sums
 from proxykd.scorer import CompletionScorer
 from proxykd.soft_labels import as_top_k
@@ -42,13 +43,16 @@ class SftLoss:
 class AlignmentLoss:
     """Equations (3)-(6): NLL of the chosen completion plus DPO of chosen against rejected.
 
-    Rows add `rejected_ids` and the reference's sequence log-probs, `reference_chosen` and `reference_rejected`.
+    Rows add `rejected_ids` and the reference's sequence log-probs, `reference_chosen` and `reference_rejected`. With
+    `teacher_kl`, the KL from what a grey box tells of its distribution (`teacher_top`) is added, averaged over the
+    tokens at which it does.
     """
 
-    terms: tuple[str, ...] = ("nll", "dpo")
     metrics: tuple[str, ...] = ("correct", "margin")
 
     def __init__(self, global_batch: Sequence[Row], config: AlignmentConfig):
+        self.terms: tuple[str, ...] = ("nll", "dpo", *(["teacher_kl"] if config.teacher_kl else []))
+        self._teacher_kl = config.teacher_kl / max(1, places_known(global_batch))
         self._pairs = len(global_batch)
         self._beta = config.beta
         self.largest_margin = 0.0
@@ -57,15 +61,26 @@ class AlignmentLoss:
         self._nll_unit = self._pairs if sums else completion_tokens(global_batch)
 
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        chosen_B, rejected_B = pair_logps(scorer, rows)
+        (chosen_B, rejected_B), kl = self._scores(scorer, rows)
         anchor_chosen, anchor_rejected = (
             torch.tensor([row[key] for row in rows], device=chosen_B.device) for key in REFERENCE_KEYS
         )
         losses_B, margin_B = dpo(chosen_B, rejected_B, anchor_chosen, anchor_rejected, self._beta)
         terms = {"nll": -chosen_B.sum() / self._nll_unit, "dpo": losses_B.sum() / self._pairs}
+        if kl is not None:
+            terms["teacher_kl"] = self._teacher_kl * kl
         margin = margin_B.detach()
         self.largest_margin = max(self.largest_margin, float(margin.abs().max()))
         return terms, {"correct": float((margin > 0).sum()), "margin": float(margin.sum())}
+
+    def _scores(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        if not self._teacher_kl:
+            return pair_logps(scorer, rows), None
+        sides = [*rows, *({"completion_ids": row["rejected_ids"]} for row in rows)]
+        teacher = TeacherAt(sides, _device(scorer))
+        batch = pair_batch(scorer, rows)
+        scores = scorer(batch, teacher.top.ids_NK)
+        return _by_side(scores.token_logps_N, batch), teacher.kl(scores.top).sum()
 
 
 REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
@@ -73,12 +88,19 @@ REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
 
 def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
     """log p(y given x) and log p(y^ given x) of B pairs, in one padded batch of 2B rows: policy and reference alike."""
+    batch = pair_batch(scorer, rows)
+    return _by_side(scorer(batch).token_logps_N, batch)
+
+
+def pair_batch(scorer: CompletionScorer, rows: list[Row]) -> CompletionBatch:
     prompts = [row["prompt_ids"] for row in rows]
     completions = [row["completion_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-    batch = collate(prompts + prompts, completions).to(_device(scorer))
-    sums = sequence_sums(scorer(batch).token_logps_N, batch.rows_N, batch.rows)
-    chosen, rejected = sums.chunk(2)
-    return chosen, rejected
+    return collate(prompts + prompts, completions).to(_device(scorer))
+
+
+def _by_side(token_logps_N: Tensor, batch: CompletionBatch) -> tuple[Tensor, Tensor]:
+    chosen_B, rejected_B = sequence_sums(token_logps_N, batch.rows_N, batch.rows).chunk(2)
+    return chosen_B, rejected_B
 
 
 class DistillationLoss:

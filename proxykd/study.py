@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from proxykd.config import (
+    WITHOUT_EFFECT,
     ModelConfig,
     RunConfig,
     Section,
@@ -211,7 +212,8 @@ def validate_study(raw: Facts, origin: str) -> StudyConfig:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{origin} is not a valid study:\n" + "\n".join(lines)) from None
-    study.expand()
+    if any(arm.config.corpus.follow for arm in study.expand()):
+        raise ConfigError(f"{origin}: corpus.follow would give every arm another corpus; leave it out of a study")
     return study
 
 
@@ -221,12 +223,12 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
     Runs with equal keys make equal results, so that one may take over the other's. (The teacher is asked once for all
     seeds: they share its text.)
     """
-    whole = config.model_dump(mode="json", exclude={"name", "runs_dir", "resources", "redis", "tracking"})
+    whole = config.model_dump(mode="json", exclude={"name", *WITHOUT_EFFECT})
 
     def of(*keys: str) -> Facts:
         return {key: whole[key] for key in keys}
 
-    collected = of("teacher") | {key: whole["corpus"][key] for key in ("prompts", "limit")}
+    collected = of("teacher", "quality") | {key: whole["corpus"][key] for key in ("prompts", "limit")}
     tokenizer = {key: whole["proxy"][key] for key in ("source", "chat_template")}
     corpus = [collected, of("seed", "corpus"), tokenizer]
     warmup = [*corpus, of("proxy", "warmup")]

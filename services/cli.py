@@ -82,6 +82,34 @@ def run(
 @main.command()
 @click.argument("config", type=click.Path(dir_okay=False))
 @OVERRIDES
+@click.option("--prompts", required=True, metavar="FILE|DIR|hf:NAME", help="JSONL (also .gz) or Parquet of prompts.")
+@click.option("--out", required=True, metavar="DATASET", help="A folder, or s3://bucket/prefix; goes on where it is.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="That ask, on Ray.")
+@ADDRESS
+@click.option("--dry-run", is_flag=True, help="Say what it would take, in tokens, money and time; send nothing.")
+def collect(
+    config: str,
+    overrides: tuple[str, ...],
+    prompts: str,
+    out: str,
+    limit: int | None,
+    workers: int,
+    address: str | None,
+    dry_run: bool,
+) -> None:
+    """Ask the teacher of CONFIG for completions of PROMPTS; never twice for the same."""
+    from proxykd.config import load_collect_config
+    from services.collect import Crew
+    from services.collect import collect as collect_dataset
+
+    crew = Crew(workers, address)
+    collect_dataset(load_collect_config(config, overrides), prompts, out, crew, limit, dry_run)
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
 @ADDRESS
 @http_options
 @click.option("--fresh", is_flag=True, help="Delete what an earlier attempt at this study left, and start over.")

@@ -48,7 +48,7 @@ def write_config(name: str, folder: Path, runs_dir: Path | str, redis_url: str |
             "shard_records": 2,
             "split": {"validation": 0.1, "test": 0.1, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4},
         },
-        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 6},
+        warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 12},
         alignment={
             "rounds": 1, "learning_rate": 5e-4, "global_batch": 2, "epochs": 3, "max_new_tokens": 12, "parity_records": 4,
         },

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 
 from actors.apps import teacher_app
-from actors.collection import collect, collected_lines
-from proxykd.config import TeacherConfig
-from proxykd.corpus import read_prompts
-from proxykd.errors import TeacherError
+from proxykd.collection.job import Collection
+from proxykd.config import CollectConfig, CorpusConfig
+from proxykd.corpus import read_corpus, read_prompts
 from tests import tiny_model
 from tests.small_run import engine_spec
 
@@ -67,26 +68,18 @@ def test_bad_requests_name_the_field(client):
         client.chat.completions.create(model="tiny-sealed", messages=[{"role": "user", "content": "cat " * 200}])
 
 
-def test_collection_keeps_what_arrived_and_asks_only_for_what_is_missing(base_url, tmp_path):
-    import json
-
+def test_collection_asks_it_as_any_provider(base_url, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in tiny_model.prompts(40)))
-    prompts = read_prompts(path)
-    teacher = TeacherConfig(model="tiny-sealed", base_url=base_url, max_tokens=8, concurrency=16)
-    seen = []
-    collect(prompts[:25], teacher, base_url, tmp_path / "out", 1, lambda *args: seen.append(args[:2]))
-    before = collected_lines(tmp_path / "out")
-    collect(prompts, teacher, base_url, tmp_path / "out", 1, lambda *args: seen.append(args[:2]))
-    lines = collected_lines(tmp_path / "out")
-    assert lines[:25] == before
-    assert sorted(line["id"] for line in lines) == sorted(prompt.id for prompt in prompts)
-    assert seen[-1] == (40, 40)
-
-
-def test_a_teacher_that_is_not_there_is_said_plainly(tmp_path):
-    teacher = TeacherConfig(model="x", base_url="http://127.0.0.1:9/v1", max_retries=1, timeout_s=2)
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "Q"}\n')
-    with pytest.raises(TeacherError, match=r"127\.0\.0\.1:9/v1 cannot be reached after 1 retries"):
-        collect(read_prompts(path), teacher, str(teacher.base_url), tmp_path / "out", 1, lambda *args: None)
+    teacher = {"model": "tiny-sealed", "base_url": base_url, "max_tokens": 8}
+    config = CollectConfig.model_validate({"teacher": teacher, "quality": {"drop": []}})
+    for limit in (25, 40):  # the second goes on where the first ended
+        collection = Collection(tmp_path / "out", config, read_prompts(path)[:limit])
+        assert len(collection.missing()) == limit - (0 if limit == 25 else 25)
+        outcome = collection.run(base_url, lambda progress: None)
+        collection.require_whole(outcome)
+        summary = collection.conclude(outcome)
+    assert summary["records"] == 40
+    assert summary["models"] == {"tiny-sealed": 40}
+    records = read_corpus(CorpusConfig(path=str(tmp_path / "out"), max_bad_share=1.0)).records
+    assert len({record.id for record in records}) == len(records)

@@ -71,7 +71,7 @@ def test_bad_lines_are_counted_with_numbers_and_duplicates_dropped(tmp_path):
             {"prompt": "z", "completion": ""}, {"prompt": "New", "completion": "1"}, {"prompt": "New", "completion": "2"}]  # fmt: skip
     config = write(tmp_path / "c.jsonl", rows).model_copy(update={"max_bad_share": 0.9})
     reading = read_corpus(config)
-    assert [b["line"] for b in reading.bad_lines] == [2, 3, 4, 5, 7]
+    assert [b["line"] for b in reading.bad_lines] == [f"line {n}" for n in (2, 3, 4, 5, 7)]
     assert reading.bad_lines[1]["reason"] == "empty line"
     assert dict(reading.dropped) == {"duplicate": 1, "bad_line": 5}
     assert [r.completion for r in reading.records] == ["A colour.", "1", "2"]
@@ -88,7 +88,7 @@ def test_duplicate_ids_are_counted(tmp_path):
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(CorpusError, match=r"does not exist; set it with --set corpus\.path=FILE"):
+    with pytest.raises(CorpusError, match=r"corpus\.path .*no\.jsonl does not exist; set it to a file, a folder or hf:NAME"):
         read_corpus(CorpusConfig(path=str(tmp_path / "no.jsonl")))
     with pytest.raises(CorpusError, match="holds no usable record"):
         read_corpus(write(tmp_path / "empty.jsonl", []))
@@ -113,6 +113,7 @@ def user(text, system=None):
 def test_the_split_is_by_normalised_prompt_and_near_its_shares():
     split = SplitConfig()
     assert slice_of(user("What is RED?"), split) == slice_of(user("  what is\nred? ", system="Be brief."), split)
+    assert normalised_prompt(user("What is RED?")) == normalised_prompt(user("  what is\nred? "))
     names = [slice_of(user(f"question {i}"), split) for i in range(20_000)]
     shares = {name: names.count(name) / len(names) for name in set(names)}
     expected = {"validation": 0.05, "test": 0.05, "warmup": 0.09, "alignment": 0.405, "distillation": 0.405}
@@ -126,9 +127,6 @@ def test_prompts_to_collect(tmp_path):
     first, second = read_prompts(path)
     assert (first.id, first.completion) == ("a", "")
     assert second.messages[0] == {"role": "system", "content": "S"}
-    path.write_text('{"id": "a", "prompt": "Q"}\n{"prompt": "q "}\n')
-    with pytest.raises(CorpusError, match="line 2: the prompt of line or id a again"):
-        read_prompts(path)
     path.write_text('{"prompt": ""}\n')
     with pytest.raises(CorpusError, match="line 1: the prompt is empty"):
         read_prompts(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from functools import partial
 from itertools import pairwise
 
 import pytest
 
+from actors import watchers
 from actors.events import EventLog, History, read_events
 from actors.logs import LogOfEvents
 from actors.trackers import MLflow, TensorBoard, WeightsAndBiases, trackers
@@ -57,10 +59,29 @@ def test_a_watcher_that_fails_is_left_out_and_the_run_goes_on(run):
     work(log)
     assert heard == [1, 2]
     warnings = [event["message"] for event in read_events(run.events)[0] if event["event"] == "warning"]
-    assert warnings == [
-        "a watcher of this run does not start: ValueError: no key",
+    assert sorted(warnings) == [
         "Broken is told no more of this run: OSError: no route to host",
+        "a watcher of this run does not start: ValueError: no key",
     ]
+
+
+def test_a_watcher_that_hangs_holds_nobody_up(run, monkeypatch):
+    """As TensorBoard's writer does on a disk that has become read-only: its thread dies, its queue fills, put() blocks."""
+    monkeypatch.setattr(watchers, "BEHIND", 100)
+    monkeypatch.setattr(watchers, "CLOSE_S", 0.2)
+
+    class Hanging(Silent):
+        def progress(self, state):
+            threading.Event().wait()
+
+    log = EventLog(run)
+    log.watch([Hanging])
+    log.stage("align", 2)
+    for step in range(300):
+        log.progress(step, 300, "steps", {"dpo": 0.5})
+    log.close()
+    [warning] = [event["message"] for event in read_events(run.events)[0] if event["event"] == "warning"]
+    assert warning == "Hanging is told no more of this run: it is 100 messages behind"
 
 
 def test_tensorboard_has_every_step_and_milestone(run):
@@ -96,17 +117,17 @@ def test_weights_and_biases_takes_it_offline(run, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     log = EventLog(run)
-    started = []
+    summary = {}
 
-    def start():
-        started.append(WeightsAndBiases(run, run.config()))
-        return started[0]
+    class Peeking(WeightsAndBiases):
+        def close(self):
+            summary.update(self._run.summary)
+            super().close()
 
-    log.watch([start])
+    log.watch([partial(Peeking, run, run.config())])
     log.stage("align", 2)
     log.progress(1, 2, "steps", {"dpo": 0.69})
     log.end_stage(MARKER)
-    summary = dict(started[0]._run.summary)
     log.close()
     assert [e for e in read_events(run.events)[0] if e["event"] == "warning"] == []
     assert summary["align-02/dpo"] == 0.69

@@ -1,0 +1,297 @@
+"""The batch APIs of OpenAI and Anthropic, at half the price and within a day: a provider whose asks travel together.
+
+Each batch leaves a note in the data set before it is submitted, with a mark that the provider keeps or its number of
+requests. A process that starts again finds its batches by their notes and waits for them, instead of paying again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from proxykd.collection.asks import Ask, Reply
+from proxykd.collection.providers import (
+    Body,
+    Denied,
+    Limits,
+    Rejected,
+    Transient,
+    api_key,
+    chat_body,
+    failure_of,
+    message_body,
+    parse_chat,
+    parse_message,
+    scrub,
+)
+from proxykd.config import TeacherConfig
+from proxykd.storage import read_json, write_json
+
+GATHER_S = 1.0
+"""Without a new ask, after which a batch goes out as it is."""
+MARK = "proxykd"
+Note = dict[str, Any]
+
+
+class BatchApi(Protocol):
+    async def submit(self, asks: list[Ask], mark: str) -> str:
+        """Returns the batch's id."""
+
+    async def find(self, note: Note) -> str | None:
+        """The id of a batch whose submission was not heard of, if it arrived."""
+
+    async def ended(self, batch: str) -> bool: ...
+
+    def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]: ...
+
+    async def close(self) -> None: ...
+
+
+class Batching:
+    """A provider: an ask waits for its batch."""
+
+    def __init__(self, api: BatchApi, notes: Path, size: int, poll_s: float):
+        self._api = api
+        self._folder = notes
+        self._size = size
+        self._poll_s = poll_s
+        self._notes: dict[str, Note] = {path.stem: read_json(path) for path in sorted(notes.glob("*.json"))}
+        self._out = {key: mark for mark, note in self._notes.items() for key in note["keys"]}
+        self._new: list[Ask] = []
+        self._asked: dict[str, Ask] = {}
+        self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def holds(self, key: str) -> bool:
+        """Whether an earlier process has submitted this one."""
+        return key in self._out
+
+    async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        answer = self._waiting[ask.key] = asyncio.get_running_loop().create_future()
+        self._asked[ask.key] = ask
+        if ask.key not in self._out:
+            self._new.append(ask)
+        self._arrived.set()
+        return await answer, Limits()
+
+    async def close(self) -> None:
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+        await self._api.close()
+
+    async def _work(self) -> None:
+        try:
+            await self._find_lost()
+            looked_at = 0.0
+            while True:
+                self._arrived.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER_S):
+                        await self._arrived.wait()
+                quiet = not self._arrived.is_set()
+                while len(self._new) >= self._size or (self._new and quiet):
+                    await self._submit(self._new[: self._size])
+                if time.monotonic() - looked_at >= self._poll_s:
+                    looked_at = time.monotonic()
+                    for mark in {self._out[key] for key in self._waiting if key in self._out}:
+                        await self._collect(mark)
+        except Exception as error:
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(error)
+            self._waiting.clear()
+            self._new.clear()
+
+    async def _find_lost(self) -> None:
+        for mark, note in list(self._notes.items()):
+            if note["batch"] is None and (batch := await self._api.find(note)) is not None:
+                self._keep(mark, note | {"batch": batch})
+            elif note["batch"] is None:  # it never arrived
+                self._keep(mark, note | {"keys": []})
+                self._new += [self._asked[key] for key in note["keys"] if key in self._waiting]
+
+    async def _submit(self, asks: list[Ask]) -> None:
+        mark = uuid.uuid4().hex
+        note = {"mark": mark, "keys": [ask.key for ask in asks], "batch": None, "time": time.time()}
+        self._keep(mark, note)
+        del self._new[: len(asks)]
+        self._keep(mark, note | {"batch": await self._api.submit(asks, mark)})
+
+    async def _collect(self, mark: str) -> None:
+        """The answers of a batch that has ended. What has none leaves the batch, and may go into another."""
+        note = self._notes[mark]
+        if not await self._api.ended(note["batch"]):
+            return
+        results = {key: result async for key, result in self._api.results(note["batch"])}
+        nothing = Transient("the batch has ended without an answer to this one", charged=False)
+        failed = [key for key in note["keys"] if isinstance(results.get(key, nothing), Exception)]
+        self._keep(mark, note | {"keys": [key for key in note["keys"] if key not in failed]})
+        for key in note["keys"]:
+            result = results.get(key, nothing)
+            if (answer := self._waiting.pop(key, None)) is None or answer.done():
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+    def _keep(self, mark: str, note: Note) -> None:
+        write_json(self._folder / f"{mark}.json", note)
+        for key in self._notes.get(mark, note)["keys"]:
+            self._out.pop(key, None)
+        self._out |= dict.fromkeys(note["keys"], mark)
+        self._notes[mark] = note
+
+
+class OpenAIBatches:
+    """Files in, files out; the mark is in the batch's metadata."""
+
+    ENDED = ("completed", "failed", "expired", "cancelled")
+    URL = "/v1/chat/completions"
+
+    def __init__(self, teacher: TeacherConfig, base_url: str | None):
+        import openai
+
+        self._teacher = teacher
+        self._key = api_key(teacher)
+        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=self._key, max_retries=RETRIES)
+
+    async def submit(self, asks: list[Ask], mark: str) -> str:
+        lines = [
+            {"custom_id": ask.key, "method": "POST", "url": self.URL, "body": _flat(chat_body(self._teacher, ask))}
+            for ask in asks
+        ]
+        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        with _mended(self._key):
+            file = await self._client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
+            batch = await self._client.batches.create(
+                input_file_id=file.id,
+                endpoint=self.URL,  # type: ignore[arg-type]
+                completion_window="24h",
+                metadata={MARK: mark},
+            )
+        return batch.id
+
+    async def find(self, note: Note) -> str | None:
+        with _mended(self._key):
+            async for batch in self._client.batches.list(limit=100):
+                if (batch.metadata or {}).get(MARK) == note["mark"]:
+                    return batch.id
+        return None
+
+    async def ended(self, batch: str) -> bool:
+        with _mended(self._key):
+            return (await self._client.batches.retrieve(batch)).status in self.ENDED
+
+    async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
+        with _mended(self._key):
+            about = await self._client.batches.retrieve(batch)
+            for file in (about.output_file_id, about.error_file_id):
+                if file is not None:
+                    text = (await self._client.files.content(file)).text
+                    for line in text.splitlines():
+                        yield _chat_result(json.loads(line))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class AnthropicBatches:
+    """Message batches. They carry no mark, so that a lost one is known by its time and its number of requests."""
+
+    def __init__(self, teacher: TeacherConfig, base_url: str | None):
+        import anthropic
+
+        self._teacher = teacher
+        self._key = api_key(teacher)
+        self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=self._key, max_retries=RETRIES)
+
+    async def submit(self, asks: list[Ask], mark: str) -> str:
+        requests: Any = [{"custom_id": ask.key, "params": _flat(message_body(self._teacher, ask))} for ask in asks]
+        with _mended(self._key):
+            return (await self._client.messages.batches.create(requests=requests)).id
+
+    async def find(self, note: Note) -> str | None:
+        with _mended(self._key):
+            async for batch in self._client.messages.batches.list(limit=100):
+                counts = batch.request_counts
+                total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+                if total == len(note["keys"]) and batch.created_at.timestamp() >= note["time"] - CLOCKS_APART_S:
+                    return batch.id
+        return None
+
+    async def ended(self, batch: str) -> bool:
+        with _mended(self._key):
+            return (await self._client.messages.batches.retrieve(batch)).processing_status == "ended"
+
+    async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
+        with _mended(self._key):
+            async for line in await self._client.messages.batches.results(batch):
+                yield _message_result(line.model_dump(mode="json"))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+RETRIES = 5
+"""Of the calls about a batch, by the client itself: they cost nothing."""
+CLOCKS_APART_S = 60.0
+
+
+def _flat(body: Body) -> Body:
+    more: Body = body.get("extra_body", {})
+    return {key: value for key, value in body.items() if key != "extra_body"} | more
+
+
+def _chat_result(line: Body) -> tuple[str, Reply | Exception]:
+    response = line.get("response")
+    if not response:
+        return line["custom_id"], Transient(json.dumps(line.get("error"))[:300], charged=False)
+    if response["status_code"] != 200:
+        return line["custom_id"], failure_of(response["status_code"], {}, json.dumps(response["body"])[:300])
+    return line["custom_id"], _parsed(parse_chat, response["body"])
+
+
+def _message_result(line: Body) -> tuple[str, Reply | Exception]:
+    result = line["result"]
+    if result["type"] == "succeeded":
+        return line["custom_id"], _parsed(parse_message, result["message"])
+    said = json.dumps(result)[:300]
+    if "invalid_request" in said:
+        return line["custom_id"], Rejected(said)
+    return line["custom_id"], Transient(said, charged=False)
+
+
+def _parsed(parse: Callable[[Any], Reply], answer: Any) -> Reply | Exception:
+    try:
+        return parse(answer)
+    except Transient as error:
+        return error
+
+
+@contextlib.contextmanager
+def _mended(key: str) -> Iterator[None]:
+    """An error about a batch ends all its asks: nothing works until somebody mends it, or the provider is away."""
+    import anthropic
+    import openai
+
+    try:
+        yield
+    except (openai.APIStatusError, anthropic.APIStatusError) as error:
+        said = scrub(f"HTTP {error.status_code}: {error.message}"[:500], key)
+        if error.status_code >= 500 or error.status_code == 429:
+            raise Transient(said, charged=False) from None
+        raise Denied(said) from None
+    except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
+        raise Transient(scrub(str(error.__cause__ or error), key), charged=False) from None
