@@ -3,8 +3,6 @@ requests and of the budget."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -46,35 +44,32 @@ class Share:
 
 
 class CollectWorker:
-    """An actor of three threads: one asks, the others tell how far it is and take the word to stop."""
+    """An actor on an event loop: while it asks, it tells how far it is and takes the word to stop."""
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self._stopped = False
         self._progress = Progress()
 
-    def collect(self, share: Share) -> Outcome:
-        return asyncio.run(self._collect(share))
-
-    async def _collect(self, share: Share) -> Outcome:
+    async def collect(self, share: Share) -> Outcome:
         config = share.config
         provider = open_provider(config, Dataset(share.root), config.teacher.address)
         pace = shared_pace(config, share.redis_url, share.workers)
         collector = Collector(
             Dataset(share.root), config, share.chunks, share.writer, share.kept, provider, pace,
-            self._show, self._stop.is_set,
+            self._show, lambda: self._stopped,
         )  # fmt: skip
         outcome = await collector.run()
-        outcome.kept = Kept(spent=outcome.kept.spent, unanswered=outcome.kept.unanswered)
+        outcome.kept = Kept()  # the driver reads what is on storage
         return outcome
 
     def _show(self, progress: Progress) -> None:
         self._progress = replace(progress)
 
-    def progress(self) -> Progress:
+    async def progress(self) -> Progress:
         return self._progress
 
-    def stop(self) -> None:
-        self._stop.set()
+    async def stop(self) -> None:
+        self._stopped = True
 
 
 def collect_on_cluster(
@@ -95,7 +90,7 @@ def collect_on_cluster(
 def _round(collection: Collection, workers: int, redis_url: str, show: Show, stop_asked: Callable[[], bool]) -> Outcome:
     shares = list(_shares(collection, workers, redis_url))
     actor: Any = ray.remote(CollectWorker)
-    actors = [actor.options(num_cpus=0, max_concurrency=3).remote() for _ in shares]
+    actors = [actor.options(num_cpus=0, max_concurrency=4).remote() for _ in shares]
     ends = [one.collect.remote(share) for one, share in zip(actors, shares, strict=True)]
     asked_to_stop = False
     waiting = ends

@@ -113,7 +113,6 @@ class Collection:
         stop_asked: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Asks for what is missing, at `base_url` (None: the provider's own address)."""
-        self.dataset.describe(self.config)
         return asyncio.run(self._run(base_url, show, pace, stop_asked))
 
     async def _run(
@@ -122,6 +121,7 @@ class Collection:
         config = as_batches(self.config)
         wanted = config.collection
         provider = open_provider(config, self.dataset, base_url)
+        self.dataset.describe(self.config)
         pace = pace or OwnPace(wanted.requests_per_minute, wanted.tokens_per_minute)
         collector = Collector(
             self.dataset, config, self.chunks, self.writer, self.kept, provider, pace, show, stop_asked

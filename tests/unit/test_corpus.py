@@ -88,7 +88,9 @@ def test_duplicate_ids_are_counted(tmp_path):
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(CorpusError, match=r"corpus\.path .*no\.jsonl does not exist; set it to a file, a folder or hf:NAME"):
+    with pytest.raises(
+        CorpusError, match=r"corpus\.path .*no\.jsonl does not exist; set it to a file, a folder or hf:NAME"
+    ):
         read_corpus(CorpusConfig(path=str(tmp_path / "no.jsonl")))
     with pytest.raises(CorpusError, match="holds no usable record"):
         read_corpus(write(tmp_path / "empty.jsonl", []))

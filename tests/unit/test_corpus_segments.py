@@ -93,6 +93,9 @@ def test_rounds_take_what_is_new_first_then_what_none_has_used():
 def test_follow_is_for_a_run_with_a_path_alone(tmp_path):
     with pytest.raises(ConfigError, match=r"corpus\.follow goes with corpus\.path alone"):
         run_config("x", "runs", corpus={"path": "data", "follow": 5, "limit": 3})
-    raw = {"name": "s", "run": run_config("x", "runs", corpus={"path": "data", "follow": 5}).model_dump(mode="json")}
+    run = run_config("x", "runs", corpus={"path": "data", "follow": 5}).model_dump(
+        mode="json", exclude={"name", "seed"}
+    )
+    raw = {"name": "s", "run": run}
     with pytest.raises(ConfigError, match="another corpus"):
         validate_study(raw | {"arms": ["proxy_kd"], "seeds": [1]}, "test")
