@@ -73,8 +73,8 @@ def write_corpus(
     }
     if empty := [name for name in needed if not facts[name]]:
         raise CorpusError(
-            f"{facts['records']} usable records leave the slice(s) {', '.join(empty)} empty; add records or enlarge "
-            f"the shares in corpus.split"
+            f"{facts['records']} usable records (dropped: {value['dropped'] or 'none'}) leave the slice(s) "
+            f"{', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
         )
     write_json(run.corpus / "manifest.json", value)
     return value

@@ -139,6 +139,8 @@ def event_line(event: Facts) -> str:
         return f"metrics for Prometheus at {event['url']}"
     if kind == "alignment_finished":
         return f"alignment ends ({event['reason']}); aligned proxy: {event['adapter']}"
+    if kind == "corpus_grew":
+        return f"the data set has grown: {event['records']} records more (segment {event['number']})"
     if kind == "warning":
         return f"warning: {event['message']}"
     return str(kind)

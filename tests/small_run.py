@@ -24,6 +24,7 @@ def run_config(source: str, runs_dir: str, **sections: object) -> RunConfig:
             "shard_records": 8,
             "split": {"validation": 0.15, "test": 0.15, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4},
         },
+        "quality": {"drop": ["empty"]},  # a random-weight teacher writes what no filter would pass
         "proxy": {"source": source, "drop_layers": [3], "dtype": "float32", "lora": {"rank": 8, "alpha": 16}},
         "student": {"source": source, "drop_layers": [2, 3], "dtype": "float32", "method": "full"},
         "warmup": {"learning_rate": 3e-3, "global_batch": 4},
