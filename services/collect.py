@@ -52,6 +52,7 @@ def collect(config: CollectConfig, prompts: str, out: str, crew: Crew, limit: in
         return
     _print_terms(console, config)
     with _alone_on(collection.dataset.root), _stoppable(console) as stop_asked, _Display(console, estimate) as display:
+        collection.refresh()  # another process may have ended meanwhile
         outcome = _collect(collection, crew, display.show, stop_asked)
         summary = collection.conclude(outcome)
     console.print(_summary_table(summary))

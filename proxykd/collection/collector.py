@@ -349,15 +349,19 @@ class Collector:
 
     async def _tick(self) -> None:
         """Shows how far it is, sees to it that the log is on the disk, and gives up on a teacher that is silent."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            await asyncio.to_thread(self._log.sync)
-            silent_s = time.monotonic() - self._heard
-            if silent_s > self._config.give_up_after_s:
-                self._halt(
-                    TeacherError(f"no answer for {silent_s:.0f} s; the last error: {self._last_error or 'none'}")
-                )
-            self._refresh()
+        try:
+            while True:
+                await asyncio.sleep(TICK_S)
+                await asyncio.to_thread(self._log.sync)
+                silent_s = time.monotonic() - self._heard
+                if silent_s > self._config.give_up_after_s:
+                    last = self._last_error or "none"
+                    self._halt(TeacherError(f"no answer for {silent_s:.0f} s; the last error: {last}"))
+                self._refresh()
+        except OSError as error:
+            self._halt(StorageError(f"{self._dataset.root}: {error.strerror}; mend its storage"))
+        except Exception as error:  # a defect; nobody would see it in a task that nobody awaits
+            self._halt(error)
 
     def _refresh(self) -> None:
         now = int(time.monotonic())
