@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from actors.streams import complete_prompts, stream_corpus
+from actors.streams import Sampler, complete_prompts, stream_corpus
 from actors.workbench import Workbench, completion_tokens
 from proxykd.corpus_store import read_shard_rows, slice_shards
 from proxykd.storage import shard_facts, unfinished
@@ -46,13 +46,7 @@ def _complete(bench: Workbench, *slices: str) -> Facts:
     if any(unfinished(path) for path in shards):
         with bench.open_teachers_engine() as call:
             bench.events.step("complete")
-            complete_prompts(
-                shards,
-                call,
-                seed=bench.config.seed,
-                room=bench.room(white_box.max_new_tokens),
-                reporter=bench.reporter,
-                run=bench.run,
-            )
+            draw = Sampler(call, 0, bench.config.seed, bench.room(white_box.max_new_tokens))
+            complete_prompts(shards, draw, bench.reporter, bench.run)
     records = sum(map(len, shards.values()))
     return {"records": records, "cost": bench.cost(records=records, tokens=completion_tokens(list(shards)))}

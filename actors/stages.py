@@ -16,6 +16,7 @@ from actors.preparation import collect, prepare_corpus, prepare_models, take_add
 from actors.stage_book import StageBook
 from actors.streams import (
     EngineCall,
+    Sampler,
     sample_pairs,
     score_with_engine,
     stream_corpus,
@@ -159,15 +160,9 @@ class Pipeline:
             with self.bench.proxy_engine(reference) as call:
                 if missing:
                     self.events.step("sample")
-                    sample_pairs(
-                        shards,
-                        call,
-                        round_number=number,
-                        seed=self.config.seed,
-                        room=self.bench.room(self.config.alignment.max_new_tokens),
-                        reporter=self.bench.reporter,
-                        run=self.run,
-                    )
+                    room = self.bench.room(self.config.alignment.max_new_tokens)
+                    draw = Sampler(call, number, self.config.seed, room)
+                    sample_pairs(shards, draw, self.bench.reporter, self.run)
                 self.events.step("parity sample")
                 self._keep_parity(number, list(shards), call)
         return list(shards)

@@ -6,7 +6,7 @@ A shard is one file with its marker. Only missing shards are asked for, so that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,88 +72,63 @@ class Room:
     max_length: int
 
 
-def sample_pairs(
-    shards: dict[Path, list[Row]],
-    call: EngineCall,
-    *,
-    round_number: int,
-    seed: int,
-    room: Room,
-    reporter: Reporter,
-    run: RunDirectory,
-) -> None:
+@dataclass(frozen=True)
+class Sampler:
+    """Draws one completion for each row's prompt, with a seed that row and round decide; 0 is no round's number."""
+
+    call: EngineCall
+    round_number: int
+    seed: int
+    room: Room
+
+    def __call__(self, rows: list[Row]) -> Iterator[tuple[Row, int, Generation]]:
+        """Each row with its seed and completion, which has its stop token unless it ended by length."""
+        seeds = [sample_seed(self.seed, self.round_number, row["id"]) for row in rows]
+        longest = max(len(row["prompt_ids"]) for row in rows)
+        drawn = self.call(
+            "generate",
+            prompts=[list(row["prompt_ids"]) for row in rows],
+            max_tokens=max(1, min(self.room.max_tokens, self.room.max_length - longest)),
+            seeds=seeds,
+        )
+        return zip(rows, seeds, drawn, strict=True)
+
+
+def sample_pairs(shards: dict[Path, list[Row]], draw: Sampler, reporter: Reporter, run: RunDirectory) -> None:
     """Draws one rejected completion for every row of every unfinished shard, and writes the pairs."""
-    total = sum(map(len, shards.values()))
 
-    def sample(item: dict[str, Any]) -> dict[str, Any]:
-        rows = item["rows"]
-        seeds = [sample_seed(seed, round_number, row["id"]) for row in rows]
+    def sample(path: Path, rows: list[Row]) -> None:
         pairs = []
-        for row, row_seed, drawn in zip(rows, seeds, _draw(call, rows, seeds, room), strict=True):
-            facts = {"rejected_stopped": drawn.stopped, "adapter": drawn.adapter, "seed": row_seed}
+        for row, seed, drawn in draw(rows):
+            facts = {"rejected_stopped": drawn.stopped, "adapter": drawn.adapter, "seed": seed}
             pairs.append({**row, "rejected_ids": drawn.token_ids, **facts})
-        write_pairs(location(item["path"]), pairs)
-        reporter().add(len(rows), total, "pairs")
-        return {"path": item["path"]}
+        write_pairs(path, pairs)
 
-    _for_each_shard(shards, sample, run)
+    _for_each_shard(shards, sample, "pairs", reporter, run)
 
 
-def complete_prompts(
-    shards: dict[Path, list[Row]],
-    call: EngineCall,
-    *,
-    seed: int,
-    room: Room,
-    reporter: Reporter,
-    run: RunDirectory,
-) -> None:
+def complete_prompts(shards: dict[Path, list[Row]], draw: Sampler, reporter: Reporter, run: RunDirectory) -> None:
     """Writes every unfinished shard with another model's completions in place of the corpus' own."""
-    total = sum(map(len, shards.values()))
 
-    def complete(item: dict[str, Any]) -> dict[str, Any]:
-        rows = item["rows"]
-        seeds = [sample_seed(seed, 0, row["id"]) for row in rows]
-        drawn = _draw(call, rows, seeds, room)
-        completed = [
-            {**row, "completion_ids": one.token_ids, "completion": "", "teacher_top": None}
-            for row, one in zip(rows, drawn, strict=True)
-        ]
-        write_rows_shard(location(item["path"]), completed)
-        reporter().add(len(rows), total, "completions")
-        return {"path": item["path"]}
+    def complete(path: Path, rows: list[Row]) -> None:
+        others = {"completion": "", "teacher_top": None}
+        write_rows_shard(path, [{**row, **others, "completion_ids": drawn.token_ids} for row, _, drawn in draw(rows)])
 
-    _for_each_shard(shards, complete, run)
-
-
-def _draw(call: EngineCall, rows: list[Row], seeds: list[int], room: Room) -> list[Generation]:
-    """One completion for each row's prompt, with its stop token unless it ended by length."""
-    longest = max(len(row["prompt_ids"]) for row in rows)
-    drawn: list[Generation] = call(
-        "generate",
-        prompts=[list(row["prompt_ids"]) for row in rows],
-        max_tokens=max(1, min(room.max_tokens, room.max_length - longest)),
-        seeds=seeds,
-    )
-    return drawn
+    _for_each_shard(shards, complete, "completions", reporter, run)
 
 
 def score_with_engine(
     shards: dict[Path, list[Row]], call: EngineCall, source: LabelSource, reporter: Reporter, run: RunDirectory
 ) -> None:
     """Writes the soft labels of every unfinished shard from the engine's prompt log-probs."""
-    total = sum(map(len, shards.values()))
 
-    def score(item: dict[str, Any]) -> dict[str, Any]:
-        rows = item["rows"]
+    def score(path: Path, rows: list[Row]) -> None:
         prompts = [list(row["prompt_ids"]) for row in rows]
         completions = [list(row["completion_ids"]) for row in rows]
         results = call("score", prompts=prompts, completions=completions, top_k=source.top_k)
-        write_soft_labels(location(item["path"]), rows, results, source)
-        reporter().add(len(rows), total, "records")
-        return {"path": item["path"]}
+        write_soft_labels(path, rows, results, source)
 
-    _for_each_shard(shards, score, run)
+    _for_each_shard(shards, score, "records", reporter, run)
 
 
 def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps], source: LabelSource) -> None:
@@ -250,17 +225,26 @@ def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]], pool: str
 
 
 def _for_each_shard(
-    shards: dict[Path, list[Row]], work: Callable[[dict[str, Any]], dict[str, Any]], run: RunDirectory
+    shards: dict[Path, list[Row]],
+    write: Callable[[Path, list[Row]], None],
+    unit: str,
+    reporter: Reporter,
+    run: RunDirectory,
 ) -> None:
-    """Does `work` for every shard that is not finished. A task whose worker died is done again by Ray.
+    """Writes every shard that is not finished, and reports its rows as `unit`. A task whose worker died is done again
+    by Ray.
 
     Raises:
         RunStoppedError: somebody asked the run to stop; the shards in hand were finished.
     """
+    total = sum(map(len, shards.values()))
 
     def once(item: dict[str, Any]) -> dict[str, Any]:
-        stop = run.stop_request.exists()
-        return {"path": item["path"]} if stop or not unfinished(location(item["path"])) else work(item)
+        path, rows = location(item["path"]), item["rows"]
+        if unfinished(path) and not run.stop_request.exists():
+            write(path, rows)
+            reporter().add(len(rows), total, unit)
+        return {"path": item["path"]}
 
     missing = [{"path": str(path), "rows": rows} for path, rows in shards.items() if unfinished(path)]
     if missing:

@@ -12,23 +12,26 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from proxykd.collection.asks import Ask, Reply
 from proxykd.collection.providers import (
     Body,
     Denied,
+    Limited,
     Limits,
     Rejected,
     Transient,
     api_key,
     chat_body,
     failure_of,
+    failures,
     message_body,
     parse_chat,
     parse_message,
-    scrub,
 )
 from proxykd.config import TeacherConfig
 from proxykd.storage import read_json, write_json
@@ -164,8 +167,9 @@ class OpenAIBatches:
         import openai
 
         self._teacher = teacher
-        self._key = api_key(teacher)
-        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=self._key, max_retries=RETRIES)
+        key = api_key(teacher)
+        self._failures = partial(_about_batches, openai, key)
+        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=RETRIES)
 
     async def submit(self, asks: list[Ask], mark: str) -> str:
         lines = [
@@ -173,7 +177,7 @@ class OpenAIBatches:
             for ask in asks
         ]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        with _mended(self._key):
+        with self._failures():
             file = await self._client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
             batch = await self._client.batches.create(
                 input_file_id=file.id,
@@ -184,18 +188,18 @@ class OpenAIBatches:
         return batch.id
 
     async def find(self, note: Note) -> str | None:
-        with _mended(self._key):
+        with self._failures():
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get(MARK) == note["mark"]:
                     return batch.id
         return None
 
     async def ended(self, batch: str) -> bool:
-        with _mended(self._key):
+        with self._failures():
             return (await self._client.batches.retrieve(batch)).status in self.ENDED
 
     async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
-        with _mended(self._key):
+        with self._failures():
             about = await self._client.batches.retrieve(batch)
             for file in (about.output_file_id, about.error_file_id):
                 if file is not None:
@@ -214,16 +218,17 @@ class AnthropicBatches:
         import anthropic
 
         self._teacher = teacher
-        self._key = api_key(teacher)
-        self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=self._key, max_retries=RETRIES)
+        key = api_key(teacher)
+        self._failures = partial(_about_batches, anthropic, key)
+        self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=key, max_retries=RETRIES)
 
     async def submit(self, asks: list[Ask], mark: str) -> str:
         requests: Any = [{"custom_id": ask.key, "params": _flat(message_body(self._teacher, ask))} for ask in asks]
-        with _mended(self._key):
+        with self._failures():
             return (await self._client.messages.batches.create(requests=requests)).id
 
     async def find(self, note: Note) -> str | None:
-        with _mended(self._key):
+        with self._failures():
             async for batch in self._client.messages.batches.list(limit=100):
                 counts = batch.request_counts
                 total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
@@ -232,11 +237,11 @@ class AnthropicBatches:
         return None
 
     async def ended(self, batch: str) -> bool:
-        with _mended(self._key):
+        with self._failures():
             return (await self._client.messages.batches.retrieve(batch)).processing_status == "ended"
 
     async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
-        with _mended(self._key):
+        with self._failures():
             async for line in await self._client.messages.batches.results(batch):
                 yield _message_result(line.model_dump(mode="json"))
 
@@ -281,17 +286,13 @@ def _parsed(parse: Callable[[Any], Reply], answer: Any) -> Reply | Exception:
 
 
 @contextlib.contextmanager
-def _mended(key: str) -> Iterator[None]:
-    """An error about a batch ends all its asks: nothing works until somebody mends it, or the provider is away."""
-    import anthropic
-    import openai
-
+def _about_batches(sdk: ModuleType, key: str) -> Iterator[None]:
+    """A failure about a batch is one of all its asks: the provider is away, or nothing works until it is mended. No
+    answer was paid for."""
     try:
-        yield
-    except (openai.APIStatusError, anthropic.APIStatusError) as error:
-        said = scrub(f"HTTP {error.status_code}: {error.message}"[:500], key)
-        if error.status_code >= 500 or error.status_code == 429:
-            raise Transient(said, charged=False) from None
-        raise Denied(said) from None
-    except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
-        raise Transient(scrub(str(error.__cause__ or error), key), charged=False) from None
+        with failures(sdk, key):
+            yield
+    except (Limited, Transient) as error:
+        raise Transient(str(error), charged=False, retry_after=error.retry_after) from None
+    except Rejected as error:
+        raise Denied(str(error)) from None

@@ -198,7 +198,7 @@ class ShardWriter:
         return next((flag for flag in flags if flag in (*ALWAYS_APART, *self._config.quality.drop)), None)
 
     def _row(self, ask: Ask, kept: Kept, models: list[str]) -> Facts | None:
-        prompt_flags = self._prompt_flags.get(ask.prompt_id, [])
+        flags: list[str] = list(self._prompt_flags.get(ask.prompt_id, ()))
         row: Facts = {
             "id": ask.id,
             "prompt_id": ask.prompt_id,
@@ -211,13 +211,12 @@ class ShardWriter:
         if (place := kept.replies.get(ask.key)) is None:
             if ask.key not in kept.refused and not self.screened(ask):
                 return None
-            flags = [*prompt_flags, "rejected"] if ask.key in kept.refused else prompt_flags
+            flags += ["rejected"] if ask.key in kept.refused else []
             reason = kept.refused.get(ask.key, "")
             return row | {"messages": list(ask.messages), "finish_reason": reason, "flags": flags, "model": ""}
         line = place.read()
-        flags = [*prompt_flags, *flags_of(line["text"], line["finish_reason"])]
-        if line["model"] not in models:
-            flags.append("other_model")
+        flags += flags_of(line["text"], line["finish_reason"])
+        flags += [] if line["model"] in models else ["other_model"]
         top = line["top_logprobs"]
         return row | {
             "messages": [*ask.messages, {"role": "assistant", "content": line["text"]}],

@@ -23,8 +23,6 @@ from proxykd.storage import write_json
 
 Facts = dict[str, Any]
 CHARACTERS_A_TOKEN = 4.0
-
-
 BATCHES_AT_ONCE = 8
 A_DAY_S = 26 * 3600.0
 

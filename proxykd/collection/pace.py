@@ -84,9 +84,8 @@ class PaceState:
         self.pause = PAUSE_S
         if not self.learned:
             return
-        if (
-            sent <= self.limited_at
-        ):  # it was under way when the last 429 came, and stands in the window that this told of
+        if sent <= self.limited_at:
+            # It was under way when the last 429 came, and stands in the window that this told of.
             self.requests_per_s = min(self.ceiling, self.requests_per_s + BACK_OFF / self.span)
         elif now - self.began < WINDOW_S:
             if now - self.stepped_at >= FIRST_MINUTE_EVERY_S:

@@ -7,13 +7,16 @@ place in the budget like any request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from proxykd.collection.asks import Ask, Reply
@@ -119,22 +122,16 @@ class OpenAI:
         import openai
 
         self._teacher = teacher
-        self._key = key
+        self._failures = partial(failures, openai, key)
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=None)
 
     async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
-        import openai
-
-        try:
+        with self._failures():
             raw = await self._client.chat.completions.with_raw_response.create(**chat_body(self._teacher, ask))
-            limits = Limits(
-                _count(raw.headers, "x-ratelimit-limit-requests"), _count(raw.headers, "x-ratelimit-limit-tokens")
-            )
-            return parse_chat(_json_of(raw.http_response)), limits
-        except openai.APIStatusError as error:
-            raise failure_of(error.status_code, error.response.headers, _said(error, self._key)) from None
-        except openai.APIConnectionError as error:
-            raise Transient(scrub(str(error.__cause__ or error), self._key), charged=True) from None
+        limits = Limits(
+            _count(raw.headers, "x-ratelimit-limit-requests"), _count(raw.headers, "x-ratelimit-limit-tokens")
+        )
+        return parse_chat(_json_of(raw.http_response)), limits
 
     async def close(self) -> None:
         await self._client.close()
@@ -147,23 +144,17 @@ class Anthropic:
         import anthropic
 
         self._teacher = teacher
-        self._key = key
+        self._failures = partial(failures, anthropic, key)
         self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=key, max_retries=0, timeout=None)
 
     async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
-        import anthropic
-
-        try:
+        with self._failures():
             raw = await self._client.messages.with_raw_response.create(**message_body(self._teacher, ask))
-            limits = Limits(
-                _count(raw.headers, "anthropic-ratelimit-requests-limit"),
-                _count(raw.headers, "anthropic-ratelimit-output-tokens-limit"),
-            )
-            return parse_message(_json_of(raw.http_response)), limits
-        except anthropic.APIStatusError as error:
-            raise failure_of(error.status_code, error.response.headers, _said(error, self._key)) from None
-        except anthropic.APIConnectionError as error:
-            raise Transient(scrub(str(error.__cause__ or error), self._key), charged=True) from None
+        limits = Limits(
+            _count(raw.headers, "anthropic-ratelimit-requests-limit"),
+            _count(raw.headers, "anthropic-ratelimit-output-tokens-limit"),
+        )
+        return parse_message(_json_of(raw.http_response)), limits
 
     async def close(self) -> None:
         await self._client.close()
@@ -251,6 +242,17 @@ def parse_message(answer: Any) -> Reply:
         raise Transient(f"the answer is no message ({error!r}): {json.dumps(answer)[:200]}", True) from None
 
 
+@contextlib.contextmanager
+def failures(sdk: ModuleType, key: str) -> Iterator[None]:
+    """What the client `sdk` (openai or anthropic: both were made by one generator) raises, as one of the four kinds."""
+    try:
+        yield
+    except sdk.APIStatusError as error:
+        raise failure_of(error.status_code, error.response.headers, _said(error, key)) from None
+    except sdk.APIConnectionError as error:
+        raise Transient(_scrub(str(error.__cause__ or error), key), charged=True) from None
+
+
 def failure_of(status: int, headers: Mapping[str, str], said: str) -> Exception:
     """What an HTTP error means for the request, and for all others."""
     message = f"HTTP {status}: {said}"
@@ -278,7 +280,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def scrub(text: str, key: str) -> str:
+def _scrub(text: str, key: str) -> str:
     """Whatever a provider repeats of the key does not get into a message or a log."""
     return text if key == KEYLESS else text.replace(key, "[key]")
 
@@ -288,7 +290,7 @@ def _said(error: Any, key: str) -> str:
     inner = body.get("error", body)
     code = f" ({inner['code']})" if isinstance(inner, dict) and inner.get("code") else ""
     said = inner.get("message") if isinstance(inner, dict) else None
-    return scrub(f"{said or error.message}{code}"[:500], key)
+    return _scrub(f"{said or error.message}{code}"[:500], key)
 
 
 def _json_of(response: Any) -> Any:

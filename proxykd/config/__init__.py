@@ -1,0 +1,46 @@
+"""The frozen configuration of a run. Imports neither torch nor transformers.
+
+Defaults are the paper's (DESIGN.md, section 2). `collection`, `resources`, `redis`, `tracking` and `runs_dir` say
+where, how fast and how visibly a run happens; everything else changes its results and is part of the run's hash.
+"""
+
+from proxykd.config.machines import ResourceConfig
+from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, SplitConfig, TrainConfig
+from proxykd.config.reading import (
+    apply_overrides,
+    load_collect_config,
+    load_config,
+    read_yaml,
+    set_key,
+    validate_config,
+)
+from proxykd.config.sections import LoraConfig, ModelConfig, Section
+from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceConfig, QualityConfig, TeacherConfig
+from proxykd.config.whole import WITHOUT_EFFECT, CollectConfig, RunConfig
+
+__all__ = [
+    "WITHOUT_EFFECT",
+    "AlignmentConfig",
+    "BudgetConfig",
+    "CollectConfig",
+    "CollectionConfig",
+    "CorpusConfig",
+    "DistillationConfig",
+    "Flag",
+    "LoraConfig",
+    "ModelConfig",
+    "PriceConfig",
+    "QualityConfig",
+    "ResourceConfig",
+    "RunConfig",
+    "Section",
+    "SplitConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "apply_overrides",
+    "load_collect_config",
+    "load_config",
+    "read_yaml",
+    "set_key",
+    "validate_config",
+]

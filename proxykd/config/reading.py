@@ -1,0 +1,109 @@
+"""From YAML to a config, with `section.key=value` overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from proxykd.config.whole import CollectConfig, RunConfig
+from proxykd.errors import ConfigError
+
+Whole = TypeVar("Whole", bound=BaseModel)
+
+
+def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> CollectConfig:
+    """Reads the sections of CollectConfig from its own file or a run's.
+
+    Raises:
+        ConfigError: as load_config.
+    """
+    raw = read_yaml(path)
+    apply_overrides(raw, overrides)
+    others = RunConfig.model_fields.keys() - CollectConfig.model_fields.keys()
+    config = _validated(CollectConfig, {key: value for key, value in raw.items() if key not in others}, str(path))
+    if config.teacher.local is not None:
+        raise ConfigError("teacher.local is served within a run; use `proxykd run` with corpus.prompts for it")
+    if config.teacher.base_url is None:
+        raise ConfigError(
+            "teacher.base_url is not set; set it to the API's address, or to `default` for the provider's own"
+        )
+    return config
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Reads a YAML config, applies `section.key=value` overrides and validates the whole.
+
+    Relative corpus paths in the file are taken from the working directory, as in a shell.
+
+    Raises:
+        ConfigError: the file is missing or torn, a key is unknown, or a combination makes no sense.
+    """
+    raw = read_yaml(path)
+    apply_overrides(raw, overrides)
+    return validate_config(raw, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Raises:
+    ConfigError: the file is missing, or does not hold sections.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {path}; the shipped ones are in configs/") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not sections; start from configs/quickstart.yaml")
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    for override in overrides:
+        _apply_override(raw, override)
+
+
+def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    return _validated(RunConfig, raw, origin)
+
+
+def _validated(kind: type[Whole], raw: dict[str, Any], origin: str) -> Whole:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+            + ("" if e["type"] == "value_error" or e["type"] == "missing" else f" (got {e['input']!r})")
+            for e in error.errors()
+        ]
+        raise ConfigError(f"{origin} is not a valid config:\n" + "\n".join(lines)) from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        set_key(raw, key, yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `section.key` in nested mappings.
+
+    Raises:
+        ConfigError: a part of the key is a value, not a section.
+    """
+    node: Any = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key!r} cannot be set: {parent!r} is a value, not a section")
+    node[last] = value

