@@ -89,6 +89,7 @@ class RayMetrics(Silent):
     def __init__(self, run: RunDirectory):
         self._run = run.id
         self._warnings = 0
+        self._totals: dict[tuple[str, int | None], float] = {}
         for marker in finished_stages(run):
             self.result(marker["stage"], marker["round"], marker)
 
@@ -105,12 +106,15 @@ class RayMetrics(Silent):
             self._set("proxykd_round", state["round"])
         self._set("proxykd_stage_done", state["done"], **tags)
         self._set("proxykd_stage_total", state["total"], **tags)
+        self._totals[state["stage"], state.get("round")] = state["total"]
         for measure, value in state.get("metrics", {}).items():
             self._set("proxykd_training", value, **tags, measure=measure)
 
     def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
         tags, result = {"round": round_number, "stage": stage}, marker["result"]
         self._set("proxykd_stage_finished", 1, **tags)
+        if (total := self._totals.get((stage, round_number))) is not None:  # the last report may lie before the end
+            self._set("proxykd_stage_done", total, **tags)
         self._set("proxykd_stage_seconds", marker["seconds"], **tags)
         self._set("proxykd_stage_tokens", marker.get("tokens", 0), **tags)
         if "validation" in result:

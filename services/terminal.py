@@ -160,7 +160,7 @@ def progress_line(live: Facts) -> str:
         elapsed = time.time() - float(live.get("step_started") or live["started"])
         if FIRST_SHARE * total < done < total:
             parts.append(f"{_clock(elapsed * (total - done) / done)} left")
-    parts += [f"{name} {value:.3f}" for name, value in live.get("metrics", {}).items()]
+    parts += [f"{name} {value:.4g}" for name, value in live.get("metrics", {}).items()]
     return " | ".join(parts)
 
 

@@ -105,7 +105,7 @@ function options({ x, series, unit, digits, width, height }) {
       })),
     ],
     hooks: { draw: [(plot) => series.forEach((s, index) => s.errors && whiskers(plot, s, index + 1, colour(PALETTE[index])))], setCursor: [tip(x, series, digits)] },
-    padding: [10, 12, 0, 0],
+    padding: [10, x.names ? 32 : 12, 0, 0], // a name stands under the middle of its point, the last one at the edge
   };
 }
 

@@ -94,7 +94,7 @@ function bars(position, temperature) {
   const rows = top.map(({ token, token_id: tokenId, share }) => meter(show(token), share, tokenId === position.token_id && "actual"));
   const inTop = top.some((one) => one.token_id === position.token_id);
   const actual = position.token !== undefined && !inTop ? meter(`${show(position.token)}`, Math.exp(position.logprob), "actual") : [];
-  return h("div", { class: "next" }, rows, actual, meter(`tail (≈ the rest)`, position.tail_mass, "tail"));
+  return h("div", { class: "next" }, rows, actual, meter("tail (≈ rest)", position.tail_mass, "tail"));
 }
 
 function meter(name, share, kind) {

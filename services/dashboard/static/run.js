@@ -168,7 +168,7 @@ function rounds({ rounds: all, steps }, id) {
     lineChart({ title: "Losses, mean over the round", unit: "nats", x, series: [{ label: "NLL a token", values: of("nll_loss") }, { label: "DPO", values: of("dpo_loss") }] }),
     lineChart({ title: "DPO accuracy", unit: "share of pairs", x, series: [{ label: "accuracy", values: of("dpo_accuracy") }], digits: 3 }),
     lineChart({ title: "Mean margin", unit: "nats", x, series: [{ label: "margin", values: of("margin_mean") }], digits: 3 })) : null;
-  const rows = table(all, [
+  const rows = !all.length ? h("p", {}, "No round has ended yet.") : table(all, [
     ["round", (one) => (one.inspected ? h("a", { href: `#/runs/${id}/rounds/${one.round}` }, `round ${one.round}`) : `round ${one.round}`), true],
     ["decision", (one) => `${one.decision === "promote" ? "promoted" : "rejected"}: ${one.reason}`, true],
     ["pairs", (one) => whole(one.pairs)],
