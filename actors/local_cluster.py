@@ -26,6 +26,7 @@ from proxykd.errors import ResourceError
 from proxykd.storage import cache_folder, is_remote, read_json, write_json
 
 START_TIMEOUT_S = 120.0
+KILL_TIMEOUT_S = 10.0
 WATCH_S = 1.0
 TAG = "PROXYKD_CLUSTER"
 ENVIRONMENT = {
@@ -70,10 +71,13 @@ class LocalCluster:
         self.kill()
 
     def kill(self) -> None:
-        """Ends what is left without asking."""
-        for pid in set(self._processes()) - {os.getpid()}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """Ends what is left without asking, and returns when it is gone."""
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        while (left := set(self._processes()) - {os.getpid()}) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def _processes(self) -> list[int]:
         """Every process of this cluster, engines included: all inherit its tag. Zombies have an empty environment."""
@@ -130,14 +134,17 @@ def use_token() -> None:
 def start(run_root: Path, logical_cpus: int, launch: Launch | None = None) -> LocalCluster:
     """Starts Ray with token authentication and `logical_cpus` announced, logging to RUN/logs/cluster.log.
 
-    `launch` starts a run's coordinator too. The process that holds Ray does it: a coordinator belongs to the job that
-    started it, and Ray ends every worker of a job that has exited as soon as it is idle.
+    `launch` starts a run's coordinator too, its routes at a free port. The process that holds Ray does it: a
+    coordinator belongs to the job that started it, and Ray ends every worker of a job that has exited as soon as it is
+    idle.
 
     Raises:
-        ResourceError: it did not come up; the log says why.
+        ResourceError: the port of the routes is taken; or Ray did not come up, and its log says why.
     """
     if (dead := last_known(run_root)) is not None:
         dead.kill()  # what its Ray left running when it was killed
+    if launch is not None:
+        launch = replace(launch, http=launch.http.at_a_free_port())
     state_file(run_root).unlink(missing_ok=True)
     use_token()
     log = local_folder(run_root) / "logs" / "cluster.log"

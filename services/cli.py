@@ -31,16 +31,16 @@ def http_options(command: Callable[..., None], port: int = 8000) -> Callable[...
     """Adds --http-host, --http-port and --api-keys, and hands the command their sum as `http`."""
 
     @click.option("--http-host", default="127.0.0.1", show_default=True, help="Address that the routes bind to.")
-    @click.option("--http-port", default=port, show_default=True, help="Port of the routes.")
+    @click.option("--http-port", type=int, help=f"Port of the routes; default: {port}, or the next that is free.")
     @click.option("--api-keys", metavar="FILE", help="API keys, one a line; default: $PROXYKD_API_KEYS, by commas.")
     @functools.wraps(command)
-    def with_http(http_host: str, http_port: int, api_keys: str | None, **arguments: Any) -> None:
+    def with_http(http_host: str, http_port: int | None, api_keys: str | None, **arguments: Any) -> None:
         from actors.http_options import HttpOptions
         from services.access import key_digests, require_keys_beyond_loopback
 
         digests = key_digests(api_keys)
         require_keys_beyond_loopback(http_host, digests)
-        command(http=HttpOptions(http_host, http_port, digests), **arguments)
+        command(http=HttpOptions(http_host, http_port or port, digests, or_next=http_port is None), **arguments)
 
     return with_http
 

@@ -25,10 +25,9 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
     Raises:
         UnknownAdapterError: the run has no adapter of that name.
         RunError: the run is at work (its routes are open then anyway).
-        ResourceError: the machine lacks what the engine needs, or the cluster is gone.
+        ResourceError: the machine lacks what the engine needs, the port is taken, or the cluster is gone.
     """
     card = find(catalogue(run), adapter)
-    http = http.beside_others(run.id) if address else http
     if address is None and running(run.root) is not None:
         raise RunError(f"{run.id} is at work or served already; its routes are open on the port that it was given")
     config = run.config()
@@ -38,6 +37,7 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
         signal.signal(number, signal.default_int_handler)
     cluster = None if address else start(run.root, config.resources.logical_cpus)
     try:
+        http = http.beside_others(run.id) if address else http.at_a_free_port()
         url = _deploy(run, card, cluster.address if cluster else str(address), http)
         _announce(run, card, url)
         while cluster is None or cluster.alive:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
 import uvicorn
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
 from actors.http_options import HttpOptions
 from proxykd import __version__
-from proxykd.errors import ResourceError
 from services.access import PAGE, Guard
 from services.dashboard.api import dashboard_api
 from services.dashboard.library import Library
@@ -43,14 +40,13 @@ def serve_dashboard(folder: str, http: HttpOptions) -> None:
         ResourceError: the port is taken.
     """
     library = Library.at(folder)
-    listening = socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((http.host, http.port))
-    except OSError as error:
-        raise ResourceError(
-            f"cannot listen on {http.host}:{http.port} ({error.strerror}); choose --http-port"
-        ) from error
+    http = http.at_a_free_port()
     print(f"runs in {folder}: http://{http.host}:{http.port}{PAGE}/ (Ctrl-C stops it)", flush=True)
-    config = uvicorn.Config(dashboard_app(library, http.key_digests), log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listening])
+    config = uvicorn.Config(
+        dashboard_app(library, http.key_digests),
+        host=http.host,
+        port=http.port,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
+    uvicorn.Server(config).run()

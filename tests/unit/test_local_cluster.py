@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from actors import local_cluster
+from actors.http_options import HttpOptions
 from actors.local_cluster import TAG, LocalCluster, running, state_file
+from proxykd.errors import ResourceError
 from proxykd.storage import write_json
 
 
@@ -44,3 +49,16 @@ def test_stopping_waits_for_every_process_that_carries_the_tag(tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+def test_routes_never_share_a_port_with_another_ray(tmp_path):
+    """Serve listens with SO_REUSEPORT: two local clusters at one port would each get half of the requests."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(ResourceError, match=rf"cannot listen on 127.0.0.1:{taken} \(Address already in use\)"):
+            HttpOptions(port=taken).at_a_free_port()
+        assert taken < HttpOptions(port=taken, or_next=True).at_a_free_port().port < taken + 100
+    assert HttpOptions(port=taken).at_a_free_port().port == taken
