@@ -61,6 +61,14 @@ class LocalCluster:
         except OSError:  # gone, or another user's
             return False
 
+    def see_out(self, patience_s: float = 60.0) -> None:
+        """Returns when no process is left of a Ray whose coordinator has said its last word: its last act, which may
+        have trackers to tell, ends Ray too."""
+        deadline = time.monotonic() + patience_s
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.stop()
+
     def stop(self, timeout_s: float = 60.0) -> None:
         """Ends Ray and everything on it, and returns when no process is left; what will not end is killed."""
         if self.alive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors.local_cluster import local_folder
 from actors.watchers import Silent, Watcher
 from proxykd.config import RunConfig
 from proxykd.milestones import milestones
@@ -58,7 +60,9 @@ class TensorBoard(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """A run of the same name, which a resumed run goes on with. Key, host and mode by W&B's own environment."""
+    """A run of the same name, which a resumed run goes on with. Key, host, mode and folder (else RUN/wandb) by
+    W&B's own environment.
+    """
 
     def __init__(self, run: RunDirectory, config: RunConfig):
         import wandb
@@ -69,7 +73,7 @@ class WeightsAndBiases(Tracker):
             name=run.id,
             resume="allow",
             reinit="create_new",  # a study's runs share this process
-            dir=tempfile.mkdtemp(prefix="proxykd-wandb-"),
+            dir=os.environ.get("WANDB_DIR") or str(local_folder(run.root)),
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(console="off"),
         )

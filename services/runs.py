@@ -87,7 +87,7 @@ def follow_or_start(work: Work, *, address: str | None, http: HttpOptions, detac
         _ask_what_to_do(work, cluster)
         return
     if cluster is not None:
-        cluster.stop()
+        cluster.see_out()
     if end["event"] == "finished":
         print_report(work)
         return

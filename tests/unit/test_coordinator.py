@@ -70,7 +70,7 @@ def test_progress_says_stage_how_far_and_how_long_still(tmp_path):
     live = read_json(run.live)
     assert (live["done"], live["total"], live["step"]) == (32, 32, "sample")
     line = progress_line(live | {"done": 24, "step_started": time.time() - 60})
-    assert line == "align 1 | 24/32 pairs | 0:20 left | nll 1.250"
+    assert line == "align 1 | 24/32 pairs | 0:20 left | nll 1.25"
     log.end_stage({"stage": "align", "round": 2, "seconds": 1.0, "result": {}})
     log.progress(32, 32, "pairs", {})
     assert "stage" not in read_live(run)

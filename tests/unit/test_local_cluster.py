@@ -62,3 +62,11 @@ def test_routes_never_share_a_port_with_another_ray(tmp_path):
             HttpOptions(port=taken).at_a_free_port()
         assert taken < HttpOptions(port=taken, or_next=True).at_a_free_port().port < taken + 100
     assert HttpOptions(port=taken).at_a_free_port().port == taken
+
+
+def test_a_ray_whose_coordinator_has_a_last_act_is_seen_out(tmp_path):
+    last_act = tmp_path / "last-act"
+    code = f"import pathlib, time; time.sleep(1); pathlib.Path({str(last_act)!r}).touch()"
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, TAG: "mine"}) as holder:
+        LocalCluster("address", holder.pid, "mine").see_out()
+        assert last_act.exists()

@@ -130,6 +130,7 @@ def test_weights_and_biases_takes_it_offline(run, tmp_path, monkeypatch):
     log.end_stage(MARKER)
     log.close()
     assert [e for e in read_events(run.events)[0] if e["event"] == "warning"] == []
+    assert len(list(run.root.glob("wandb/offline-run-*"))) == 1
     assert summary["align-02/dpo"] == 0.69
     assert summary["proxy/held_out_nll"] == 2.5
 
