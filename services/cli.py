@@ -31,7 +31,11 @@ def http_options(command: Callable[..., None], port: int = 8000) -> Callable[...
     """Adds --http-host, --http-port and --api-keys, and hands the command their sum as `http`."""
 
     @click.option("--http-host", default="127.0.0.1", show_default=True, help="Address that the routes bind to.")
-    @click.option("--http-port", type=int, help=f"Port of the routes; default: {port}, or the next that is free.")
+    @click.option(
+        "--http-port",
+        type=click.IntRange(1, 65535),
+        help=f"Port of the routes; default: {port}, or the next that is free.",
+    )
     @click.option("--api-keys", metavar="FILE", help="API keys, one a line; default: $PROXYKD_API_KEYS, by commas.")
     @functools.wraps(command)
     def with_http(http_host: str, http_port: int | None, api_keys: str | None, **arguments: Any) -> None:

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from actors import local_cluster
 from actors.http_options import HttpOptions
 from actors.local_cluster import TAG, LocalCluster, running, state_file
 from proxykd.errors import ResourceError
 from proxykd.storage import write_json
+from services.cli import main
 
 
 def test_one_token_a_user_that_only_the_user_reads(tmp_path, monkeypatch):
@@ -62,6 +64,9 @@ def test_routes_never_share_a_port_with_another_ray(tmp_path):
             HttpOptions(port=taken).at_a_free_port()
         assert taken < HttpOptions(port=taken, or_next=True).at_a_free_port().port < taken + 100
     assert HttpOptions(port=taken).at_a_free_port().port == taken
+    refused = CliRunner().invoke(main, ["dashboard", str(tmp_path), "--http-port", "70000"])
+    assert refused.exit_code == 2
+    assert "70000 is not in the range" in refused.output
 
 
 def test_a_ray_whose_coordinator_has_a_last_act_is_seen_out(tmp_path):
