@@ -68,8 +68,8 @@ class EventLog:
         self.emit("warning", message=message)
 
     def wake(self) -> None:
-        """The first sign of life: what the last coordinator left, as of now."""
-        left = {key: value for key, value in self._left.items() if key != "ended"}
+        """The first sign of life: the stage that the last coordinator left, and what it had cost; not how far it was."""
+        left = {key: value for key, value in self._left.items() if key in ("stage", "round", "spent")}
         write_atomic(self._run.live, json.dumps({**left, "time": time.time()}, default=str).encode())
 
     def emit(self, event: str, **facts: Any) -> None:

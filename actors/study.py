@@ -187,7 +187,7 @@ class Together(Alone):
 
 
 class _ArmLog(EventLog):
-    """A run's own events, of which the study's log has the stages that were made."""
+    """A run's own events, of which the study's log has the stages that were made, and every progress."""
 
     def __init__(self, run: RunDirectory, study: EventLog):
         super().__init__(run)
@@ -198,6 +198,10 @@ class _ArmLog(EventLog):
         if event in ("stage_finished", "warning"):
             self._study.emit(event, run=self._run_id, **facts)
 
+    def progress(self, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False) -> None:
+        super().progress(done, total, unit, metrics, add)
+        self._study.progress(done, total, f"{unit} of {self._run_id}", metrics, add)
+
 
 class StudyCoordinator(Coordinator):
     """Runs every arm with every seed, and writes the study's report."""
@@ -206,7 +210,6 @@ class StudyCoordinator(Coordinator):
         self, run: str, done: float, total: float, unit: str, metrics: dict[str, Any], add: bool = False
     ) -> None:
         self._logs[run].progress(done, total, unit, metrics, add)
-        self._events.progress(done, total, f"{unit} of {run}", metrics, add)
 
     @staticmethod
     def require_cluster(run: RunDirectory) -> None:

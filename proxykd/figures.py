@@ -18,6 +18,7 @@ Facts = dict[str, Any]
 
 FULL = "#c2410c"
 COLOURS = ("#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569", "#a16207", "#6d28d9")
+DASHES = ("-", "--", ":", "-.")
 GREY = "#64748b"
 PANELS = (("held_out_nll", "NLL (nats a token)"), ("top1_agreement", "top-1 agreement"))
 STYLE: dict[Any, Any] = {
@@ -95,13 +96,9 @@ def student_curves(report: Facts) -> Figure | None:
         axes = figure.add_subplot(1, 2, number + 1)
         for index, (title, curve) in enumerate(curves.items()):
             full = title == report["table"][0]["title"]
-            colour, dashes = FULL if full else COLOURS[index % len(COLOURS)], "-" if index <= len(COLOURS) else "--"
-            values = [point[key] for point in curve]
-            axes.plot([p["step"] for p in curve], values, dashes, color=colour, lw=2.2 if full else 1.1, label=title)
+            axes.plot([p["step"] for p in curve], [p[key] for p in curve], **_look(index, full), label=title)
         axes.set(xlabel="step", ylabel=label)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
-    )
+    _legend_beside(figure)
     figure.tight_layout()
     return figure
 
@@ -116,10 +113,9 @@ def accuracy_curves(report: Facts) -> Figure | None:
     axes = figure.add_subplot()
     for index, (title, points) in enumerate(curves.items()):
         full = title == report["table"][0]["title"]
-        colour = FULL if full else COLOURS[index % len(COLOURS)]
-        axes.plot(list(points), list(points.values()), "o-", color=colour, lw=2.2 if full else 1.1, ms=3.5, label=title)
+        axes.plot(list(points), list(points.values()), marker="o", ms=3.5, **_look(index, full), label=title)
     axes.set(xlabel="step", ylabel="average score")
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _legend_beside(figure)
     figure.tight_layout()
     return figure
 
@@ -142,11 +138,10 @@ def alignment(report: Facts) -> Figure | None:
         for index, (title, seeds) in enumerate(shown.values()):
             rounds = min(map(len, seeds))
             means = [fmean(seed[i][key] for seed in seeds) for i in range(rounds)]
-            colour = FULL if index == 0 else COLOURS[index - 1]
-            axes.plot(range(rounds), means, "o-", color=colour, markersize=3.5, label=title)
+            axes.plot(range(rounds), means, marker="o", ms=3.5, **_look(index, full=index == 0), label=title)
             axes.set_xticks(range(rounds), ["base", "warm-up", *(str(i) for i in range(1, rounds - 1))][:rounds])
         axes.set(xlabel="round", ylabel=label)
-    figure.axes[0].legend(frameon=False)
+    _legend_beside(figure)
     figure.tight_layout()
     return figure
 
@@ -186,7 +181,7 @@ def proxy_and_student(report: Facts) -> Figure | None:
             label=f"{titles[name]} ({millions:.3g} M)",
         )
     axes.set(xlabel="proxy: NLL of the teacher's text", ylabel="student: NLL of the teacher's text")
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _legend_beside(figure)
     figure.tight_layout()
     return figure
 
@@ -208,6 +203,21 @@ def trust_calibration(report: Facts) -> Figure | None:
     axes.set(xlabel="trust weight", ylabel="true KL of the record (nats a token)")
     figure.tight_layout()
     return figure
+
+
+def _look(index: int, full: bool) -> Facts:
+    """How a figure draws its line `index`: the full method stands out, colours come round again with other dashes."""
+    if full:
+        return {"color": FULL, "linewidth": 2.2}
+    turn, colour = divmod(index, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": DASHES[turn % len(DASHES)], "linewidth": 1.1}
+
+
+def _legend_beside(figure: Figure) -> None:
+    """One legend for all panels, outside them: studies may have many arms."""
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
+    )
 
 
 def _full(report: Facts) -> str:

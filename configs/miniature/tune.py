@@ -1,10 +1,12 @@
-"""The miniature's tuning: every method's student tries the same grid, on the validation slice of a seed of its own.
+"""The miniature's tuning, in two steps, on the validation slice of a seed of its own.
 
-    python configs/miniature/tune.py                 writes runs/miniature/tune.yaml
-    proxykd study runs/miniature/tune.yaml
-    python configs/miniature/tune.py STUDY           prints each method's grid and its best settings
+    python configs/miniature/tune.py teachers        those that are trained themselves: the proxy, TAKD's assistant
+    python configs/miniature/tune.py students        each method's student, from the teachers in study-miniature.yaml
+    proxykd study runs/miniature/tune-STEP.yaml      (each of the two writes one)
+    python configs/miniature/tune.py STUDY           prints each method's grid, the best first
 
-Ablations and variants of Proxy-KD's loss keep Proxy-KD's settings: they differ from it in one thing.
+Every method's student tries the same grid, and so does everything that teaches one. What decides is the student's
+validation NLL. Ablations and variants of Proxy-KD's loss keep Proxy-KD's settings: they differ from it in one thing.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,39 +22,58 @@ from proxykd.storage import read_json
 from proxykd.study import PRESETS, StudyDirectory, load_study
 
 STUDY = Path(__file__).parents[1] / "study-miniature.yaml"
-TUNE = Path("runs/miniature/tune.yaml")
+FOLDER = Path("runs/miniature")
 SEED = 0
-METHODS = (
-    "proxy_kd", "kl_by_sequence", "black_box_kd", "forward_kl", "reverse_kl", "reverse_kl_on_policy", "jsd", "tvd",
-    "takd", "without_alignment",
-)  # fmt: skip
-RATES = (1e-3, 3e-3, 6e-3)
-EPOCHS = (4, 8)
+STUDENT = {"distillation.learning_rate": (5e-4, 1e-3, 2e-3)}
+ASSISTANT = "white_box.assistant"
+GRIDS: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
+    "teachers": {
+        "proxy_kd": {
+            "proxy.lora.rank": (16, 64),
+            "warmup.epochs": (4, 12),
+            "alignment.learning_rate": (1e-3, 2e-3),
+            "alignment.epochs": (2, 6),
+        },
+        "takd": {
+            "proxy.lora.rank": (16, 64),
+            f"{ASSISTANT}.learning_rate": (1e-3, 2e-3, 4e-3, 6e-3),
+            f"{ASSISTANT}.epochs": (4, 12),
+        },
+    },
+    "students": dict.fromkeys(
+        (
+            "proxy_kd", "kl_by_sequence", "black_box_kd", "forward_kl", "reverse_kl", "reverse_kl_on_policy", "jsd",
+            "tvd", "takd", "without_alignment",
+        ),
+        STUDENT,
+    ),
+}  # fmt: skip
 
 
-def write() -> None:
+def write(step: str) -> None:
     study = load_study(STUDY).model_dump(mode="json")
     arms = {}
-    for method, rate, epochs in product(METHODS, RATES, EPOCHS):
-        changes = {**PRESETS[method].overrides, **study["settings"].get(method, {})}
-        changes |= {"distillation.learning_rate": rate, "distillation.epochs": epochs}
-        arms[f"{method}-{1000 * rate:g}m-{epochs}"] = {"title": f"{method}, {rate:g}, {epochs} epochs", "set": changes}
-    tune = {"name": "miniature-tune", "seeds": [SEED], "arms": list(arms), "own_arms": arms, "run": study["run"]}
-    TUNE.parent.mkdir(parents=True, exist_ok=True)
-    TUNE.write_text(yaml.safe_dump(tune, sort_keys=False))
-    print(f"{len(arms)} arms in {TUNE}")
+    for method, grid in GRIDS[step].items():
+        for number, values in enumerate(product(*grid.values()), 1):
+            setting = dict(zip(grid, values, strict=True))
+            title = f"{method}: " + ", ".join(f"{key} {value:g}" for key, value in setting.items())
+            changes = {**PRESETS[method].overrides, **study["settings"].get(method, {}), **setting}
+            arms[f"{method}-{number}"] = {"title": title, "set": changes}
+    tune = {"name": f"tune-{step}", "seeds": [SEED], "arms": list(arms), "own_arms": arms, "run": study["run"]}
+    file = FOLDER / f"tune-{step}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(tune, sort_keys=False))
+    print(f"{len(arms)} arms in {file}")
 
 
 def read(path: str) -> None:
-    found: dict[str, dict[tuple[str, str], float]] = {}
-    for arm in read_json(StudyDirectory(path).report)["arms"]:
-        method, rate, epochs = arm["name"].rsplit("-", 2)
-        found.setdefault(method, {})[rate.replace("m", "e-3"), epochs] = arm["curve"][-1]["held_out_nll"]
-    for method, grid in found.items():
-        best = min(grid, key=lambda setting: grid[setting])
-        cells = "  ".join(f"{rate}/{epochs}: {nll:.4f}" for (rate, epochs), nll in grid.items())
-        print(f"{method:22} best {best[0]}, {best[1]} epochs   {cells}")
+    study = StudyDirectory(path)
+    titles = study.study().title
+    found = [(arm["curve"][-1]["held_out_nll"], titles(arm["name"])) for arm in read_json(study.report)["arms"]]
+    for method in dict.fromkeys(title.split(":")[0] for _, title in found):
+        for nll, title in sorted(row for row in found if row[1].split(":")[0] == method):
+            print(f"{nll:.4f}  {title}")
 
 
 if __name__ == "__main__":
-    read(sys.argv[1]) if len(sys.argv) > 1 else write()
+    write(sys.argv[1]) if sys.argv[1] in GRIDS else read(sys.argv[1])

@@ -50,11 +50,13 @@ def test_a_coordinator_gives_a_sign_of_life_before_its_first_event(tmp_path):
     log.wake()
     assert gives_signs_of_life(run)
     log.stage("align", 1)
+    log.progress(5, 10, "steps", {})
     log.close()
     assert not gives_signs_of_life(run)
     again = EventLog(run)
     again.wake()
     assert gives_signs_of_life(run)
+    assert progress_line(read_live(run)) == "align 1"  # how far its predecessor came says nothing of this one
     again.stage("align", 1)
     assert again.stage_seconds >= read_live(run)["spent"] > 0
 

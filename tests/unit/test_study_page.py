@@ -72,6 +72,21 @@ def test_the_page_holds_everything_and_asks_nobody():
     assert html.count("<svg") == 7
 
 
+def test_every_one_of_many_proxies_is_drawn():
+    report = made_up()
+    for number in range(25):
+        own = {"arm": f"own{number}", "title": f"proxy number {number}"}
+        report["table"].append(report["table"][0] | own)
+        copied = [arm for arm in report["arms"] if arm["name"] == "proxy_kd"]
+        rounds = [fidelity(3), fidelity(2 - number / 100)]
+        report["arms"] += [arm | {"name": own["arm"], "alignment": rounds} for arm in copied]
+    drawn = figures(report)
+    for name in ("alignment", "curves", "proxy-and-student"):
+        assert {f"proxy number {number}" for number in range(25)} <= set(
+            re.findall(r"proxy number \d+", as_svg(drawn[name]))
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
