@@ -68,7 +68,7 @@ class EventLog:
         self.emit("warning", message=message)
 
     def wake(self) -> None:
-        """The first sign of life: the stage that the last coordinator left, and what it had cost; not how far it was."""
+        """The first sign of life: which stage the last coordinator left and what it had cost, not how far it was."""
         left = {key: value for key, value in self._left.items() if key in ("stage", "round", "spent")}
         write_atomic(self._run.live, json.dumps({**left, "time": time.time()}, default=str).encode())
 
