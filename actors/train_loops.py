@@ -68,8 +68,8 @@ class Worker:
         self.run = RunDirectory.open(task["run"])
         self.config: RunConfig = self.run.config()
         resources = self.config.resources
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // resources.trainer_workers))
+        share = max(1, len(os.sched_getaffinity(0)) // resources.trainer_workers)
+        torch.set_num_threads(resources.trainer_threads or share)
         torch.manual_seed(self.config.seed)
         device = torch.device("cpu")
         if resources.device == "gpu":

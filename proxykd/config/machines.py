@@ -31,6 +31,7 @@ class ResourceConfig(Section):
 
     device: Literal["cpu", "gpu"] = "cpu"
     trainer_workers: int = Field(1, ge=1)
+    trainer_threads: int | None = Field(None, ge=1, description="a worker's on CPUs; unset, its share of the cores")
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     engine_replicas: int = Field(1, ge=1)
     engine_tensor_parallel: int = Field(1, ge=1)

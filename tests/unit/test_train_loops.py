@@ -1,10 +1,13 @@
-"""What a Train worker does with an error: a finding is stored, a refused write told, everything else left to Ray."""
+"""A Train worker: its threads, and what it does with an error (a finding is stored, a refused write told, everything
+else left to Ray)."""
 
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
+import torch
 
 from actors import train_loops
 from proxykd.errors import GateError
@@ -79,3 +82,19 @@ def test_what_may_pass_is_left_to_ray_train(run_stage):
     with pytest.raises(ConnectionError):
         stage(flaky)
     assert report.message is None
+
+
+def test_a_worker_takes_the_threads_that_it_is_given_or_its_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    before = torch.get_num_threads()
+    try:
+        for name, resources, threads in (
+            ("all", {}, 4),
+            ("shared", {"trainer_workers": 2}, 2),
+            ("named", {"trainer_threads": 1}, 1),
+        ):
+            run = RunDirectory.create(run_config("none", str(tmp_path / name), resources=resources))
+            train_loops.Worker({"run": str(run.root), "reporter": lambda: None})
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
