@@ -86,6 +86,12 @@ class Worker:
         if self.lead:
             self.report(done, total, unit, **metrics)
 
+    def go_on(self) -> None:
+        """Every worker must call it. Raises RunStoppedError in all of them once one sees that the run is to stop."""
+        asked = torch.tensor(float(self.run.stop_request.exists()), device=self.workers.device)
+        if self.workers.max(asked) > 0:
+            self.run.go_on()
+
     def proxy(self, adapter: str | None, trainable: bool = True) -> CompletionScorer:
         directory = self.run.adapters / adapter if adapter else None
         scorer = load_scorer(
@@ -130,6 +136,7 @@ def run_loop(task: Facts) -> bool:
     log.info("begins", extra={"facts": at})
     try:
         try:
+            worker.go_on()
             outcome: Facts = {"result": LOOPS[task["loop"]](worker), "seconds": time.monotonic() - began}
         except ProxykdError as error:
             outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
@@ -281,7 +288,7 @@ def score(worker: Worker) -> Facts:
     shards = slice_shards(worker.run, "distillation")
     worker.progress(0, len(shards), "shards")
     for number, path in enumerate(shards, start=1):
-        worker.run.go_on()
+        worker.go_on()
         if number % worker.workers.world == worker.workers.rank and unfinished(labels / path.name):
             rows = read_shard_rows(path)
             write_soft_labels(labels / path.name, rows, _score_rows(worker, scorer, rows, source.top_k), source)
@@ -358,6 +365,7 @@ def evaluate(worker: Worker) -> Facts:
     worker.progress(0, len(proxies) + len(others), "models")
 
     def measure(name: str, scorer: CompletionScorer) -> None:
+        worker.go_on()
         scores = score_records(scorer, rows, worker.workers, budget, teacher)
         facts: Facts = {"fidelity": scores.fidelity()}
         if scores.true_kl is not None:

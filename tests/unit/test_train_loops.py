@@ -60,6 +60,13 @@ def test_a_result_and_a_finding_are_stored(run_stage):
     assert stage(broken) == {"error": {"type": "GateError", "message": "margins are not 0"}}
 
 
+def test_a_run_that_is_to_stop_begins_no_further_task(run_stage):
+    run, _, calls, stage = run_stage
+    run.stop_request.touch()
+    assert stage(lambda: {"nll": 1.0}) == {"error": {"type": "RunStoppedError", "message": "stopped, as asked"}}
+    assert calls == []
+
+
 def test_a_full_disk_is_told_once_and_not_tried_again(run_stage):
     run, report, calls, stage = run_stage
 
