@@ -86,7 +86,7 @@ def build_report(run: RunDirectory, stop_reason: str) -> Facts:
             **{key: distil[key] for key in ("loss_share", "grad_share", "curve")},
         },
         "grey_box": _grey_box(models),
-        "sealed_teacher": _sealed_teacher(models, results.get("warmup"), rounds),
+        "sealed_teacher": sealed_teacher(models, results.get("warmup"), rounds, results.get("assist")),
         "benchmarks": {},
     }
 
@@ -117,8 +117,9 @@ def _white_box(models: Facts, assist: Facts | None) -> Facts | None:
     }
 
 
-def _sealed_teacher(models: Facts, warmup: Facts | None, rounds: list[Facts]) -> Facts | None:
-    """The true KL from the teacher after each round (warm-up as round 0) and of the student; None for a black box."""
+def sealed_teacher(models: Facts, warmup: Facts | None, rounds: list[Facts], assist: Facts | None) -> Facts | None:
+    """The true KL from the teacher to the proxy after each round (warm-up as round 0), to the student, and to a
+    white-box baseline's models; None for a black box."""
     student = {when: models[f"student_{when}"].get("true_kl") for when in ("before", "after")}
     if student["after"] is None:
         return None
@@ -130,7 +131,16 @@ def _sealed_teacher(models: Facts, warmup: Facts | None, rounds: list[Facts]) ->
         in_force = result["adapter"] if result["decision"] == "promote" else in_force
         by_round.append({"adapter": in_force, "round": result["round"], **models[in_force]["true_kl"]})
     base = models["base"]["true_kl"] if "base" in models else None
-    return {"kl_teacher_proxy": by_round, "kl_teacher_student": student, "kl_teacher_base": base}
+    opened = "white_box" in models and {
+        "teacher": models["white_box"]["true_kl"],
+        "assistant": assist and models[assist["adapter"]]["true_kl"],
+    }
+    return {
+        "kl_teacher_proxy": by_round,
+        "kl_teacher_student": student,
+        "kl_teacher_base": base,
+        "kl_teacher_white_box": opened or None,
+    }
 
 
 def _stage(stage: Facts) -> Facts:

@@ -22,13 +22,13 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 MEASURES: dict[str, tuple[str, Measure]] = {
     "held_out_nll": ("NLL a token", lambda arm: arm["student"]["held_out_nll"]),
+    "true_kl": ("true KL", lambda arm: (arm["sealed_teacher"] or {}).get("student")),
     "top1_agreement": ("top-1", lambda arm: arm["student"]["top1_agreement"]),
     "sequence_agreement": ("whole sequence", lambda arm: arm["student"].get("sequence_agreement")),
-    "true_kl": ("true KL", lambda arm: (arm["sealed_teacher"] or {}).get("student")),
-    "proxy_nll": ("proxy's NLL", lambda arm: arm["proxy"] and arm["proxy"]["held_out_nll"]),
-    "proxy_true_kl": ("proxy's true KL", lambda arm: (arm["sealed_teacher"] or {}).get("proxy")),
+    "source_nll": ("its source's NLL", lambda arm: arm["source"] and arm["source"]["held_out_nll"]),
+    "source_true_kl": ("its source's true KL", lambda arm: (arm["sealed_teacher"] or {}).get("source")),
 }
-"""What each arm is compared by, on the test slice."""
+"""What each arm is compared by, on the test slice. A student's source is the model whose distribution it learned."""
 
 
 def build_study_report(directory: StudyDirectory) -> Facts:
@@ -46,8 +46,8 @@ def build_study_report(directory: StudyDirectory) -> Facts:
 
 
 def known_measures(report: Facts) -> dict[str, str]:
-    """The measures that any arm has, with their titles."""
-    known = {key for row in report["table"] for key in MEASURES if row[key] is not None}
+    """The measures that any arm has, with their titles; one that is 0 in all of them tells nothing."""
+    known = {key for row in report["table"] for key in MEASURES if row[key]}
     return {key: title for key, (title, _) in MEASURES.items() if key in known}
 
 
@@ -101,12 +101,10 @@ def _arm(directory: StudyDirectory, arm: Any) -> Facts:
     """One arm with one seed, in the words of DESIGN.md, section 9."""
     run = directory.run(arm)
     report = read_json(run.report)
-    sealed, proxy = report["sealed_teacher"], report["proxy"]
+    sealed, proxy, source = report["sealed_teacher"], report["proxy"], _source(run, report)
     kls = sealed and {
         "student": sealed["kl_teacher_student"]["after"]["kl"],
-        "proxy": sealed["kl_teacher_proxy"][-1]["kl"]
-        if sealed["kl_teacher_proxy"]
-        else (sealed["kl_teacher_base"] or {}).get("kl"),
+        "source": source and source["true_kl"]["kl"],
     }
     made = [stage for stage in finished_stages(run) if "adopted_from" not in stage]
     return {
@@ -114,12 +112,13 @@ def _arm(directory: StudyDirectory, arm: Any) -> Facts:
         "seed": arm.seed,
         "run": run.id,
         "proxy": proxy and proxy["aligned"],
+        "source": source and source["fidelity"],
         "student": report["student"]["after"],
         "student_before": report["student"]["before"],
         "curve": report["student"]["curve"],
         "sealed_teacher": kls,
         "trust": report["trust"],
-        "calibration": _calibration(run, report),
+        "calibration": _calibration(report["trust"], source),
         "alignment": _alignment(report),
         "mass": report["soft_labels"] and report["soft_labels"]["share_mass_over_095"],
         "parameters": read_json(run.stages / "models.json")["result"]["parameters"],
@@ -139,18 +138,28 @@ def _alignment(report: Facts) -> list[Facts]:
     return [validation["base"], validation["warmup"], *(entry["validation"] for entry in report["rounds"])]
 
 
-def _calibration(run: RunDirectory, report: Facts) -> Facts | None:
+def _source(run: RunDirectory, report: Facts) -> Facts | None:
+    """The test slice of the model whose distribution the student learned: the proxy, an open teacher or its assistant.
+    None where it learned from text alone."""
+    if report["trust"]:
+        name = report["trust"]["adapter"]
+    elif report["white_box"]:
+        assistant = report["white_box"]["assistant"]
+        name = assistant["adapter"] if assistant else "white_box"
+    else:
+        return None
+    measured: Facts = read_json(run.stages / "evaluate.json")["result"]["models"][name]
+    return measured
+
+
+def _calibration(trust: Facts | None, proxy: Facts | None) -> Facts | None:
     """Each held-out record's trust weight and the true KL there; None for a black box, or without a proxy."""
-    trust = report["trust"]
-    judged = read_json(run.stages / "evaluate.json")["result"]["models"].get(trust["adapter"]) if trust else None
-    if judged is None or "record_kls" not in judged:
+    if not trust or not proxy or "record_kls" not in proxy or trust["gamma"] == 0:
         return None
     by_token = trust["reduction"] == "token_mean"
-    scores = [s / max(t, 1) if by_token else s for s, t in zip(judged["sequence_logps"], judged["tokens"], strict=True)]
-    if trust["gamma"] == 0:
-        return None
+    scores = [s / max(t, 1) if by_token else s for s, t in zip(proxy["sequence_logps"], proxy["tokens"], strict=True)]
     weights = [(1 + math.tanh((score - trust["mu"]) / trust["gamma"] / 2)) / 2 for score in scores]
-    return {"weight": weights, "kl": judged["record_kls"]}
+    return {"weight": weights, "kl": proxy["record_kls"]}
 
 
 def table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
 FIRST_SHARE = 0.02
 """Of the work, before its speed says how long the rest takes: the first answers of many at once come late."""
+FILE_WIDTH, MEASURE_WIDTH = 160, 21
+"""Characters: of a table in a log, which has no width of its own, and of a study's measure."""
 Facts = dict[str, Any]
 
 
@@ -203,21 +206,23 @@ def _print_run(run: RunDirectory) -> None:
 
 
 def _print_study(study: StudyDirectory) -> None:
-    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets. The page has more."""
+    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets. As many measures as the terminal
+    is wide for; the page has all."""
     report = read_json(study.report)
-    measures = {key: title for key, title in known_measures(report).items() if key != "sequence_agreement"}
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    titles = max(len(row["title"]) for row in report["table"])
+    measures = dict(list(known_measures(report).items())[: max(1, (console.width - titles - 2) // MEASURE_WIDTH)])
     seeds = ", ".join(map(str, report["study"]["seeds"]))
     table = Table(title=f"{study.id}: test slice, mean over seeds {seeds}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("arm", no_wrap=True)
     for title in measures.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     group = None
     for row in report["table"]:
         if group not in (None, row["group"]):
             table.add_section()
         group = row["group"]
         table.add_row(row["title"], *(_compared(row, key) for key in measures))
-    console = Console(highlight=False)
     console.print(table)
     console.print(
         f"± half a 95 % confidence interval over seeds; in brackets the paired difference to {PRESETS[PROXY_KD].title}"
@@ -230,7 +235,7 @@ def _compared(row: Facts, key: str) -> str:
         return ""
     interval = "" if row[f"{key}_ci"] is None else f" ± {row[f'{key}_ci']:.4f}"
     difference = row.get(f"{key}_difference")
-    return f"{row[key]:.4f}{interval}" + ("" if difference is None else f" ({difference:+.4f})")
+    return f"{row[key]:.4f}{interval}" + ("" if difference is None else f"\n({difference:+.4f})")
 
 
 def _fidelity_table(report: Facts) -> Table:
@@ -258,9 +263,10 @@ def _fidelity_table(report: Facts) -> Table:
         add("proxy, warm-up", "test", proxy["warmup"], by_round.get(0))
         add("proxy, aligned", "test", proxy["aligned"], by_round.get(len(report["rounds"])))
     if white_box:
-        add("open teacher", "test", white_box["teacher"])
-    if white_box and white_box["assistant"]:
-        add("assistant", "test", white_box["assistant"])
+        opened = (sealed or {}).get("kl_teacher_white_box") or {}
+        add("open teacher", "test", white_box["teacher"], opened.get("teacher"))
+        if white_box["assistant"]:
+            add("assistant", "test", white_box["assistant"], opened.get("assistant"))
     for when in ("before", "after"):
         kl = sealed and sealed["kl_teacher_student"][when]
         add(f"student, {when}", "test", report["student"][when], kl)

@@ -166,9 +166,16 @@ def test_the_table_says_who_is_how_far_from_the_full_method(done, by_arm):
     full = [read_json(by_arm["proxy_kd", seed].report)["student"]["after"]["held_out_nll"] for seed in SEEDS]
     assert rows["takd"]["held_out_nll"] == pytest.approx(sum(mine) / 2)
     assert rows["takd"]["held_out_nll_difference"] == pytest.approx((sum(mine) - sum(full)) / 2)
-    assert rows["small_proxy"]["proxy_nll"] != rows["proxy_kd"]["proxy_nll"]
+    assert rows["small_proxy"]["source_nll"] != rows["proxy_kd"]["source_nll"]
+    for name, source in (("takd", "assistant"), ("reverse_kl_on_policy", "teacher")):
+        theirs = [read_json(by_arm[name, seed].report)["white_box"][source]["held_out_nll"] for seed in SEEDS]
+        assert rows[name]["source_nll"] == pytest.approx(sum(theirs) / 2)
+    assert rows["black_box_kd"]["source_nll"] is None
     with (done["study"].report.parent / "arms.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(by_arm)
     assert "a smaller proxy" in done["again"].stdout
-    assert "TAKD (white-box)" in proxykd("report", str(done["study"].root)).stdout
+    told = proxykd("report", str(done["study"].root)).stdout
+    assert "TAKD (white-box)" in told
+    assert f"{rows['takd']['source_nll']:.4f} ±" in told
+    assert "…" not in told
     assert "is done" in proxykd("study", str(done["config"])).stdout

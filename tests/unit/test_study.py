@@ -139,7 +139,7 @@ def test_a_finished_stage_is_taken_over_with_its_files_as_links(store, tmp_path)
 
 def arm(name, seed, nll, proxy=None):
     fidelity = {"held_out_nll": nll, "top1_agreement": 0.5}
-    return {"name": name, "seed": seed, "student": fidelity, "proxy": proxy, "sealed_teacher": None}
+    return {"name": name, "seed": seed, "student": fidelity, "source": proxy, "sealed_teacher": None}
 
 
 def test_the_table_has_means_intervals_and_paired_differences(tmp_path):

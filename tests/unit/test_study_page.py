@@ -44,7 +44,8 @@ def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2), benchmarks=True):
                 {"name": name, "seed": seed, "run": f"{name}-s{seed}", "student": fidelity(2 + chance.random())}
                 | {"proxy": fidelity(1.5) if proxy else None, "student_before": fidelity(4)}
                 | {"curve": [{**fidelity(4 - i / 2), "step": 10 * i} for i in range(4)]}
-                | {"sealed_teacher": {"student": chance.random(), "proxy": 0.4 if proxy else None} if sealed else None}
+                | {"source": fidelity(1.5) if proxy else None}
+                | {"sealed_teacher": {"student": chance.random(), "source": 0.4 if proxy else None} if sealed else None}
                 | {"trust": {"spearman_vs_true_kl": -0.5} if proxy else None}
                 | {"calibration": calibration if proxy and sealed else None}
                 | {"alignment": [fidelity(3), fidelity(2), fidelity(1.5)] if proxy else []}
@@ -140,7 +141,7 @@ def test_figures_are_drawn_the_same_each_time_and_in_both_formats():
 def test_the_table_as_markdown_has_a_row_an_arm_with_differences_in_brackets():
     report = made_up(sealed=False)
     head, rule, *rows = as_markdown(report).splitlines()
-    assert head == "| arm | NLL a token | top-1 | whole sequence | proxy's NLL |"
+    assert head == "| arm | NLL a token | top-1 | whole sequence | its source's NLL |"
     assert {line.count("|") for line in (head, rule, *rows)} == {6}
     row = report["table"][2]
     assert rows[2].startswith(f"| {row['title']} | {row['held_out_nll']:.4f} ± {row['held_out_nll_ci']:.4f} (")
@@ -152,7 +153,7 @@ def test_every_arm_and_seed_is_a_row_of_the_csv():
     report = made_up()
     lines = as_csv([flat(arm) for arm in report["arms"]]).decode().splitlines()
     assert lines[0].startswith(
-        "name,seed,run,held_out_nll,top1_agreement,sequence_agreement,true_kl,proxy_nll,proxy_true_kl,device_hours"
+        "name,seed,run,held_out_nll,true_kl,top1_agreement,sequence_agreement,source_nll,source_true_kl,device_hours"
     )
     assert len(lines) == 1 + len(report["arms"])
     assert report["costs"] == [{"stage": "warmup", "device_hours": pytest.approx(0.1), "to_sft": pytest.approx(1.0)}]
