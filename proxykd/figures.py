@@ -63,7 +63,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def arms_compared(report: Facts) -> Figure:
-    """Every arm's student on the test slice: mean over seeds, 95 % interval, each seed a dot."""
+    """Every arm's student on the test slice: mean over seeds, 95 % interval, each seed a tick."""
     measures = [key for key in ("true_kl", "held_out_nll") if report["table"][0][key] is not None]
     titles = {
         "true_kl": "true KL from the teacher (nats a token)",
@@ -80,6 +80,7 @@ def arms_compared(report: Facts) -> Figure:
             seeds = [value for value in found if value is not None]
             axes.plot(seeds, [y] * len(seeds), "|", color=GREY, markersize=8, alpha=0.8)
         axes.set_yticks(range(len(rows)), [row["title"] for row in rows] if number == 0 else [""] * len(rows))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel(titles[key])
     figure.tight_layout()
     return figure
