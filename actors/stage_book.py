@@ -40,15 +40,15 @@ class StageBook:
         result = body()
         seconds = bench.events.stage_seconds
         attempts = sum(1 for entry in bench.journal.entries if _is(entry, "STAGE_STARTED", name, round_number))
-        cost = {"stage": name, "round": round_number, "seconds": seconds, "started_at": started, "attempts": attempts}
-        cost["busy_seconds"] = bench.busy_s or seconds
+        spent = {"seconds": seconds, "busy_seconds": bench.busy_s or seconds}
+        facts = {"stage": name, "round": round_number, **spent, "started_at": started, "attempts": attempts}
         bench.journal.check()
-        marker = {**cost, **result.pop("cost", {}), "result": result}
+        marker = {**facts, **result.pop("cost", {}), "result": result}
         write_json(bench.run.stages / f"{key}.json", marker)
         bench.journal.append("STAGE_FINISHED", stage=name, round=round_number)
         Checkpoints(bench.run.checkpoints / key).clear()
         bench.events.end_stage(marker)
-        bench.events.emit("stage_finished", stage=name, round=round_number, seconds=seconds, **_headline(result))
+        bench.events.emit("stage_finished", stage=name, round=round_number, **spent, **_headline(result))
         return result
 
     def _adopt(self, donor: RunDirectory, name: str, round_number: int | None) -> Facts:

@@ -132,8 +132,10 @@ def event_line(event: Facts) -> str:
         return f"{_stage_name(event)} ..."
     if kind == "stage_finished":
         facts = ", ".join(f"{key} {_number(event[key])}" for key in event if key not in _STAGE_KEYS)
-        whose = f"{event['run']}: " if "run" in event else ""
-        return f"{whose}{_stage_name(event)} done in {event['seconds']:.0f} s" + (f": {facts}" if facts else "")
+        whose, seconds = "", event["seconds"]
+        if "run" in event:  # of a study, where it waits for others in between
+            whose, seconds = f"{event['run']}: ", event["busy_seconds"]
+        return f"{whose}{_stage_name(event)} done in {seconds:.0f} s" + (f": {facts}" if facts else "")
     if kind == "stage_adopted":
         return f"{_stage_name(event)} as in {event['donor']}"
     if kind == "routes_open":
@@ -149,7 +151,7 @@ def event_line(event: Facts) -> str:
     return str(kind)
 
 
-_STAGE_KEYS = ("segment", "time", "event", "stage", "round", "seconds", "run")
+_STAGE_KEYS = ("segment", "time", "event", "stage", "round", "seconds", "busy_seconds", "run")
 
 
 def progress_line(live: Facts) -> str:

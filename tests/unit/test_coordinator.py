@@ -35,12 +35,15 @@ def test_a_finding_has_no_traceback_and_a_defect_has_one(tmp_path):
 def test_events_are_segments_that_a_second_writer_goes_on_with(tmp_path):
     run = make_run(tmp_path)
     EventLog(run).emit("run_started", epoch=1)
-    EventLog(run).emit("stage_finished", stage="align", round=2, seconds=3.0, pairs=7, held_out_nll=1.5)
+    spent = {"seconds": 3.0, "busy_seconds": 2.0}
+    EventLog(run).emit("stage_finished", stage="align", round=2, **spent, pairs=7, held_out_nll=1.5)
     events, last = read_events(run.events)
     assert [event["event"] for event in events] == ["run_started", "stage_finished"]
     assert read_events(run.events, after=1) == (events[1:], 2)
     assert last == 2
     assert event_line(events[1]) == "align 2 done in 3 s: pairs 7, held_out_nll 1.5000"
+    in_a_study = events[1] | {"run": "arm-s1"}
+    assert event_line(in_a_study) == "arm-s1: align 2 done in 2 s: pairs 7, held_out_nll 1.5000"
 
 
 def test_a_coordinator_gives_a_sign_of_life_before_its_first_event(tmp_path):

@@ -53,9 +53,9 @@ export function eventText(event) {
   if (kind === "failed") return `failed: ${event.message}`;
   if (kind === "stopped") return `stopped: ${event.reason}`;
   if (kind === "stage_finished") {
-    const { stage, round, seconds, run, ...rest } = facts;
+    const { stage, round, seconds, busy_seconds: busy, run, ...rest } = facts;
     const told = Object.entries(rest).map(([key, value]) => `${key} ${typeof value === "number" && !Number.isInteger(value) ? number(value) : value}`);
-    return `${run ? `${run}: ` : ""}${stageName(event)} done in ${duration(seconds)}${told.length ? `: ${told.join(", ")}` : ""}`;
+    return `${run ? `${run}: ` : ""}${stageName(event)} done in ${duration(run ? busy : seconds)}${told.length ? `: ${told.join(", ")}` : ""}`;
   }
   return kind;
 }
