@@ -20,6 +20,18 @@ from proxykd.storage import write_json
 from services.cli import main
 
 
+def process(tag, preparation, work):
+    """A process of a Ray, at work: on a busy machine its tag can be read only a moment after Popen returns."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", f"{preparation}; print(flush=True); {work}"],
+        env={**os.environ, TAG: tag},
+        stdout=subprocess.PIPE,
+    )
+    started.stdout.readline()
+    started.stdout.close()
+    return started
+
+
 def test_one_token_a_user_that_only_the_user_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("PROXYKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
@@ -35,10 +47,8 @@ def test_one_token_a_user_that_only_the_user_reads(tmp_path, monkeypatch):
 
 def test_stopping_waits_for_every_process_that_carries_the_tag(tmp_path):
     """A child that ignores SIGTERM is killed; one of another cluster is left alone."""
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    mine, other = (
-        subprocess.Popen([sys.executable, "-c", stubborn], env={**os.environ, TAG: tag}) for tag in ("mine", "other")
-    )
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)", "time.sleep(60)"
+    mine, other = (process(tag, *stubborn) for tag in ("mine", "other"))
     try:
         cluster = LocalCluster("address", mine.pid, "mine")
         write_json(state_file(tmp_path), {"address": "address", "pid": mine.pid, "tag": "mine"})
@@ -71,7 +81,7 @@ def test_routes_never_share_a_port_with_another_ray(tmp_path):
 
 def test_a_ray_whose_coordinator_has_a_last_act_is_seen_out(tmp_path):
     last_act = tmp_path / "last-act"
-    code = f"import pathlib, time; time.sleep(1); pathlib.Path({str(last_act)!r}).touch()"
-    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, TAG: "mine"}) as holder:
+    code = "import pathlib, time", f"time.sleep(1); pathlib.Path({str(last_act)!r}).touch()"
+    with process("mine", *code) as holder:
         LocalCluster("address", holder.pid, "mine").see_out()
         assert last_act.exists()
