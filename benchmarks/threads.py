@@ -1,5 +1,4 @@
-"""One training step of small models by one thread and by every core: what `resources.trainer_threads: 1` gives up on a
-quiet machine, and saves on a busy one.
+"""One training step of small models by one thread and by every core: what `resources.trainer_threads: 1` gives up.
 
     python benchmarks/threads.py [--records 16] [--tokens 45] [--steps 40]
 

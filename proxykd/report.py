@@ -131,15 +131,15 @@ def sealed_teacher(models: Facts, warmup: Facts | None, rounds: list[Facts], ass
         in_force = result["adapter"] if result["decision"] == "promote" else in_force
         by_round.append({"adapter": in_force, "round": result["round"], **models[in_force]["true_kl"]})
     base = models["base"]["true_kl"] if "base" in models else None
-    opened = "white_box" in models and {
-        "teacher": models["white_box"]["true_kl"],
-        "assistant": assist and models[assist["adapter"]]["true_kl"],
-    }
+    opened = None
+    if "white_box" in models:
+        assistant = assist and models[assist["adapter"]]["true_kl"]
+        opened = {"teacher": models["white_box"]["true_kl"], "assistant": assistant}
     return {
         "kl_teacher_proxy": by_round,
         "kl_teacher_student": student,
         "kl_teacher_base": base,
-        "kl_teacher_white_box": opened or None,
+        "kl_teacher_white_box": opened,
     }
 
 

@@ -1,0 +1,39 @@
+"""Differences between two arms of a study, paired by seed: the table has only those to Proxy-KD.
+
+    python configs/miniature/pairs.py ARMS.CSV ARM OTHER [ARM OTHER ...]
+
+Prints ARM minus OTHER for each measure: the mean, half its 95 % interval, and in how many seeds it is above 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from proxykd.study_report import mean_and_interval
+
+MEASURES = ("held_out_nll", "true_kl", "top1_agreement")
+
+
+def main() -> None:
+    path, *names = sys.argv[1:]
+    rows = list(csv.DictReader(Path(path).read_text().splitlines()))
+    by_seed = {(row["name"], row["seed"]): row for row in rows}
+    for name, other in zip(names[::2], names[1::2], strict=True):
+        seeds = sorted({row["seed"] for row in rows if row["name"] == name})
+        if not seeds or (other, seeds[0]) not in by_seed:
+            sys.exit(f"{path} has no arms {name} and {other}; it has {', '.join(sorted({r['name'] for r in rows}))}")
+        print(f"{name} - {other}")
+        for key in MEASURES:
+            pairs = [(by_seed[name, seed][key], by_seed[other, seed][key]) for seed in seeds]
+            differences = [float(mine) - float(theirs) for mine, theirs in pairs if mine and theirs]
+            mean, interval = mean_and_interval(differences)
+            if mean is not None:
+                above = sum(value > 0 for value in differences)
+                spread = "" if interval is None else f" ± {interval:.4f}"
+                print(f"  {key:15} {mean:+.4f}{spread}, above 0 in {above} of {len(differences)} seeds")
+
+
+if __name__ == "__main__":
+    main()
