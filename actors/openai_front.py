@@ -39,7 +39,8 @@ class OpenAIFront:
     async def answer(
         self, route: Route, adapter: str, body: dict[str, Any], deadline_s: float
     ) -> AsyncIterator[Opening | str]:
-        """One Opening, then server-sent events where the body asks to stream.
+        """One Opening, then server-sent events where the body asks to stream. A chat's body carries its prompt as
+        `prompt_token_ids`.
 
         Raises:
             UnknownAdapterError: no finished adapter of that name.
@@ -86,6 +87,9 @@ class OpenAIFront:
             models.lora_requests[adapter] = lora
         common: dict[str, Any] = {"models": models, "online_renderer": self._renderer, "request_logger": None}
         fields = {**body, "model": adapter, "priority": CLIENT}
+        if (prompt_ids := fields.pop("prompt_token_ids", None)) is not None:
+            # Given here, vLLM takes them for the prompt: its own rendering makes control tokens of what a text spells.
+            fields["kv_transfer_params"] = {"prompt_token_ids": prompt_ids}
         try:
             if route == "completions":
                 serving = OpenAIServingCompletion(client, **common)

@@ -11,7 +11,7 @@ from actors.collectors import shared_pace
 from actors.engine import EngineSpec
 from actors.workbench import Workbench
 from proxykd import corpus_segments
-from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.collection.collector import Progress
 from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
@@ -20,6 +20,7 @@ from proxykd.corpus import read_corpus, read_prompts
 from proxykd.corpus_segments import read_sources, sources
 from proxykd.corpus_store import committed_segments, write_corpus
 from proxykd.storage import read_json
+from proxykd.tokenizer import load_tokenizer, require_same_tokenizer
 
 Facts = dict[str, Any]
 FOLLOW_POLL_S = 2.0

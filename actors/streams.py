@@ -19,7 +19,6 @@ from ray.exceptions import RayActorError
 from actors.engine import CompletionLogps, Generation
 from actors.placement import in_pool
 from actors.progress import Reporter
-from proxykd.chat import ids_hash
 from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, write_rows_shard
 from proxykd.errors import EngineError, ProxykdError
@@ -28,6 +27,7 @@ from proxykd.pairs import read_pairs, write_pairs
 from proxykd.rounds import sample_seed
 from proxykd.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_shard_file
 from proxykd.storage import RunDirectory, location, read_table, unfinished, verify_shard, write_shard
+from proxykd.tokenising import ids_hash
 
 ENGINE_RECOVERY_S = 1200.0
 """How long a request waits for an engine to be replaced: large models take minutes to load."""

@@ -24,7 +24,6 @@ from actors.resumable_training import ResumableTraining
 from actors.streams import write_soft_labels
 from proxykd import gates
 from proxykd.batching import collate, plan_micro_batches
-from proxykd.chat import load_tokenizer
 from proxykd.config import RunConfig
 from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
@@ -55,6 +54,7 @@ from proxykd.storage import (
     verify_directory,
     write_json,
 )
+from proxykd.tokenizer import load_tokenizer
 from proxykd.training import Step
 
 Facts = dict[str, Any]

@@ -21,12 +21,12 @@ from actors.streams import EngineCall, Room
 from actors.training_runs import TrainTask
 from proxykd import errors
 from proxykd.adapter_catalogue import BASE
-from proxykd.chat import load_tokenizer
 from proxykd.corpus_store import manifest
 from proxykd.errors import ProxykdError, StorageError
 from proxykd.journal import Journal
 from proxykd.soft_labels import LabelSource
 from proxykd.storage import RunDirectory, delete, read_json, read_table
+from proxykd.tokenizer import load_tokenizer
 
 Facts = dict[str, Any]
 MAX_CONTROLLERS = 8

@@ -9,19 +9,17 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from proxykd.config import CorpusConfig, SplitConfig
+from proxykd.config import CorpusConfig, Reasoning, SplitConfig
 from proxykd.errors import CorpusError
+from proxykd.layouts import Message, layout_of, read_conversation, split_thoughts, without_thoughts
 from proxykd.sources import BadRow, rows_of
 
-Message = dict[str, str]
 Row = dict[str, Any]
 """A tokenised record with what its stage adds, as shards keep it and training streams it."""
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,12 @@ class Record:
     stopped: bool = True
     top_logprobs: list[dict[str, Any]] | None = None
     """What a grey box tells of its tokens (proxykd/collection/asks.py), else None."""
+    reasoning: str | None = None
+    """The teacher's thoughts before y, where they are trained on."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """What y calls; its text may then be empty."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """The functions that the teacher could call."""
 
 
 @dataclass
@@ -43,12 +47,20 @@ class Reading:
     records: list[Record] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     bad_lines: list[dict[str, Any]] = field(default_factory=list)
+    thoughts: int = 0
+    """How many kept records had thoughts before their answer."""
 
 
 def normalised_prompt(messages: tuple[Message, ...]) -> str:
     """The text by which prompts are the same: case, white space, Unicode form and system messages aside."""
     turns = (f"{m['role']}:{m['content'].strip()}" for m in messages if m["role"] != "system")
     return " ".join(unicodedata.normalize("NFKC", "\n".join(turns)).casefold().split())
+
+
+def _said(record: Record) -> str:
+    """y as a whole, by which records are the same."""
+    calls = json.dumps(record.tool_calls, sort_keys=True) if record.tool_calls else ""
+    return f"{record.reasoning or ''}\0{record.completion}\0{calls}"
 
 
 def slice_of(messages: tuple[Message, ...], split: SplitConfig) -> str:
@@ -87,7 +99,11 @@ def read_corpus(config: CorpusConfig, may_be_empty: bool = False) -> Reading:
         if record is None:
             reading.dropped["other_model"] += 1
             continue
-        key = (normalised_prompt(record.messages), record.completion)
+        thoughtful = record.reasoning is not None
+        if (taught := _as_taught(record, config.reasoning, reading.dropped)) is None:
+            continue
+        record = taught
+        key = (normalised_prompt(record.messages), _said(record))
         if key in seen:
             reading.dropped["duplicate"] += 1
         elif record.id in ids:
@@ -96,6 +112,7 @@ def read_corpus(config: CorpusConfig, may_be_empty: bool = False) -> Reading:
             seen.add(key)
             ids.add(record.id)
             reading.records.append(record)
+            reading.thoughts += thoughtful
     _judge(config.path, rows, reading, config, may_be_empty)
     return reading
 
@@ -114,23 +131,32 @@ def _judge(path: str, rows: int, reading: Reading, config: CorpusConfig, may_be_
 
 
 def parse_row(row: Any, layout: str = "auto") -> Record | None:
-    """One row in any of the known layouts; None for a row of another model than the one asked for (Nectar)."""
-    if isinstance(row, BadRow):
-        raise row
-    if not isinstance(row, dict):
-        raise BadRow(f"a {type(row).__name__}, not an object")
-    reader = _READERS[_detect(row) if layout == "auto" else layout]
-    parsed = reader(row)
-    if parsed is None:
+    """One row in any of the known layouts; None for a row of another model than the one asked for (Nectar).
+
+    Raises:
+        BadRow: what is wrong with it.
+    """
+    found = read_conversation(row, layout)
+    if found is None:
         return None
-    messages, completion = parsed
-    if not isinstance(completion, str) or not completion.strip():
+    messages, calls = found.messages, tuple(found.reply.get("tool_calls", ()))
+    thoughts, answer = split_thoughts(found.reply)
+    if not answer.strip() and not calls and thoughts is None:
         raise BadRow("the completion is empty")
     if not any(m["role"] == "user" and m["content"].strip() for m in messages):
         raise BadRow("the prompt is empty")
-    identity = json.dumps([messages, completion], ensure_ascii=False, sort_keys=True)
+    identity = json.dumps([messages, found.reply["content"], *calls], ensure_ascii=False, sort_keys=True)
     record_id = str(row["id"]) if row.get("id") is not None else hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Record(record_id, tuple(messages), completion, row.get("finish_reason") != "length", _told(row))
+    return Record(
+        record_id,
+        tuple(map(without_thoughts, messages)),
+        answer,
+        row.get("finish_reason") != "length",
+        _told(row) if thoughts is None else None,
+        thoughts,
+        calls,
+        found.tools,
+    )
 
 
 def _told(row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -138,83 +164,17 @@ def _told(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return json.loads(told) if isinstance(told, str) else told
 
 
-def _detect(row: dict[str, Any]) -> str:
-    if "messages" in row:
-        return "messages"
-    if "system_prompt" in row and "question" in row:
-        return "openorca"
-    if "answers" in row and "prompt" in row:
-        return "nectar"
-    return "completion"
-
-
-def _messages(row: dict[str, Any]) -> tuple[list[Message], Any]:
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRow("`messages` is missing or empty")
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadRow(f"a message without a role of {ROLES}")
-        if not isinstance(message.get("content"), str):
-            raise BadRow("a message whose content is not text")
-    clean = [{"role": m["role"], "content": m["content"]} for m in messages]
-    if clean[-1]["role"] != "assistant":
-        raise BadRow("the last message is not the assistant's")
-    return _with_system(row, clean[:-1]), clean[-1]["content"]
-
-
-def _completion(row: dict[str, Any]) -> tuple[list[Message], Any]:
-    prompt = row.get("prompt")
-    completion = row.get("completion", row.get("response"))
-    if not isinstance(prompt, str) or completion is None:
-        raise BadRow(f"neither `messages` nor `prompt` with `completion`; its keys are {sorted(row)}")
-    return _with_system(row, [{"role": "user", "content": prompt}]), completion
-
-
-def _openorca(row: dict[str, Any]) -> tuple[list[Message], Any]:
-    question = row.get("question")
-    if not isinstance(question, str):
-        raise BadRow("`question` is missing")
-    system = {"system": row.get("system_prompt")}
-    return _with_system(system, [{"role": "user", "content": question}]), row.get("response")
-
-
-def _nectar(row: dict[str, Any]) -> tuple[list[Message], Any] | None:
-    """Nectar ranks the answers of several models; only GPT-4's are the teacher's."""
-    answers = row.get("answers")
-    if not isinstance(answers, list) or not isinstance(row.get("prompt"), str):
-        raise BadRow("`prompt` or `answers` is missing")
-    chosen = next((a for a in answers if isinstance(a, dict) and str(a.get("model", "")).startswith("gpt-4")), None)
-    if chosen is None:
+def _as_taught(record: Record, reasoning: Reasoning, dropped: Counter[str]) -> Record | None:
+    """The record with what `corpus.reasoning` makes of its thoughts; None where it is left out, and counted."""
+    if record.reasoning is None:
+        return record
+    if reasoning == "drop_record":
+        dropped["reasoning"] += 1
         return None
-    return _nectar_turns(row["prompt"]), chosen.get("answer")
-
-
-def _nectar_turns(prompt: str) -> list[Message]:
-    """Nectar's prompts are `\\n\\nHuman: ...\\n\\nAssistant: ` transcripts, of one turn or several."""
-    messages: list[Message] = []
-    for part in prompt.split("\n\nHuman: "):
-        if not part.strip():
-            continue
-        question, *replies = part.split("\n\nAssistant:")
-        messages.append({"role": "user", "content": question.strip()})
-        messages += [{"role": "assistant", "content": r.strip()} for r in replies if r.strip()]
-    return messages
-
-
-def _with_system(row: dict[str, Any], messages: list[Message]) -> list[Message]:
-    system = row.get("system")
-    if not isinstance(system, str) or not system.strip() or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": system}, *messages]
-
-
-_READERS: dict[str, Callable[[dict[str, Any]], tuple[list[Message], Any] | None]] = {
-    "messages": _messages,
-    "completion": _completion,
-    "openorca": _openorca,
-    "nectar": _nectar,
-}
+    if not record.completion.strip() and not record.tool_calls:
+        dropped["thoughts_without_an_answer"] += 1
+        return None
+    return record if reasoning == "train" else replace(record, reasoning=None)
 
 
 def read_prompts(source: str | Path) -> list[Record]:
@@ -246,18 +206,17 @@ def read_prompts(source: str | Path) -> list[Record]:
 
 def _prompt_of(row: Any) -> tuple[Message, ...]:
     """The conversation that the teacher is to go on with."""
-    if isinstance(row, BadRow):
-        raise row
-    if not isinstance(row, dict):
-        raise BadRow(f"a {type(row).__name__}, not an object")
-    layout = _detect(row)
-    if layout == "messages":
-        ask = {"role": "assistant", "content": ""}
-        given = row["messages"] if isinstance(row["messages"], list) else []
-        told = given[:-1] if given and isinstance(given[-1], dict) and given[-1].get("role") == "assistant" else given
-        row = {**row, "messages": [*told, ask]}
-    parsed = _READERS[layout]({"completion": "", "response": "", **row})
-    messages = tuple(parsed[0]) if parsed is not None else ()
+    if isinstance(row, dict):
+        row = {"completion": "", "response": "", **row}
+        if layout_of(row) == "messages" and isinstance(row["messages"], list):
+            row["messages"] = [*_before_reply(row["messages"]), {"role": "assistant", "content": ""}]
+    found = read_conversation(row)
+    messages = tuple(found.messages) if found is not None else ()
     if not any(m["role"] == "user" and m["content"].strip() for m in messages):
         raise BadRow("the prompt is empty")
     return messages
+
+
+def _before_reply(messages: list[Any]) -> list[Any]:
+    replied = messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+    return messages[:-1] if replied else messages

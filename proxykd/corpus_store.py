@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxykd.chat import ChatFormat, TokenisedRecord, tokenise_all, tokenizer_hash
+from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, Record, Row, slice_of
 from proxykd.errors import CorpusError
@@ -26,6 +26,8 @@ from proxykd.storage import (
     write_json,
     write_shard,
 )
+from proxykd.tokenising import TokenisedRecord, tokenise_all
+from proxykd.tokenizer import tokenizer_hash
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
 GROWING = ("alignment", "distillation")
@@ -62,12 +64,14 @@ def write_corpus(
         )
     placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
     facts = _write_slices(run, config, SLICES, placed, chat, "shard")
+    require_few_refused(facts["refused"], len(placed), config)
     needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
     dropped = Counter(reading.dropped) + Counter(facts["dropped"])
     value = {
         **facts,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "bad_lines": reading.bad_lines,
+        "thoughts": reading.thoughts,
         "tokenizer": tokenizer_hash(chat.tokenizer),
         "sources": list(sources),
     }
@@ -78,6 +82,17 @@ def write_corpus(
         )
     write_json(run.corpus / "manifest.json", value)
     return value
+
+
+def require_few_refused(refused: Sequence[dict[str, str]], records: int, config: RunConfig) -> None:
+    """Raises CorpusError where the chat template refuses more of the records than `corpus.max_bad_share`."""
+    if len(refused) > config.corpus.max_bad_share * records:
+        listed = "\n".join(f"  {one['id']}: {one['reason']}" for one in refused[:10])
+        raise CorpusError(
+            f"the chat template cannot render {len(refused)} of {records} records, above corpus.max_bad_share "
+            f"{config.corpus.max_bad_share:g}; mend them, raise the share, or name another template with "
+            f"proxy.chat_template:\n{listed}"
+        )
 
 
 def write_segment_slice(
@@ -96,17 +111,19 @@ def _write_slices(
     prefix: str,
 ) -> dict[str, Any]:
     records, slices = [record for record, _ in placed], [name for _, name in placed]
-    kept, notes = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
-    texts, grey = {record.id: record for record in records}, TokensByText(chat.tokenizer)
+    found = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
+    texts, grey = {record.id: record for record in records}, TokensByText(chat)
     counts = {}
     for name in names:
-        rows = [record for record in kept if record.slice == name]
+        rows = [record for record in found.records if record.slice == name]
         rows.sort(key=lambda r: hashlib.sha256(f"{config.seed}:{r.id}".encode()).digest())
         _write_slice(run.corpus / name, prefix, rows, texts, grey, config.corpus.shard_records)
         counts[name] = len(rows)
-    truncated = notes.pop("truncated", 0)
-    tokens = sum(len(r.completion_ids) for r in kept)
-    return {"records": len(kept), **counts, "truncated": truncated, "dropped": dict(notes), "tokens": tokens}
+    dropped = Counter(found.notes)
+    truncated = dropped.pop("truncated", 0)
+    tokens = sum(len(r.completion_ids) for r in found.records)
+    shape = {"records": len(found.records), **counts, "truncated": truncated, "tokens": tokens}
+    return {**shape, "dropped": dict(dropped), "refused": found.refused}
 
 
 def _write_slice(
@@ -163,6 +180,7 @@ def manifest(run: RunDirectory, segments: int | None = None) -> dict[str, Any]:
         for key in (*GROWING, "records", "truncated", "tokens"):
             value[key] += added[key]
         value["dropped"] = dict(sorted((Counter(value["dropped"]) + Counter(added["dropped"])).items()))
+        value["refused"] += added["refused"]
         value["sources"] += added["sources"]
     return value
 

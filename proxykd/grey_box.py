@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxykd.chat import ChatFormat
 from proxykd.losses import kl_tail
 from proxykd.top_k import TopK
 
@@ -24,14 +25,15 @@ Place = dict[str, Any]
 class TokensByText:
     """Which token of ours a text is, where it is exactly one."""
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+    def __init__(self, chat: ChatFormat):
+        self._chat = chat
         self._known: dict[str, int | None] = {}
 
     def id_of(self, text: str) -> int | None:
+        """The token that stands for `text` in the midst of a completion."""
         if text not in self._known:
-            ids = self._tokenizer.encode(text, add_special_tokens=False) if text else []
-            self._known[text] = ids[0] if len(ids) == 1 and self._tokenizer.decode(ids) == text else None
+            ids = self._chat.ids_within(text) if text else []
+            self._known[text] = ids[0] if len(ids) == 1 else None
         return self._known[text]
 
     def places(self, completion: str, tokens: Sequence[dict[str, Any]], most: int) -> list[Place]:
@@ -42,8 +44,8 @@ class TokensByText:
         """
         if "".join(one["token"] for one in tokens) != completion:
             return []
-        encoded = self._tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
-        ours = {start: at for at, (start, end) in reversed(list(enumerate(encoded["offset_mapping"]))) if end > start}
+        spans = self._chat.spans(completion)
+        ours = {start: at for at, (start, end) in reversed(list(enumerate(spans))) if end > max(start, 0)}
         found, start = [], 0
         for one in tokens:
             known: dict[int, float] = {}

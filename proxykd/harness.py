@@ -17,8 +17,9 @@ from typing import Any
 
 from proxykd.answers import LETTERS, MAX_TOKENS, Question
 from proxykd.benchmarks import Grade
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.errors import BenchmarkError
+from proxykd.tokenizer import load_tokenizer
 
 GREEDY = {"do_sample": False, "temperature": 0.0}
 """Both: where a request names no temperature, the harness' vLLM backend leaves vLLM's own, which is 1."""
@@ -100,7 +101,8 @@ def opened(answerer: Answerer) -> Iterator[Callable[[Sequence[Question]], list[G
     from lm_eval.api.instance import Instance
 
     tokenizer = load_tokenizer(answerer.model, answerer.chat_template)
-    stop = tokenizer.decode([ChatFormat(tokenizer).stop_token_id])
+    chat = ChatFormat(tokenizer)
+    stop = tokenizer.decode([chat.stop_token_id])
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         shutil.copy(Path(answerer.model) / "config.json", folder)  # vLLM looks for one beside a tokenizer
@@ -113,15 +115,36 @@ def opened(answerer: Answerer) -> Iterator[Callable[[Sequence[Question]], list[G
                 return min(MAX_TOKENS[question.kind], answerer.max_length // 2)
 
             def ask(questions: Sequence[Question]) -> list[Grade]:
-                prompts = [model.apply_chat_template([{"role": "user", "content": q.prompt}]) for q in questions]
+                prompts = [chat.prompt_ids([{"role": "user", "content": q.prompt}]) for q in questions]
+                _encode_by_number(model, prompts)
                 requests = [
-                    Instance("generate_until", {}, (prompt, {**GREEDY, "until": [stop], "max_gen_toks": limit(q)}), 0)
-                    for q, prompt in zip(questions, prompts, strict=True)
+                    Instance("generate_until", {}, (str(i), {**GREEDY, "until": [stop], "max_gen_toks": limit(q)}), i)
+                    for i, q in enumerate(questions)
                 ]
                 generations = model.generate_until(requests, disable_tqdm=True)
-                return [_graded(q, p, g) for q, p, g in zip(questions, prompts, generations, strict=True)]
+                texts = map(tokenizer.decode, prompts)
+                return [_graded(q, p, g) for q, p, g in zip(questions, texts, generations, strict=True)]
 
             yield ask
+
+
+def _encode_by_number(model: Any, prompts: Sequence[list[int]]) -> None:
+    """Makes a backend take a prompt's number for its token ids. Its own encoding would make control tokens of what a
+    question spells, and adds a token of its own where the template writes none."""
+    import torch
+
+    def encode(numbers: str | Sequence[str], **_: Any) -> Any:
+        return prompts[int(numbers)] if isinstance(numbers, str) else [prompts[int(number)] for number in numbers]
+
+    def encode_batch(numbers: Sequence[str], left_truncate_len: int | None = None, **_: Any) -> tuple[Any, Any]:
+        rows = [torch.tensor(encode(number)[-(left_truncate_len or 0) :]) for number in numbers]
+        ids, mask = (
+            torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_side="left")
+            for part in (rows, [torch.ones_like(row) for row in rows])
+        )
+        return ids, mask
+
+    model.tok_encode, model.tok_batch_encode = encode, encode_batch
 
 
 def _graded(question: Question, prompt: str, generation: str) -> Grade:

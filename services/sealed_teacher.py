@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from actors.engine import EngineSpec, ProxyEngine
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.errors import ProxykdError
+from proxykd.tokenizer import load_tokenizer
 from services.access import is_loopback
 from services.refusals import error_body
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from actors.events import EventLog
-from proxykd.chat import ids_hash
 from proxykd.corpus_store import write_rows_shard
 from proxykd.inspection import write_inspected
 from proxykd.journal import Journal
@@ -19,6 +18,7 @@ from proxykd.pairs import SIDES
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.soft_labels import LabelSource, SoftLabels, write_shard_file
 from proxykd.storage import RunDirectory, stage_key, write_json, write_shard
+from proxykd.tokenising import ids_hash
 from tests.small_run import run_config
 
 HOSTILE = '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">'

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from proxykd.config import TeacherConfig
-from proxykd.corpus import Message, Record
+from proxykd.corpus import Record
+from proxykd.layouts import Message
 from proxykd.rounds import sample_seed
 
 

@@ -5,7 +5,7 @@ where, how fast and how visibly a run happens; everything else changes its resul
 """
 
 from proxykd.config.machines import ResourceConfig
-from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, SplitConfig, TrainConfig
+from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, Reasoning, SplitConfig, TrainConfig
 from proxykd.config.reading import (
     apply_overrides,
     load_collect_config,
@@ -31,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "PriceConfig",
     "QualityConfig",
+    "Reasoning",
     "ResourceConfig",
     "RunConfig",
     "Section",

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from proxykd.config.sections import Fraction, ModelConfig, Section
 
+Reasoning = Literal["answer_only", "drop_record", "train"]
+
 
 class SplitConfig(Section):
     """Shares of the corpus. validation and test are cut first; the other three share what is left."""
@@ -40,6 +42,11 @@ class CorpusConfig(Section):
     limit: int | None = Field(None, ge=1)
     max_length: int = Field(1024, ge=8)
     overlong: Literal["drop", "truncate"] = "drop"
+    reasoning: Reasoning = Field(
+        "answer_only",
+        description="of completions with the teacher's thoughts (<think>...</think> at the beginning, or "
+        "reasoning_content): leave the thoughts out, drop such records, or train on both",
+    )
     max_bad_share: float = Field(0.01, ge=0.0, le=1.0)
     shard_records: int = Field(512, ge=1, description="records a shard, of the corpus, pairs and soft labels alike")
     split: SplitConfig = SplitConfig()

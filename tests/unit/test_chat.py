@@ -6,9 +6,12 @@ import copy
 
 import pytest
 
-from proxykd.chat import ChatFormat, load_tokenizer, require_same_tokenizer, template_text, tokenise_all, tokenizer_hash
+from proxykd.chat import ChatFormat
+from proxykd.chat_template import template_text
 from proxykd.corpus import Record
 from proxykd.errors import ModelError, TemplateError
+from proxykd.tokenising import tokenise_all
+from proxykd.tokenizer import load_tokenizer, require_same_tokenizer, tokenizer_hash
 
 
 def record(completion="a red cat", stopped=True, prompt="the dog?", record_id="r"):
@@ -43,7 +46,8 @@ def test_overlong_completions_follow_the_policy(tokenizer, policy):
     chat = ChatFormat(tokenizer)
     prompt = len(chat.prompt_ids(record().messages))
     records = [record(), record("cat " * 50, record_id="long"), record(prompt="dog " * 99, record_id="prompt")]
-    kept, notes = tokenise_all(records, ["warmup"] * 3, chat, prompt + 20, policy)
+    found = tokenise_all(records, ["warmup"] * 3, chat, prompt + 20, policy)
+    kept, notes = found.records, found.notes
     if policy == "drop":
         assert [r.id for r in kept] == ["r"]
         assert dict(notes) == {"completion_too_long": 1, "prompt_too_long": 1}

@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from proxykd.batching import collate
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.losses import dpo
 from proxykd.models import initialise, load_scorer, merge_adapter, save_adapter, stop_token_ids
 from proxykd.parallel import full_state
 from proxykd.sampling import sample_completions
+from proxykd.tokenizer import load_tokenizer
 from tests.families import FAMILIES, make
 
 USER = ({"role": "user", "content": "the red dog?"},)

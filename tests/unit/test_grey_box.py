@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from proxykd.batching import collate
+from proxykd.chat import ChatFormat
 from proxykd.config import AlignmentConfig, ModelConfig
 from proxykd.evaluation import teacher_kl
 from proxykd.grey_box import TeacherAt, TokensByText
@@ -22,7 +23,7 @@ def told(tokens: list[str], *tops: list[tuple[str, float]]) -> list[dict]:
 
 
 def test_places_are_where_a_token_of_each_begins_and_texts_are_one_token_of_ours(tokenizer):
-    texts = TokensByText(tokenizer)
+    texts = TokensByText(ChatFormat(tokenizer))
     completion = "the red dog"
     ids = tokenizer.encode(completion, add_special_tokens=False)
     assert [tokenizer.decode([i]) for i in ids] == ["the", " red", " dog"]

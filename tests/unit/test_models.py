@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from proxykd.batching import collate
-from proxykd.chat import load_tokenizer
 from proxykd.config import ModelConfig
 from proxykd.errors import IntegrityError, ModelError
 from proxykd.models import (
@@ -24,6 +23,7 @@ from proxykd.models import (
 )
 from proxykd.parallel import full_state
 from proxykd.storage import verify_directory
+from proxykd.tokenizer import load_tokenizer
 
 BATCH = collate([[1, 7, 9], [1, 8]], [[40, 41, 2], [50, 2]])
 

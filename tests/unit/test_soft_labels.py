@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxykd.chat import ids_hash
 from proxykd.errors import IntegrityError
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.soft_labels import (
@@ -22,6 +21,7 @@ from proxykd.soft_labels import (
     write_shard_file,
 )
 from proxykd.storage import verify_shard, write_shard
+from proxykd.tokenising import ids_hash
 
 
 def labels(tokens, vocabulary, top_k=10, seed=0, sharpness=4.0, record_id="r"):
