@@ -32,7 +32,8 @@ class Encoded:
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """The tokens that structure a conversation, by text: those marked special, `<|...|>`, and tags of the template.
+    """The tokens that structure a conversation, by text: those marked special, `<|...|>`, and tags of the template with
+    what closes them.
 
     Other added tokens (a tokenizer's runs of spaces, HTML tags) are text.
     """
@@ -41,7 +42,7 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
     found = {}
     for token_id, token in tokenizer.added_tokens_decoder.items():
         text: str = token.content
-        written = TAG.fullmatch(text) is not None and text in template
+        written = TAG.fullmatch(text) is not None and (text in template or text.replace("/", "", 1) in template)
         if text.strip() and (token.special or PIPED.fullmatch(text) or written):
             found[text] = int(token_id)
     return found

@@ -12,6 +12,7 @@ import pytest
 from proxykd.config import CorpusConfig, SplitConfig
 from proxykd.corpus import normalised_prompt, parse_row, read_corpus, read_prompts, slice_of
 from proxykd.errors import CorpusError
+from proxykd.sources import BadRow
 
 
 def write(path, rows):
@@ -132,3 +133,58 @@ def test_prompts_to_collect(tmp_path):
     path.write_text('{"prompt": ""}\n')
     with pytest.raises(CorpusError, match="line 1: the prompt is empty"):
         read_prompts(path)
+
+
+THINKING = {"prompt": "Q", "completion": "<think>\nSix and one.\n</think>\n\nSeven."}
+BESIDE = {"prompt": "Q2", "completion": "Seven.", "reasoning_content": "Six and one."}
+TAGGED = {"prompt": "Q3", "completion": "The tags <think> and </think> hold thoughts."}
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "completions", "thoughts"),
+    [
+        ("answer_only", ["Seven.", "Seven.", TAGGED["completion"]], [None, None, None]),
+        ("train", ["Seven.", "Seven.", TAGGED["completion"]], ["Six and one.", "Six and one.", None]),
+        ("drop_record", [TAGGED["completion"]], [None]),
+    ],
+)
+def test_thoughts_are_left_out_trained_or_dropped_as_the_config_says(tmp_path, reasoning, completions, thoughts):
+    endless = {"prompt": "Q4", "completion": "<think>\nSix and"}
+    config = write(tmp_path / "c.jsonl", [THINKING, BESIDE, TAGGED, endless])
+    reading = read_corpus(config.model_copy(update={"reasoning": reasoning}))
+    assert [r.completion for r in reading.records] == completions
+    assert [r.reasoning for r in reading.records] == thoughts
+    lost = {"reasoning": 3} if reasoning == "drop_record" else {"thoughts_without_an_answer": 1}
+    assert {k: n for k, n in reading.dropped.items() if n} == lost
+    assert reading.thoughts == (0 if reasoning == "drop_record" else 2)
+
+
+def test_earlier_turns_are_without_their_thoughts():
+    turns = [("user", "Q"), ("assistant", "<think>hm</think>\nB"), ("user", "C <think>"), ("assistant", "A")]
+    record = parse_row({"messages": [{"role": role, "content": content} for role, content in turns]})
+    assert [m["content"] for m in record.messages] == ["Q", "B", "C <think>"]
+
+
+def test_content_parts_are_joined_and_others_than_text_refused():
+    parts = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "seven?"}]
+    reply = {"role": "assistant", "content": "A"}
+    record = parse_row({"messages": [{"role": "user", "content": parts}, reply]})
+    assert record.messages[0]["content"] == "Is it seven?"
+    image = [*parts, {"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(BadRow, match="a content part of type image_url"):
+        parse_row({"messages": [{"role": "user", "content": image}, reply]})
+
+
+def test_calls_of_tools_are_kept_in_prompts_and_replies():
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+    told = {"role": "tool", "tool_call_id": "1", "content": "noon"}
+    user = {"role": "user", "content": "When?"}
+    record = parse_row({"messages": [user, asks, told, {"role": "assistant", "content": "Noon."}], "tools": tools})
+    assert record.messages == (user, asks | {"content": ""}, told)
+    assert record.tools == tuple(tools)
+    record = parse_row({"messages": [user, asks], "tools": json.dumps(tools)})
+    assert (record.completion, record.tool_calls, record.tools) == ("", (call,), tuple(tools))
+    with pytest.raises(BadRow, match="the completion is empty"):
+        parse_row({"messages": [user, {"role": "assistant", "content": ""}]})
