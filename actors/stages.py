@@ -34,6 +34,7 @@ from proxykd.report import write_report
 from proxykd.rounds import decide, growing_round, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.storage import read_json, shard_facts, unfinished, write_json
+from proxykd.trust import Trust
 
 Facts = dict[str, Any]
 
@@ -237,7 +238,7 @@ class Pipeline:
         else:
             shards, tokens = slice_shards(self.run, "distillation", segments), labels["tokens"]
             task["source"] = source = self.bench.label_source(adapter)
-            trust = trust_of(config.trust, labels["mu"], labels["gamma"])
+            trust = trust_of(config.trust, Trust.of(labels))
             stored = self.run.soft_labels(adapter or BASE)
             stream = stream_distillation(shards, stored, source, trust, self.bench.data_pool)
         result = self.bench.train("distil", "distil", stream, **task)

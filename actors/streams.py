@@ -22,16 +22,17 @@ from actors.progress import Reporter
 from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, write_rows_shard
 from proxykd.errors import EngineError, ProxykdError
-from proxykd.losses import trust_weights
 from proxykd.pairs import read_pairs, write_pairs
 from proxykd.rounds import sample_seed
 from proxykd.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_shard_file
 from proxykd.storage import RunDirectory, location, read_table, unfinished, verify_shard, write_shard
 from proxykd.tokenising import ids_hash
+from proxykd.trust import Trust
 
 ENGINE_RECOVERY_S = 1200.0
 """How long a request waits for an engine to be replaced: large models take minutes to load."""
 RETRY_S = 2.0
+CONSTANT_TRUST = {"none": 1.0, "constant": 0.5}
 TWO_AT_ONCE = ray.data.TaskPoolStrategy(size=2)
 
 
@@ -140,7 +141,7 @@ def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps
             scored.top_logps_TK,
             scored.tail_logmass_T,
             scored.token_logps_T,
-            float(scored.token_logps_T.sum()),
+            float(scored.token_logps_T.sum(dtype=float)),
         )
         for row, scored in zip(rows, results, strict=True)
     ]
@@ -169,19 +170,11 @@ def stream_distillation(
     return _stream(shards, partial(_distillation_rows, labels=labels, source=source, trust=trust), pool)
 
 
-def trust_of(kind: str, mu: float, gamma: float) -> Callable[[float, int], float]:
+def trust_of(kind: str, trust: Trust) -> Callable[[float, int], float]:
     """The trust weight of a record from its log p(y given x) and tokens, by `distillation.trust`."""
-    import torch
-
-    def weight(sequence_logp: float, tokens: int) -> float:
-        if kind == "none":
-            return 1.0
-        if kind == "constant":
-            return 0.5
-        score = sequence_logp / max(tokens, 1) if kind == "token_mean" else sequence_logp
-        return float(trust_weights(torch.tensor([score]), mu, gamma))
-
-    return weight
+    if kind in CONSTANT_TRUST:
+        return lambda sequence_logp, tokens: CONSTANT_TRUST[kind]
+    return lambda sequence_logp, tokens: trust.judge(sequence_logp, tokens)[1]
 
 
 def unpack_labels(row: Row, source: LabelSource) -> Row:

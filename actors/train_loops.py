@@ -39,7 +39,6 @@ from proxykd.evaluation import (
     teacher_kl,
 )
 from proxykd.inspection import first_pairs, write_inspected
-from proxykd.losses import trust_weights
 from proxykd.models import load_scorer, merge_adapter, read_adapter, save_adapter, save_model
 from proxykd.parallel import Workers, full_state
 from proxykd.scorer import CompletionScorer
@@ -56,6 +55,7 @@ from proxykd.storage import (
 )
 from proxykd.tokenizer import load_tokenizer
 from proxykd.training import Step
+from proxykd.trust import Trust
 
 Facts = dict[str, Any]
 
@@ -401,11 +401,8 @@ def _trust_correlation(judged: Facts, trust: Facts) -> float | None:
     """Does a higher weight mean a proxy closer to the teacher? Rank correlation with the true KL, record by record."""
     if "record_kls" not in judged:
         return None
-    logps = torch.tensor(judged["sequence_logps"], dtype=torch.float64)
-    if trust["reduction"] == "token_mean":
-        logps = logps / torch.tensor(judged["tokens"])
-    weights = trust_weights(logps, trust["mu"], trust["gamma"])
-    return spearman(weights.tolist(), judged["record_kls"])
+    weights = Trust.of(trust).weights(judged["sequence_logps"], judged["tokens"])
+    return spearman(weights, judged["record_kls"])
 
 
 def _save_proxy(worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts) -> Facts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from proxykd.errors import ModelError
 from proxykd.storage import RunDirectory, read_json
+from proxykd.trust import Trust
 
 BASE = "base"
 
@@ -31,24 +31,6 @@ class AdapterCard:
     fidelity: dict[str, Any] | None
     """On the validation slice, as it was when the adapter was saved."""
     aliases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Trust:
-    """mu and gamma of equation (9), of the aligned adapter over D_s; every adapter is judged by them."""
-
-    adapter: str
-    mu: float
-    gamma: float
-    reduction: str
-
-    def judge(self, sequence_logp: float, tokens: int) -> tuple[float | None, float]:
-        """A completion's z-score and its trust weight sigmoid(z). Where gamma is 0 (all alike): None and 0.5."""
-        if self.gamma == 0:
-            return None, 0.5
-        score = sequence_logp / max(tokens, 1) if self.reduction == "token_mean" else sequence_logp
-        z = (score - self.mu) / self.gamma
-        return z, (1 + math.tanh(z / 2)) / 2
 
 
 def adapter_name(run_id: str, directory: str | None) -> str:
@@ -97,8 +79,7 @@ def trust_of_run(run: RunDirectory) -> Trust | None:
     path = run.stages / "score.json"
     if not path.exists():
         return None
-    result = _immutable(path)["result"]
-    return Trust(result["adapter"], result["mu"], result["gamma"], result["reduction"])
+    return Trust.of(_immutable(path)["result"])
 
 
 @lru_cache(maxsize=256)

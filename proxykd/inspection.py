@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxykd.adapter_catalogue import Trust
 from proxykd.config import RunConfig
 from proxykd.corpus import Row
 from proxykd.pairs import SIDES, read_pairs
 from proxykd.storage import RunDirectory, read_table, shard_facts, write_shard
+from proxykd.trust import reduction_of, scores, trust_statistics, trust_weights
 
 PAIRS = 64
 """Of a round, from its first on: enough to look through, little beside the round's own work."""
@@ -106,10 +105,8 @@ def read_inspected(run: RunDirectory, number: int) -> list[dict[str, Any]] | Non
 
 
 def _trust(config: RunConfig, chosen: Logps) -> list[float]:
-    reduction = "token_mean" if config.distillation.trust == "token_mean" else "sequence_sum"
-    scores = [sum(logps) / (len(logps) if reduction == "token_mean" else 1) for logps in chosen]
-    trust = Trust("", fmean(scores), pstdev(scores), reduction)
-    return [trust.judge(sum(logps), len(logps))[1] for logps in chosen]
+    judged = scores(list(map(sum, chosen)), list(map(len, chosen)), reduction_of(config.distillation.trust))
+    return trust_weights(judged, *trust_statistics(judged))
 
 
 def _path(run: RunDirectory, number: int) -> Path:

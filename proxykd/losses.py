@@ -34,18 +34,6 @@ def dpo(
     return -logsigmoid(beta * margin_B), margin_B
 
 
-def trust_weights(scores_B: Tensor, mu: float, gamma: float) -> Tensor:
-    """Equation (9): sigmoid((score - mu) / gamma), in float64. gamma = 0 (all alike) gives 0.5, not NaN."""
-    centred = scores_B.double() - mu
-    return torch.sigmoid(centred / gamma) if gamma > 0 else torch.full_like(centred, 0.5)
-
-
-def trust_statistics(scores_N: Tensor) -> tuple[float, float]:
-    """mu and gamma of equation (9): mean and population standard deviation over D_s."""
-    scores = scores_N.double()
-    return float(scores.mean()), float(scores.std(correction=0))
-
-
 def kl_tail(proxy: TopK, student: TopK) -> Tensor:
     """Equation (10) on top-K with a tail bucket: sum_K p log(p/q) + (1-P) log((1-P)/(1-Q)), [N], never negative."""
     return _kl_terms(proxy.logps_NK, student.logps_NK).sum(-1) + _kl_terms(proxy.tail_logmass_N, student.tail_logmass_N)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from proxykd.losses import trust_statistics, trust_weights
 from proxykd.soft_labels import LabelSource, require, unpack
 from proxykd.storage import read_table, verify_shard
+from proxykd.trust import reduction_of, scores, trust_statistics, trust_weights
 
 HISTOGRAM_BINS = 20
 
@@ -27,12 +26,10 @@ def label_statistics(shards: list[Path], source: LabelSource, trust: str) -> dic
             sums.append(row["sequence_logp"])
             tokens.append(row["tokens"])
             mass += np.exp(unpack(row, source).top_logps_TK).cumsum(-1).sum(0)
-    scores = torch.tensor(sums, dtype=torch.float64)
-    reduction = "token_mean" if trust == "token_mean" else "sequence_sum"
-    if reduction == "token_mean":
-        scores = scores / torch.tensor(tokens).clamp(min=1)
-    mu, gamma = trust_statistics(scores)
-    counts, edges = np.histogram(trust_weights(scores, mu, gamma).numpy(), bins=HISTOGRAM_BINS, range=(0.0, 1.0))
+    reduction = reduction_of(trust)
+    judged = scores(sums, tokens, reduction)
+    mu, gamma = trust_statistics(judged)
+    counts, edges = np.histogram(trust_weights(judged, mu, gamma), bins=HISTOGRAM_BINS, range=(0.0, 1.0))
     total = max(1, sum(tokens))
     return {
         "adapter": source.adapter,

@@ -25,6 +25,7 @@ from proxykd.config import (
 )
 from proxykd.errors import ConfigError
 from proxykd.storage import RunDirectory, location, read_json, write_json
+from proxykd.trust import reduction_of
 
 Facts = dict[str, Any]
 
@@ -233,7 +234,6 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
     corpus = [collected, of("seed", "corpus"), tokenizer]
     warmup = [*corpus, of("proxy", "warmup")]
     align = [*warmup, of("alignment", "engine")]
-    reduction = "token_mean" if config.distillation.trust == "token_mean" else "sequence_sum"
     proxy = align if config.distillation.source == "proxy" else [*corpus, of("proxy", "engine")]
     completed: list[Any] = [*corpus, of("engine")]
     assisted: list[Any] = []
@@ -246,7 +246,7 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
         "corpus": corpus,
         "warmup": warmup,
         "align": align,
-        "score": [*proxy, of("score"), reduction],
+        "score": [*proxy, of("score"), reduction_of(config.distillation.trust)],
         "complete": completed,
         "assist": assisted,
         "distil": [_used(config, whole)],

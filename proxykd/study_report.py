@@ -13,6 +13,7 @@ from typing import Any
 from proxykd.report import finished_stages, git_revision, hardware
 from proxykd.storage import RunDirectory, read_json
 from proxykd.study import PROXY_KD, StudyConfig, StudyDirectory
+from proxykd.trust import Trust, all_alike
 
 Facts = dict[str, Any]
 Measure = Callable[[Facts], float | None]
@@ -154,11 +155,9 @@ def _source(run: RunDirectory, report: Facts) -> Facts | None:
 
 def _calibration(trust: Facts | None, proxy: Facts | None) -> Facts | None:
     """Each held-out record's trust weight and the true KL there; None for a black box, or without a proxy."""
-    if not trust or not proxy or "record_kls" not in proxy or trust["gamma"] == 0:
+    if not trust or not proxy or "record_kls" not in proxy or all_alike(trust["mu"], trust["gamma"]):
         return None
-    by_token = trust["reduction"] == "token_mean"
-    scores = [s / max(t, 1) if by_token else s for s, t in zip(proxy["sequence_logps"], proxy["tokens"], strict=True)]
-    weights = [(1 + math.tanh((score - trust["mu"]) / trust["gamma"] / 2)) / 2 for score in scores]
+    weights = Trust.of(trust).weights(proxy["sequence_logps"], proxy["tokens"])
     return {"weight": weights, "kl": proxy["record_kls"]}
 
 

@@ -16,8 +16,6 @@ from proxykd.losses import (
     kl_tail,
     kl_truncated,
     sequence_sums,
-    trust_statistics,
-    trust_weights,
 )
 from proxykd.top_k import TopK
 
@@ -60,25 +58,6 @@ def test_dpo_of_equal_policies_is_ln_2_and_survives_huge_margins():
     assert dpo(zero, zero, zero, zero, beta=0.1)[0].item() == pytest.approx(math.log(2))
     losses, _ = dpo(torch.tensor([1e6, -1e6]), torch.zeros(2), torch.zeros(2), torch.zeros(2), beta=1.0)
     assert losses.tolist() == [0.0, 1e6]
-
-
-def test_trust_weights_are_equation_9():
-    scores = [-10.0, -35.5, -80.25, -12.0]
-    mu, gamma = trust_statistics(torch.tensor(scores))
-    mean = sum(scores) / 4
-    deviation = math.sqrt(sum((s - mean) ** 2 for s in scores) / 4)
-    assert (mu, gamma) == (pytest.approx(mean), pytest.approx(deviation))
-    for weight, s in zip(trust_weights(torch.tensor(scores), mu, gamma).tolist(), scores, strict=True):
-        assert weight == pytest.approx(1 / (1 + math.exp(-(s - mean) / deviation)))
-
-
-def test_trust_of_identical_records_is_one_half_not_nan():
-    scores = torch.full((5,), -42.0)
-    assert trust_weights(scores, *trust_statistics(scores)).tolist() == [0.5] * 5
-    assert trust_weights(torch.tensor([-1e5, 0.0]), -100.0, 10.0).tolist() == [
-        0.0,
-        pytest.approx(1 / (1 + math.exp(-10))),
-    ]
 
 
 def random_top_k(vocabulary=50, k=5, tokens=4, seed=0):

@@ -235,7 +235,9 @@ function trust({ histogram, mu, gamma, reduction, adapter, spearman_vs_true_kl: 
   };
   const score = reduction === "token_mean" ? "mean log p a token" : "log p of the completion";
   return [
-    h("p", {}, `w = sigmoid((${score} ${mu < 0 ? "+" : "−"} ${number(Math.abs(mu), 2)}) / ${number(gamma, 2)}), by ${adapter}.`,
+    h("p", {}, gamma
+      ? `w = sigmoid((${score} ${mu < 0 ? "+" : "−"} ${number(Math.abs(mu), 2)}) / ${number(gamma, 2)}), by ${adapter}.`
+      : `w = 0.5: every record has the same ${score}, ${number(mu, 2)}, by ${adapter}.`,
       rank === null || rank === undefined ? "" : ` Rank correlation of the weight with the true KL: ${signed(rank, 2)} (a calibrated weight would make it negative).`),
     barButtons("records by trust weight", bars, show),
     h("div", { class: "ends" }, h("span", {}, "0: the proxy would not have said it"), h("span", {}, "1: it would")),
