@@ -1,6 +1,7 @@
 """Dense divergences between a white-box teacher p and a student q, over the full vocabulary: the baselines' losses.
 
-Each takes log-probs [n, V] and gives [n], in nats, never negative. `Divergence` adds the temperature.
+Each takes log-probs [n, V] and gives [n], in nats (total variation: a share), never negative. `Divergence` adds the
+temperature.
 """
 
 from __future__ import annotations
@@ -48,9 +49,18 @@ FORMS: dict[Name, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+ORDERS: dict[Name, int] = {"forward_kl": 2, "reverse_kl": 2, "jsd": 2, "tvd": 1}
+"""The power of a small difference between p and q that each grows by, and so of 1 / T that its gradient falls by."""
+
+
 @dataclass(frozen=True)
 class Divergence:
-    """T^2 * D(softmax(teacher / T), softmax(student / T)): T^2 keeps the gradient's size (Hinton et al., section 2)."""
+    """T^order * D(softmax(teacher / T), softmax(student / T)): so multiplied, the gradient keeps its size.
+
+    As T grows, p - q goes to (t - s) / (V T), t and s the centred logits. KL and Jensen-Shannon are quadratic in it
+    (their gradients in s go to (s - t) / (V T^2), the latter's to a quarter of that): T^2, as in Hinton et al., section
+    2. Total variation is linear in it (its gradient goes to sign(s - t), centred, / (2 V T)): T.
+    """
 
     name: Name
     temperature: float = 1.0
@@ -60,7 +70,7 @@ class Divergence:
         teacher, student = (
             (logits / self.temperature).log_softmax(-1) for logits in (teacher_logits_nV, student_logits_nV)
         )
-        return self.temperature**2 * FORMS[self.name](teacher, student)
+        return self.temperature ** ORDERS[self.name] * FORMS[self.name](teacher, student)
 
     def by_token(self, teacher: Head, teacher_hidden_NH: Tensor, student: Head, student_hidden_NH: Tensor) -> Tensor:
         """[N] from hidden states, chunk by chunk: backward computes a chunk's logits again, so that the float32 logits

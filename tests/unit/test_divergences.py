@@ -37,7 +37,8 @@ def logits():
 @pytest.mark.parametrize("name", FORMS)
 def test_values_are_the_definitions(name, temperature, logits):
     teacher, student = logits
-    expected = temperature**2 * BY_HAND[name](softmax(teacher / temperature), softmax(student / temperature))
+    factor = temperature if name == "tvd" else temperature**2
+    expected = factor * BY_HAND[name](softmax(teacher / temperature), softmax(student / temperature))
     found = Divergence(name, temperature)(torch.tensor(teacher), torch.tensor(student))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -47,6 +48,41 @@ def test_gradients_are_those_of_the_values_temperature_included(name, logits):
     teacher, student = (torch.tensor(values) for values in logits)
     of_student = Divergence(name, 2.0)
     assert torch.autograd.gradcheck(lambda s: of_student(teacher, s), student.requires_grad_())
+
+
+def gradient_by_hand(name, teacher, student, temperature):
+    """d D(softmax(teacher / T), softmax(student / T)) / d student, through softmax's Jacobian (diag(q) - q q^T) / T."""
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    slope = {
+        "forward_kl": -p / q,
+        "reverse_kl": np.log(q / p) + 1,
+        "jsd": np.log(2 * q / (p + q)) / 2,
+        "tvd": np.sign(q - p) / 2,
+    }[name]
+    return np.stack([(np.diag(r) - np.outer(r, r)) @ s for r, s in zip(q, slope, strict=True)]) / temperature
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_gradient_keeps_its_size_at_any_temperature(name, logits):
+    """At large T it goes to a limit that is not 0 and does not grow; at any T it is the plain one times T^order."""
+    teacher, student = logits
+    vocabulary = teacher.shape[-1]
+    order = 1 if name == "tvd" else 2
+    t, s = (values - values.mean(-1, keepdims=True) for values in logits)
+    sign = np.sign(s - t)
+    limit = {
+        "forward_kl": (s - t) / vocabulary,
+        "reverse_kl": (s - t) / vocabulary,
+        "jsd": (s - t) / (4 * vocabulary),
+        "tvd": (sign - sign.mean(-1, keepdims=True)) / (2 * vocabulary),
+    }[name]
+    for temperature, expected, tolerance in (
+        (2.5, 2.5**order * gradient_by_hand(name, teacher, student, 2.5), 1e-12),
+        (1e4, limit, 2e-3 * np.abs(limit).max()),
+    ):
+        variable = torch.tensor(student, requires_grad=True)
+        Divergence(name, temperature)(torch.tensor(teacher), variable).sum().backward()
+        np.testing.assert_allclose(variable.grad, expected, rtol=1e-9, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", FORMS)
