@@ -31,7 +31,7 @@ from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_sh
 from proxykd.errors import CorpusError
 from proxykd.pairs import read_pairs
 from proxykd.report import write_report
-from proxykd.rounds import decide, growing_round, round_slice, stop_reason
+from proxykd.rounds import decide, growing_round, require_rounds, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.storage import read_json, shard_facts, unfinished, write_json
 from proxykd.trust import Trust
@@ -83,6 +83,8 @@ class Pipeline:
 
     def align_in_rounds(self) -> tuple[str, str]:
         """The warm-up and up to k rounds, each from and against the last promoted adapter; and why they ended."""
+        if not self.config.corpus.follow:  # what grows has records enough for each round by itself
+            require_rounds(manifest(self.run)["alignment"], self.config.alignment)
         in_force = self._once("warmup", self.warm_up)
         nlls = [in_force["validation"]["held_out_nll"]]
         adapter, number = in_force["adapter"], 0
@@ -120,7 +122,8 @@ class Pipeline:
         dropped = {reason: sum(f.get("dropped", {}).get(reason, 0) for f in made) for reason in ("equal", "empty")}
         if not records:
             raise CorpusError(
-                f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
+                f"round {number}: all {sum(dropped.values())} pairs were dropped: {dropped} (equal: the proxy repeats "
+                f"the teacher's text; empty: it ends at once)"
             )
         task: Facts = {"records": records, "round": number, "reference": reference}
         if config.preference:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxykd.config import AlignmentConfig
+from proxykd.errors import CorpusError
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,29 @@ class Decision:
     warning: bool = False
 
 
-def round_slice(number: int, records: int, config: AlignmentConfig) -> list[int]:
-    """Indices into D_p (already in its seeded order) of round `number` (from 1): consecutive, wrapping around.
+def require_rounds(records: int, config: AlignmentConfig) -> None:
+    """Refuses an alignment of which some round would have no record, before anything is trained.
 
-    With the default pairs_per_round, all rounds together make one epoch: the first |D_p| mod k rounds take one more.
+    Raises:
+        CorpusError: D_p has fewer records than there are rounds to share it.
+    """
+    if config.pairs_per_round is None and records < config.rounds:
+        raise CorpusError(
+            f"the alignment slice has {records} records for alignment.rounds={config.rounds}, which share it: some "
+            f"rounds would have none; add records, set alignment.rounds={records} or fewer, or set "
+            f"alignment.pairs_per_round (rounds then begin again at its start)"
+        )
+
+
+def round_slice(number: int, records: int, config: AlignmentConfig) -> list[int]:
+    """Indices into D_p (already in its seeded order) of round `number` (from 1): consecutive, wrapping around, each
+    once at most: a round of more than all records takes all.
+
+    With the default pairs_per_round, all rounds together make one epoch; their sizes differ by one at most.
     """
     if config.pairs_per_round is not None:
         start = (number - 1) * config.pairs_per_round
-        return [(start + i) % records for i in range(config.pairs_per_round)]
+        return [(start + i) % records for i in range(min(config.pairs_per_round, records))]
     bounds = [records * i // config.rounds for i in range(config.rounds + 1)]
     return list(range(bounds[number - 1], bounds[number]))
 

@@ -8,8 +8,8 @@ import pytest
 
 from proxykd import gates
 from proxykd.config import AlignmentConfig
-from proxykd.errors import GateError
-from proxykd.rounds import decide, round_slice, sample_seed, stop_reason
+from proxykd.errors import CorpusError, GateError
+from proxykd.rounds import decide, growing_round, require_rounds, round_slice, sample_seed, stop_reason
 
 
 @pytest.mark.parametrize(("records", "rounds"), [(152, 3), (7, 3), (16, 16), (100, 7)])
@@ -23,6 +23,39 @@ def test_a_set_number_of_pairs_wraps_around():
     config = AlignmentConfig(rounds=9, pairs_per_round=4)
     assert round_slice(1, 6, config) == [0, 1, 2, 3]
     assert round_slice(2, 6, config) == [4, 5, 0, 1]
+
+
+def test_a_round_takes_no_record_twice():
+    """Twice the same prompt with the same seed would be twice the same pair."""
+    config = AlignmentConfig(rounds=9, pairs_per_round=10)
+    assert [sorted(round_slice(number, 6, config)) for number in (1, 2, 3)] == [list(range(6))] * 3
+    assert round_slice(2, 6, config) == [4, 5, 0, 1, 2, 3]
+    for records in range(1, 30):
+        for number in range(1, 10):
+            taken = round_slice(number, records, config)
+            assert len(set(taken)) == len(taken) == min(10, records)
+            grown = growing_round([records] * number, config)
+            assert len(set(grown)) == len(grown) == min(10, records)
+
+
+def test_more_rounds_than_records_are_refused_and_no_round_is_empty():
+    config = AlignmentConfig(rounds=16)
+    with pytest.raises(
+        CorpusError, match=r"has 10 records for alignment\.rounds=16.*set alignment\.rounds=10 or fewer"
+    ):
+        require_rounds(10, config)
+    require_rounds(10, AlignmentConfig(rounds=0))
+    for settings in ({}, {"pairs_per_round": 3}):
+        for records in range(1, 60):
+            for rounds in range(1, 20):
+                config = AlignmentConfig(rounds=rounds, **settings)
+                if records < rounds and not settings:
+                    continue
+                require_rounds(records, config)
+                taken = [round_slice(number, records, config) for number in range(1, rounds + 1)]
+                assert all(taken)
+                if not settings:
+                    assert max(map(len, taken)) - min(map(len, taken)) <= 1
 
 
 def test_seeds_differ_by_round_and_record_and_stay():
