@@ -36,8 +36,10 @@ GAUGES = {
     "proxykd_training": ("The latest value of each measure that a training stage reports.", (*STAGE_TAGS, "measure")),
     "proxykd_pairs": ("Preference pairs of a round.", ("run", "round")),
     "proxykd_pairs_dropped": ("Pairs of a round that were dropped.", ("run", "round", "reason")),
-    "proxykd_margin_mean": ("Mean DPO margin over a round, nats.", ("run", "round")),
-    "proxykd_dpo_accuracy": ("Share of a round's pairs with a positive margin.", ("run", "round")),
+    "proxykd_margin_mean": ("Mean DPO margin over a round's steps, nats.", ("run", "round")),
+    "proxykd_margin_mean_after": ("Mean DPO margin of a round's pairs after it, nats.", ("run", "round")),
+    "proxykd_dpo_accuracy": ("Share of a round's pairs with a positive margin, as it trained.", ("run", "round")),
+    "proxykd_dpo_accuracy_after": ("The same by the adapter that the round made.", ("run", "round")),
     "proxykd_parity_mean_abs": ("Engine against trainer, mean absolute nats a token.", ("run", "round")),
     "proxykd_held_out_nll": ("Nats a token of the teacher's held-out text (validation).", ("run", "round", "model")),
     "proxykd_top1_agreement": ("Share of the teacher's held-out tokens that rank first.", ("run", "round", "model")),
@@ -45,6 +47,7 @@ GAUGES = {
     "proxykd_mass_at_k": ("Mean mass of the K likeliest tokens.", ("run", "k")),
 }
 
+ROUND_GAUGES = ("pairs", "margin_mean", "margin_mean_after", "dpo_accuracy", "dpo_accuracy_after", "parity_mean_abs")
 REPLICA_TAGS = ("run", "replica")
 REPLICA_GAUGES = {
     "proxykd_engine_calls": ("Calls that a replica works on or queues.", REPLICA_TAGS),
@@ -131,7 +134,7 @@ class RayMetrics(Silent):
             self._set(f"proxykd_{key}", measured[key], round=round_number, model=model)
 
     def _round(self, result: Facts, number: int | None) -> None:
-        for key in ("pairs", "margin_mean", "dpo_accuracy", "parity_mean_abs"):
+        for key in ROUND_GAUGES:
             if key in result:
                 self._set(f"proxykd_{key}", result[key], round=number)
         for reason, count in result["dropped"].items():

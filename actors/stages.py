@@ -31,10 +31,11 @@ from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_sh
 from proxykd.errors import CorpusError
 from proxykd.pairs import read_pairs
 from proxykd.report import write_report
-from proxykd.rounds import decide, growing_round, require_rounds, round_slice, stop_reason
+from proxykd.rounds import Change, decide, growing_round, require_rounds, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
 from proxykd.storage import read_json, shard_facts, unfinished, write_json
 from proxykd.trust import Trust
+from proxykd.validation_scores import validation_change
 
 Facts = dict[str, Any]
 
@@ -86,16 +87,17 @@ class Pipeline:
         if not self.config.corpus.follow:  # what grows has records enough for each round by itself
             require_rounds(manifest(self.run)["alignment"], self.config.alignment)
         in_force = self._once("warmup", self.warm_up)
-        nlls = [in_force["validation"]["held_out_nll"]]
         adapter, number = in_force["adapter"], 0
-        while (reason := stop_reason(nlls, self.config.alignment)) is None:
+        changes: list[Change] = []
+        while (reason := stop_reason(changes, self.config.alignment)) is None:
             number += 1
-            outcome = self._once("align", lambda: self.align(number, adapter, nlls[-1]), round_number=number)
+            outcome = self._once("align", lambda: self.align(number, adapter), round_number=number)
+            change = validation_change(self.run, adapter, outcome["adapter"])
             if outcome["decision"] == "promote":
                 adapter = outcome["adapter"]
-                nlls.append(outcome["validation"]["held_out_nll"])
+                changes.append(change)
             else:
-                nlls.append(nlls[-1])
+                changes.append(change.kept())
         return adapter, reason
 
     # -- the method ----------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ class Pipeline:
         tokens = self.config.warmup.epochs * completion_tokens(shards)
         return {**result, "cost": self.bench.cost(records=records * self.config.warmup.epochs, tokens=tokens)}
 
-    def align(self, number: int, reference: str, before_nll: float) -> Facts:
+    def align(self, number: int, reference: str) -> Facts:
         """One round, equations (3)-(6): sample from the last promoted adapter, train against it, judge the result."""
         config = self.config.alignment
         segments = self._segments_of(number)
@@ -131,8 +133,8 @@ class Pipeline:
         self.events.step("train")
         stream = (stream_pairs if config.preference else stream_corpus)(shards, self.bench.data_pool)
         result = self.bench.train(f"align-{number:02d}", "align" if config.preference else "align_nll", stream, **task)
-        after = result["validation"]["held_out_nll"]
-        decision = decide(before_nll, after, config)
+        change = validation_change(self.run, reference, result["adapter"])
+        decision = decide(change, config)
         event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
         self.journal.append(event, round=number, adapter=result["adapter"], reason=decision.reason)
         if decision.warning:
@@ -145,6 +147,7 @@ class Pipeline:
             "dropped": {reason: count for reason, count in dropped.items() if count},
             "decision": decision.verdict,
             "reason": decision.reason,
+            "validation_change": change.facts(),
             **result,
             "seconds": {"sample": sampled - began, **result["seconds"]},
         }

@@ -17,6 +17,7 @@ import ray.train
 import torch
 from ray.train.torch import get_device
 
+from actors.after_round import pairs_after_round
 from actors.engine import CompletionLogps
 from actors.logs import log_of
 from actors.objectives import OBJECTIVES
@@ -30,10 +31,10 @@ from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.divergences import Divergence
 from proxykd.errors import ProxykdError
 from proxykd.evaluation import (
+    RecordScores,
     SealedTeacher,
     mass_shares,
     pair_token_logps,
-    ratio_of_sums,
     score_records,
     spearman,
     teacher_kl,
@@ -56,6 +57,7 @@ from proxykd.storage import (
 from proxykd.tokenizer import load_tokenizer
 from proxykd.training import Step
 from proxykd.trust import Trust
+from proxykd.validation_scores import write_validation
 
 Facts = dict[str, Any]
 
@@ -105,9 +107,9 @@ class Worker:
         frozen = self.config.white_box.teacher.model_copy(update={"method": "full"})
         return self.workers.place(load_scorer(self.run.models / "white_box", frozen, trainable=False))
 
-    def evaluate(self, scorer: CompletionScorer, slice_name: str) -> Facts:
-        rows = read_slice(self.run, slice_name)
-        return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity()
+    def validate(self, scorer: CompletionScorer) -> RecordScores:
+        rows = read_slice(self.run, "validation")
+        return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens)
 
 
 def run_loops(config: Facts) -> None:
@@ -156,15 +158,16 @@ def warm_up(worker: Worker) -> Facts:
     scorer = worker.proxy(None)
     training = ResumableTraining(worker, scorer, worker.config.warmup)
     if "base" not in training.notes:
-        training.notes["base"] = worker.evaluate(scorer, "validation")
+        training.notes["base"] = worker.validate(scorer).fidelity()
     steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows)))
+    validation = worker.validate(scorer)
     result = {
         "nll_loss": fmean(s.losses["nll"] for s in steps),
         "base": training.notes["base"],
-        "validation": worker.evaluate(scorer, "validation"),
+        "validation": validation.fidelity(),
         "steps": [s.facts() for s in steps],
     }
-    return _save_proxy(worker, scorer, "warmup", {"round": 0, "parent": None}, result)
+    return _save_proxy(worker, scorer, "warmup", {"round": 0, "parent": None}, result, validation)
 
 
 def align(worker: Worker) -> Facts:
@@ -194,7 +197,10 @@ def align(worker: Worker) -> Facts:
 
     steps = training.run(step)
     began = time.monotonic()
-    validation = worker.evaluate(scorer, "validation")
+    judged = pairs_after_round(worker, scorer, training)
+    judged_seconds = time.monotonic() - began
+    began = time.monotonic()
+    validation = worker.validate(scorer)
     after = pair_token_logps(scorer, pairs, worker.workers, budget)
     if worker.lead:
         tokenizer = load_tokenizer(worker.run.models / "proxy")
@@ -211,12 +217,18 @@ def align(worker: Worker) -> Facts:
         "dpo_grad_norm": fmean(s.grad_norms["dpo"] for s in measured),
         "dpo_accuracy": sum(s.metrics["correct"] for s in steps) / training.records_seen,
         "margin_mean": sum(s.metrics["margin"] for s in steps) / training.records_seen,
-        "validation": validation,
-        "seconds": {"reference": notes["reference_seconds"], "train": training.seconds, "evaluate": evaluated},
+        **judged,
+        "validation": validation.fidelity(),
+        "seconds": {
+            "reference": notes["reference_seconds"],
+            "train": training.seconds,
+            "after": judged_seconds,
+            "evaluate": evaluated,
+        },
         "steps": [s.facts() for s in steps],
     }
     facts = {"round": task["round"], "parent": task["reference"]}
-    return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result)
+    return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result, validation)
 
 
 def align_nll(worker: Worker) -> Facts:
@@ -227,16 +239,15 @@ def align_nll(worker: Worker) -> Facts:
     by_sequence = config.nll_reduction == "sequence_sum"
     steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows, by_sequence)))
     began = time.monotonic()
-    validation = worker.evaluate(scorer, "validation")
+    validation = worker.validate(scorer)
     result = {
         "nll_loss": fmean(s.losses["nll"] for s in steps),
-        "validation": validation,
+        "validation": validation.fidelity(),
         "seconds": {"train": training.seconds, "evaluate": time.monotonic() - began},
         "steps": [s.facts() for s in steps],
     }
-    return _save_proxy(
-        worker, scorer, f"r{task['round']:02d}", {"round": task["round"], "parent": task["reference"]}, result
-    )
+    facts = {"round": task["round"], "parent": task["reference"]}
+    return _save_proxy(worker, scorer, f"r{task['round']:02d}", facts, result, validation)
 
 
 def assist(worker: Worker) -> Facts:
@@ -246,8 +257,9 @@ def assist(worker: Worker) -> Facts:
     training = ResumableTraining(worker, scorer, worker.config.white_box.assistant)
     divergence = Divergence("forward_kl", worker.config.white_box.temperature)
     steps = training.run(lambda rows: training.trainer.step(rows, WhiteBoxLoss(rows, teacher, divergence)))
-    result = {"validation": worker.evaluate(scorer, "validation"), "steps": [s.facts() for s in steps]}
-    return _save_proxy(worker, scorer, "assistant", {"round": None, "parent": None}, result)
+    validation = worker.validate(scorer)
+    result = {"validation": validation.fidelity(), "steps": [s.facts() for s in steps]}
+    return _save_proxy(worker, scorer, "assistant", {"round": None, "parent": None}, result, validation)
 
 
 def _reference_pass(
@@ -321,7 +333,7 @@ def distil(worker: Worker) -> Facts:
     curve: list[Facts] = training.notes.setdefault("curve", [])
 
     def point() -> None:
-        fidelity = worker.evaluate(scorer, "validation")
+        fidelity = worker.validate(scorer).fidelity()
         curve.append({**fidelity, "step": len(training.steps), "records": training.records_seen})
         if config.snapshots and training.steps:
             _save_student(worker, scorer, base, worker.run.snapshot(len(training.steps)), fidelity)
@@ -369,8 +381,7 @@ def evaluate(worker: Worker) -> Facts:
         scores = score_records(scorer, rows, worker.workers, budget, teacher)
         facts: Facts = {"fidelity": scores.fidelity()}
         if scores.true_kl is not None:
-            kl, stderr = ratio_of_sums(scores.true_kl, scores.tokens)
-            facts["true_kl"] = {"kl": kl, "stderr": stderr, "tokens": sum(scores.tokens)}
+            facts["true_kl"] = scores.mean_true_kl()
             facts["record_kls"] = [s / max(t, 1) for s, t in zip(scores.true_kl, scores.tokens, strict=True)]
         if (told := teacher_kl(scorer, rows, worker.workers, budget)) is not None:
             facts["teacher_kl"] = told
@@ -405,12 +416,15 @@ def _trust_correlation(judged: Facts, trust: Facts) -> float | None:
     return spearman(weights, judged["record_kls"])
 
 
-def _save_proxy(worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts) -> Facts:
+def _save_proxy(
+    worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts, validation: RecordScores
+) -> Facts:
     state = full_state(scorer.model, trainable_only=True)
     if worker.lead:
         path = save_adapter(
             scorer.model, state, worker.run.adapters, prefix, {**facts, "fidelity": result["validation"]}
         )
+        write_validation(worker.run, path.name, validation)
         result["adapter"] = path.name
     return result
 

@@ -35,9 +35,9 @@ def _made_by(run: RunDirectory, stage: str, round_number: int | None, result: Fa
         return [run.corpus]
     if stage in ("warmup", "assist"):
         completed = [run.completed(name) for name in ("warmup", "alignment")] if stage == "assist" else []
-        return [run.adapters / result["adapter"], *completed]
+        return [run.adapters / result["adapter"], run.validation(result["adapter"]), *completed]
     if stage == "align" and round_number is not None:
-        return [run.adapters / result["adapter"], run.round(round_number)]
+        return [run.adapters / result["adapter"], run.validation(result["adapter"]), run.round(round_number)]
     if stage == "score":
         return [run.soft_labels(result["adapter"])]
     if stage == "complete":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.answers import LETTERS, Question
+from proxykd.corpus import normalised_prompt
 from proxykd.errors import BenchmarkError
+from proxykd.standard_errors import ratio_of_sums
 
 TASKS = ("bbh", "agieval", "arc_challenge", "csqa", "gsm8k", "mmlu")
 
@@ -83,8 +84,8 @@ def subset(questions: list[Question], limit: int | None, seed: int) -> list[Ques
 def summarise(grades: Sequence[Grade]) -> dict[str, Any]:
     """Score (share right) with its standard error, share without a readable answer, and the same for each subtask.
 
-    The standard error is that of a mean: sqrt(p (1 - p) / (n - 1)). The score counts every question once (the paper
-    and lm-evaluation-harness alike), so large subtasks weigh more.
+    The standard error is that of a mean, sqrt(p (1 - p) / (n - 1)), questions of the same words being one cluster. The
+    score counts every question once (the paper and lm-evaluation-harness alike), so large subtasks weigh more.
     """
     by_subtask: dict[str, list[Grade]] = defaultdict(list)
     for grade in grades:
@@ -95,10 +96,11 @@ def summarise(grades: Sequence[Grade]) -> dict[str, Any]:
 
 def _score(grades: Sequence[Grade]) -> dict[str, Any]:
     n = len(grades)
-    score = sum(grade.right for grade in grades) / n
+    prompts = [normalised_prompt(({"role": "user", "content": grade.prompt},)) for grade in grades]
+    score, stderr = ratio_of_sums([float(grade.right) for grade in grades], [1] * n, prompts)
     return {
         "score": score,
-        "stderr": math.sqrt(score * (1 - score) / (n - 1)) if n > 1 else None,
+        "stderr": stderr,
         "n": n,
         "unanswered": sum(grade.extracted is None for grade in grades) / n,
     }

@@ -63,10 +63,14 @@ def _said(record: Record) -> str:
     return f"{record.reasoning or ''}\0{record.completion}\0{calls}"
 
 
+def prompt_key(messages: tuple[Message, ...]) -> str:
+    """What records of the same normalised prompt share, and no others: 16 hex digits of its hash."""
+    return hashlib.sha256(normalised_prompt(messages).encode()).hexdigest()[:16]
+
+
 def slice_of(messages: tuple[Message, ...], split: SplitConfig) -> str:
     """The slice that a prompt belongs to: a stable hash of the normalised prompt, whatever else is in the corpus."""
-    digest = hashlib.sha256(normalised_prompt(messages).encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
+    position = int(prompt_key(messages), 16) / 2**64
     held_out = split.validation + split.test
     if position < held_out:
         return "validation" if position < split.validation else "test"

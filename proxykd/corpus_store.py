@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig
-from proxykd.corpus import Reading, Record, Row, slice_of
+from proxykd.corpus import Reading, Record, Row, prompt_key, slice_of
 from proxykd.errors import CorpusError
 from proxykd.grey_box import Place, TokensByText
 from proxykd.storage import (
@@ -26,7 +26,7 @@ from proxykd.storage import (
     write_json,
     write_shard,
 )
-from proxykd.tokenising import TokenisedRecord, tokenise_all
+from proxykd.tokenising import TokenisedRecord, ids_hash, tokenise_all
 from proxykd.tokenizer import tokenizer_hash
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("teacher_top", TEACHER_TOP),
         ("prompt", pa.string()),
         ("completion", pa.string()),
+        ("prompt_key", pa.string()),
     ]
 )
 
@@ -143,6 +144,7 @@ def _write_slice(
             "teacher_top": [_told(texts[r.id], len(r.completion_ids), grey) for r in part],
             "prompt": [texts[r.id].messages[-1]["content"] for r in part],
             "completion": [texts[r.id].completion for r in part],
+            "prompt_key": [prompt_key(texts[r.id].messages) for r in part],
         }
         table = pa.table(columns, schema=SCHEMA)
         write_shard(directory / f"{prefix}-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
@@ -212,6 +214,11 @@ def read_shard_rows(path: Path) -> list[Row]:
     for row in rows:
         row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
     return rows
+
+
+def prompt_of(row: Row) -> str:
+    """The key of a row's normalised prompt; of its tokens, where an earlier version wrote the row."""
+    return row.get("prompt_key") or ids_hash(list(row["prompt_ids"]))
 
 
 def read_slice(run: RunDirectory, name: str, segments: int | None = None) -> list[Row]:

@@ -12,47 +12,48 @@ from torch import Tensor
 
 from proxykd.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
 from proxykd.corpus import Row
+from proxykd.corpus_store import prompt_of
 from proxykd.grey_box import TeacherAt, places_of
 from proxykd.losses import sequence_sums
 from proxykd.pairs import SIDES
 from proxykd.parallel import Workers
 from proxykd.scorer import CompletionScorer
+from proxykd.standard_errors import ratio_of_sums
 
 
 @dataclass(frozen=True)
 class RecordScores:
-    """Per record, in the order of the rows: completion tokens, summed NLL and true KL (nats), top-1 agreements."""
+    """Per record, in the order of the rows: completion tokens, summed NLL and true KL (nats), top-1 agreements, and the
+    key of its prompt."""
 
     tokens: list[int]
     nll: list[float]
     agreements: list[float]
+    prompts: list[str]
     true_kl: list[float] | None = None
 
-    def fidelity(self) -> dict[str, float | int]:
-        """F of DESIGN.md, section 9: mean NLL a token with its standard error (records as clusters), and agreement.
+    def fidelity(self) -> dict[str, float | int | None]:
+        """F of DESIGN.md, section 9: mean NLL a token with its standard error (prompts as clusters), and agreement.
 
         Sequence agreement is the share of completions that greedy decoding writes just as the teacher did.
         """
-        mean, stderr = ratio_of_sums(self.nll, self.tokens)
+        mean, stderr = ratio_of_sums(self.nll, self.tokens, self.prompts)
         return {
             "held_out_nll": mean,
             "stderr": stderr,
-            "top1_agreement": ratio_of_sums(self.agreements, self.tokens)[0],
+            "top1_agreement": sum(self.agreements) / sum(self.tokens),
             "sequence_agreement": sum(map(float.__eq__, self.agreements, map(float, self.tokens))) / len(self.tokens),
             "records": len(self.tokens),
+            "prompts": len(set(self.prompts)),
             "tokens": sum(self.tokens),
         }
 
-
-def ratio_of_sums(values: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
-    """sum(values) / sum(tokens) and its standard error by linearisation, each record one cluster."""
-    total = sum(tokens)
-    if total == 0:
-        raise ValueError("no held-out token to evaluate on; enlarge corpus.split.validation and corpus.split.test")
-    mean = sum(values) / total
-    n = len(values)
-    spread = sum((v - mean * t) ** 2 for v, t in zip(values, tokens, strict=True))
-    return mean, math.sqrt(spread * n / max(1, n - 1)) / total
+    def mean_true_kl(self) -> dict[str, float | int | None] | None:
+        """The mean a token of the true KL, with its standard error; None where no seal was opened."""
+        if self.true_kl is None:
+            return None
+        kl, stderr = ratio_of_sums(self.true_kl, self.tokens, self.prompts)
+        return {"kl": kl, "stderr": stderr, "tokens": sum(self.tokens)}
 
 
 class SealedTeacher:
@@ -93,12 +94,12 @@ def score_records(
         table[part] = torch.stack([sequence_sums(c.double(), batch.rows_N, batch.rows) for c in columns], dim=1)
     nll, agreements, true_kl = workers.sum(table).T.tolist()
     tokens = [len(row["completion_ids"]) for row in rows]
-    return RecordScores(tokens, nll, agreements, true_kl if teacher else None)
+    return RecordScores(tokens, nll, agreements, list(map(prompt_of, rows)), true_kl if teacher else None)
 
 
 def teacher_kl(
     scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
-) -> dict[str, float | int] | None:
+) -> dict[str, float | int | None] | None:
     """KL(teacher || model) a token, at least, where a grey box tells its distribution (proxykd/grey_box.py); None where
     it nowhere does."""
     places = [len(places_of(row)) for row in rows]
@@ -110,7 +111,7 @@ def teacher_kl(
         with torch.no_grad():
             kl_N = teacher.kl(scorer(batch, teacher.top.ids_NK).top)
         sums[part] = sequence_sums(kl_N.double(), batch.rows_N, batch.rows)
-    kl, stderr = ratio_of_sums(workers.sum(sums).tolist(), places)
+    kl, stderr = ratio_of_sums(workers.sum(sums).tolist(), places, list(map(prompt_of, rows)))
     return {"kl": kl, "stderr": stderr, "tokens": sum(places)}
 
 

@@ -10,7 +10,10 @@ Milestone = tuple[str, int, float]
 """A name, its round (or step, for the student's curve), and the value."""
 
 FIDELITY = ("held_out_nll", "top1_agreement")
-ROUND = ("nll_loss", "dpo_loss", "dpo_accuracy", "margin_mean", "parity_mean_abs", "pairs")
+ROUND = (
+    "nll_loss", "dpo_loss", "dpo_accuracy", "margin_mean", "dpo_accuracy_after", "margin_mean_after", "parity_mean_abs",
+    "pairs",
+)  # fmt: skip
 
 
 def milestones(stage: str, round_number: int | None, marker: Facts) -> list[Milestone]:

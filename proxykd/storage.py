@@ -376,6 +376,10 @@ class RunDirectory:
     def soft_labels(self, adapter: str) -> Path:
         return self.root / "soft_labels" / adapter
 
+    def validation(self, adapter: str) -> Path:
+        """How well each validation record is modelled under an adapter (validation_scores.py)."""
+        return self.root / "validation" / adapter
+
     def completed(self, slice_name: str) -> Path:
         """The open teacher's completions of a slice's prompts."""
         return self.root / "white_box" / slice_name

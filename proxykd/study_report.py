@@ -11,15 +11,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from proxykd.report import finished_stages, git_revision, hardware
+from proxykd.standard_errors import student_t
 from proxykd.storage import RunDirectory, read_json
 from proxykd.study import PROXY_KD, StudyConfig, StudyDirectory
 from proxykd.trust import Trust, all_alike
 
 Facts = dict[str, Any]
 Measure = Callable[[Facts], float | None]
-
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t at 97.5 %, for 1 to 10 degrees of freedom; beyond, the normal distribution's 1.96 will do."""
 
 MEASURES: dict[str, tuple[str, Measure]] = {
     "held_out_nll": ("NLL a token", lambda arm: arm["student"]["held_out_nll"]),
@@ -224,7 +222,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float | None, float | No
         return None, None
     if len(values) == 1:
         return values[0], None
-    t = T_975[len(values) - 2] if len(values) - 2 < len(T_975) else 1.96
+    t = student_t(0.975, len(values) - 1)
     return fmean(values), t * stdev(values) / math.sqrt(len(values))
 
 

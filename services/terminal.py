@@ -247,8 +247,8 @@ def _fidelity_table(report: Facts) -> Table:
         table.add_column(column, justify="left" if column in ("model", "slice") else "right")
 
     def add(name: str, slice_name: str, fidelity: Facts, kl: Facts | None = None) -> None:
-        nll = f"{fidelity['held_out_nll']:.4f} ± {fidelity['stderr']:.4f}"
-        true_kl = f"{kl['kl']:.4f} ± {kl['stderr']:.4f}" if kl else ""
+        nll = _with_error(fidelity["held_out_nll"], fidelity["stderr"])
+        true_kl = _with_error(kl["kl"], kl["stderr"]) if kl else ""
         table.add_row(name, slice_name, nll, f"{fidelity['top1_agreement']:.4f}", true_kl)
 
     by_round = {entry["round"]: entry for entry in sealed["kl_teacher_proxy"]} if sealed else {}
@@ -273,6 +273,11 @@ def _fidelity_table(report: Facts) -> Table:
         kl = sealed and sealed["kl_teacher_student"][when]
         add(f"student, {when}", "test", report["student"][when], kl)
     return table
+
+
+def _with_error(value: float, stderr: float | None) -> str:
+    """A single prompt knows no error."""
+    return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
 
 
 def _stage_table(report: Facts) -> Table:

@@ -58,7 +58,8 @@ def tell_run(runs_dir: Path, rounds: int = 2, until: str | None = None, name: st
 
 def fidelity(nll: float) -> dict[str, Any]:
     return {
-        "held_out_nll": nll, "stderr": 0.1, "top1_agreement": 0.4, "sequence_agreement": 0.0, "records": 5, "tokens": 60,
+        "held_out_nll": nll, "stderr": 0.1, "top1_agreement": 0.4, "sequence_agreement": 0.0, "records": 5, "prompts": 5,
+        "tokens": 60,
     }  # fmt: skip
 
 
@@ -105,7 +106,9 @@ def _align(run: RunDirectory, number: int | None) -> dict[str, Any]:
     return {
         "round": number, "reference_adapter": adapter_of(number - 1), "adapter": adapter_of(number), "pairs": 12,
         "dropped": {"equal": 1}, "decision": "promote", "reason": f"validation NLL {nll + 0.05:.2f} -> {nll:.2f}",
-        "validation": fidelity(nll), "nll_loss": nll, "dpo_loss": 0.6, "dpo_accuracy": 0.75, "margin_mean": 0.2,
+        "validation": fidelity(nll), "nll_loss": nll, "dpo_loss": 0.6, "dpo_accuracy": 0.5, "margin_mean": 0.2,
+        "dpo_accuracy_after": 0.75, "margin_mean_after": 0.4, "pairs_after": 12,
+        "validation_change": {"nll": -0.05, "stderr": 0.01, "prompts": 5},
         "step0_margin_max_abs": 0.0, "parity_mean_abs": 1e-5, "parity_max_abs": 2e-5, "steps": steps,
         "nll_grad_norm": 1.0, "dpo_grad_norm": 1.0, "seconds": {"sample": 1.0, "train": 2.0},
     }  # fmt: skip

@@ -17,7 +17,10 @@ ROW = {"id": "mmlu/test/anatomy/0", "question": "Which?", "choices": ["a", "b"],
 
 
 def grades(*right, subtask="", read=True):
-    return [Grade(str(i), subtask, "p", "g", "A", "A" if read else None, bool(r)) for i, r in enumerate(right)]
+    return [
+        Grade(str(i), subtask, f"{subtask} {i}, {read}?", "g", "A", "A" if read else None, bool(r))
+        for i, r in enumerate(right)
+    ]
 
 
 def test_records_are_read_plain_or_gzipped_whole_or_sampled(tmp_path):
@@ -73,6 +76,13 @@ def test_scores_are_shares_with_the_standard_error_of_a_mean():
     assert score["n"] == 6
     assert score["unanswered"] == pytest.approx(1 / 6)
     assert "subtasks" not in score
+
+
+def test_a_question_that_stands_twice_is_one_piece_of_evidence():
+    once, twice = grades(1, 0, 0, 1, 1), [*grades(1, 0, 0, 1, 1), *grades(1, 0, 0, 1, 1)]
+    assert summarise(twice)["n"] == 10
+    assert summarise(twice)["stderr"] == pytest.approx(summarise(once)["stderr"])
+    assert summarise(grades(1))["stderr"] is None
 
 
 def test_subtasks_have_scores_of_their_own_and_weigh_by_size():

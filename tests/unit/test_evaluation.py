@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
 
 from proxykd.config import ModelConfig
-from proxykd.evaluation import SealedTeacher, mass_shares, ratio_of_sums, score_records, spearman
+from proxykd.evaluation import SealedTeacher, mass_shares, score_records, spearman
 from proxykd.models import initialise, load_scorer
 from proxykd.parallel import Workers
+from tests.unit.test_standard_errors import by_loops
 from tests.unit.test_training import rows
 
 
@@ -62,18 +62,22 @@ def test_a_teacher_is_at_no_distance_from_itself_and_runs_once_for_all_models(mo
     assert max(score_records(model, held_out, Workers(), 40, fresh).true_kl) < 1e-5
 
 
-def test_the_standard_error_is_the_spread_between_samples_of_records():
-    generator = random.Random(0)
-
-    def sample():
-        tokens = [generator.randint(5, 60) for _ in range(60)]
-        return [t * generator.gauss(2.0, 0.5) for t in tokens], tokens
-
-    means, errors = zip(*(ratio_of_sums(*sample()) for _ in range(400)), strict=True)
-    spread = math.sqrt(sum((m - sum(means) / 400) ** 2 for m in means) / 399)
-    assert sum(errors) / 400 == pytest.approx(spread, rel=0.1)
-    with pytest.raises(ValueError, match=r"enlarge corpus\.split"):
-        ratio_of_sums([], [])
+def test_errors_are_of_prompts_not_of_records(models):
+    """Rows of one prompt by its key, and by its tokens where a row has no key, are one cluster, in all three errors."""
+    teacher, model = models
+    held_out = [{**row, "prompt_key": f"p{i // 3}"} for i, row in enumerate(rows(9, seed=4))]
+    scores = score_records(model, held_out, Workers(), 40, SealedTeacher(teacher))
+    fidelity = scores.fidelity()
+    keys = [row["prompt_key"] for row in held_out]
+    assert (fidelity["records"], fidelity["prompts"]) == (9, 3)
+    assert fidelity["stderr"] == pytest.approx(by_loops(scores.nll, scores.tokens, keys)[1])
+    kl, stderr = by_loops(scores.true_kl, scores.tokens, keys)
+    assert scores.mean_true_kl() == {
+        "kl": pytest.approx(kl), "stderr": pytest.approx(stderr), "tokens": sum(scores.tokens)
+    }  # fmt: skip
+    same = [{**row, "prompt_ids": held_out[0]["prompt_ids"]} for row in rows(4, seed=5)]
+    other = rows(2, seed=6)
+    assert score_records(model, [*same, *other], Workers(), 40).fidelity()["prompts"] == 3
 
 
 def test_mass_shares_count_tokens_whose_top_k_exceed_095(models):

@@ -9,7 +9,16 @@ import pytest
 from proxykd import gates
 from proxykd.config import AlignmentConfig
 from proxykd.errors import CorpusError, GateError
-from proxykd.rounds import decide, growing_round, require_rounds, round_slice, sample_seed, stop_reason
+from proxykd.rounds import (
+    Change,
+    Decision,
+    decide,
+    growing_round,
+    require_rounds,
+    round_slice,
+    sample_seed,
+    stop_reason,
+)
 
 
 @pytest.mark.parametrize(("records", "rounds"), [(152, 3), (7, 3), (16, 16), (100, 7)])
@@ -65,24 +74,76 @@ def test_seeds_differ_by_round_and_record_and_stay():
     assert sample_seed(17, 3, "facts-01") == sample_seed(17, 3, "facts-01")
 
 
+def change(nll, stderr=0.0, prompts=30, before=2.0):
+    return Change(before, before + nll, stderr, prompts)
+
+
 def test_decisions_say_why():
     config = AlignmentConfig()
-    assert decide(2.0, 1.9, config).verdict == "promote"
-    fell = decide(2.0, 2.04, config)
+    assert decide(change(-0.1), config) == Decision(
+        "promote", "validation NLL 2.0000 -> 1.9000 (-0.1000 ± 0.0000 nats a token)"
+    )
+    fell = decide(change(0.04), config)
     assert (fell.verdict, fell.warning) == ("promote", True)
-    rejected = decide(2.0, 2.051, config)
-    assert rejected.verdict == "reject"
-    assert "2.0000 -> 2.0510 (+0.0510" in rejected.reason
+    rejected = decide(change(0.051), config)
+    assert (rejected.verdict, rejected.warning) == ("reject", True)
+    assert rejected.reason.startswith("validation NLL 2.0000 -> 2.0510 (+0.0510 ± 0.0000 nats a token), a rise above")
+
+
+def test_noise_neither_rejects_nor_warns():
+    """With 29 degrees of freedom a change is sure from 1.699 standard errors on."""
+    config = AlignmentConfig(reject_above=0.05)
+    rise = 0.05 + 1.699 * 0.02
+    assert decide(change(rise - 1e-4, 0.02), config).verdict == "promote"
+    assert "within its error" in decide(change(0.07, 0.05), config).reason
+    assert decide(change(0.07, 0.05), config).warning
+    assert decide(change(rise + 1e-3, 0.02), config).verdict == "reject"
+    assert not decide(change(0.03, 0.02), config).warning
+    assert decide(change(0.035, 0.02), config).warning
+
+
+def test_a_single_prompt_decides_nothing():
+    alone = change(0.5, None, prompts=1)
+    assert decide(alone, AlignmentConfig()).verdict == "promote"
+    assert "(+0.5000 nats a token)" in decide(alone, AlignmentConfig()).reason
+    assert stop_reason([alone, alone], AlignmentConfig()) is None
+
+
+def test_few_prompts_need_a_larger_rise():
+    config = AlignmentConfig(reject_above=0.05)
+    assert decide(change(0.10, 0.02, prompts=30), config).verdict == "reject"
+    assert decide(change(0.10, 0.02, prompts=3), config).verdict == "promote"  # t is 2.92
+    assert decide(change(0.12, 0.02, prompts=3), config).verdict == "reject"
 
 
 def test_alignment_stops_at_k_rounds_or_when_idle_twice():
     config = AlignmentConfig(rounds=4)
-    assert stop_reason([2.0], config) is None
-    assert stop_reason([2.0, 1.9, 1.899], config) is None
-    assert "converged" in stop_reason([2.0, 1.9, 1.899, 1.898], config)
-    assert stop_reason([2.0, 1.999, 1.8, 1.799], config) is None
-    assert stop_reason([2.0, 1.9, 1.8, 1.7, 1.6], config) == "all 4 rounds done"
-    assert stop_reason([2.0], AlignmentConfig(rounds=0)) == "all 0 rounds done"
+    idle, better = change(-0.001), change(-0.1)
+    assert stop_reason([], config) is None
+    assert stop_reason([better, idle], config) is None
+    assert "converged" in stop_reason([better, idle, idle], config)
+    assert stop_reason([idle, better, idle], config) is None
+    assert stop_reason([better] * 4, config) == "all 4 rounds done"
+    assert stop_reason([], AlignmentConfig(rounds=0)) == "all 0 rounds done"
+
+
+def test_noise_is_no_convergence():
+    """0.001 better may be 0.01 better: where the error says so, the alignment goes on."""
+    config = AlignmentConfig(rounds=9, min_improvement=0.005)
+    unsure, sure = change(-0.001, 0.004), change(-0.001, 0.002)
+    assert stop_reason([unsure, unsure], config) is None
+    assert stop_reason([sure, unsure], config) is None
+    told = stop_reason([sure, sure], config)
+    assert told == (
+        "converged: validation NLL improved by less than 0.005 nats a token for 2 rounds "
+        "(-0.0010 ± 0.0020, -0.0010 ± 0.0020)"
+    )
+
+
+def test_a_rejected_round_leaves_the_proxy_where_it_was():
+    rejected = change(0.4, 0.01).kept()
+    assert (rejected.nll, rejected.stderr, rejected.after) == (0.0, 0.0, 2.0)
+    assert "converged" in stop_reason([change(-0.3, 0.01), rejected, rejected], AlignmentConfig(rounds=9))
 
 
 def test_the_step_0_gate():

@@ -196,6 +196,8 @@ def test_milestones_of_a_told_run_are_its_numbers(tmp_path):
         marker = read_json(path)
         found |= {(name, at): value for name, at, value in milestones(marker["stage"], marker["round"], marker)}
     assert found["proxy/held_out_nll", 0] == 3.6
-    assert found["round/dpo_accuracy", 2] == 0.75
+    assert found["round/dpo_accuracy", 2] == 0.5
+    assert found["round/dpo_accuracy_after", 2] == 0.75
+    assert found["round/margin_mean_after", 2] == 0.4
     assert found["student/held_out_nll", 8] == pytest.approx(4.6)
     assert found["test/r02-aaaaaaaa/true_kl", 0] == pytest.approx(0.46)

@@ -3,6 +3,11 @@ export function number(value, digits = 4) {
   return value === null || value === undefined ? "" : value.toFixed(digits);
 }
 
+/** A mean with its standard error, where more than one prompt tells it. */
+export function withError(value, stderr, digits = 4) {
+  return number(value, digits) + (stderr === null || stderr === undefined ? "" : ` ± ${number(stderr, digits)}`);
+}
+
 export function signed(value, digits = 4) {
   return value === null || value === undefined ? "" : (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
 }

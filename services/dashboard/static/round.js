@@ -32,11 +32,23 @@ function neighbours(id, rounds, mine) {
 function numbers(round) {
   const facts = [
     ["pairs", round.pairs], ["NLL a token", number(round.nll_loss)], ["DPO loss", number(round.dpo_loss)],
-    ["DPO accuracy", percent(round.dpo_accuracy)], ["mean margin", `${number(round.margin_mean, 3)} nats`],
-    ["validation NLL", number(round.validation?.held_out_nll)], ["top-1", percent(round.validation?.top1_agreement)],
+    ["DPO accuracy after the round", percent(round.dpo_accuracy_after)], ["DPO accuracy over its steps", percent(round.dpo_accuracy)],
+    ["mean margin after the round", nats(round.margin_mean_after)], ["mean margin over its steps", nats(round.margin_mean)],
+    ["pairs judged after the round", round.pairs_after],
+    ["validation NLL", number(round.validation?.held_out_nll)], ["its change", change(round.validation_change)], ["top-1", percent(round.validation?.top1_agreement)],
     ["adapter", round.adapter], ["refers to", round.reference_adapter],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return table(facts, [["measure", ([name]) => name, true], ["value", ([, value]) => String(value)]], "The round in numbers");
+}
+
+function nats(value) {
+  return value === null || value === undefined ? "" : `${number(value, 3)} nats`;
+}
+
+function change(measured) {
+  if (!measured) return "";
+  const error = measured.stderr === null ? "" : ` ± ${number(measured.stderr)}`;
+  return `${signed(measured.nll)}${error} nats a token, over ${plural(measured.prompts, "prompt")}`;
 }
 
 class Pairs {

@@ -1,7 +1,7 @@
 import { Part, h, problem, table } from "./dom.js";
 import { follow, get, reportOf } from "./api.js";
 import { appendPoint, barButtons, lineChart, shareBar } from "./charts.js";
-import { clock, duration, eventText, moment, number, percent, plural, signed, stageName, whole } from "./format.js";
+import { clock, duration, eventText, moment, number, percent, plural, signed, stageName, whole, withError } from "./format.js";
 
 const TURNS = ["run_started", "stage_started", "stage_finished", "stage_adopted", "alignment_finished", "finished", "failed", "stopped"];
 const BAD = ["failed", "warning"];
@@ -155,26 +155,30 @@ function verdict(way) {
   if (measured.length < 2) return "Only its start is measured so far.";
   const [first, last] = [measured[0], measured.at(-1)];
   const change = last.validation.held_out_nll - first.validation.held_out_nll;
-  const error = Math.hypot(first.validation.stderr, last.validation.stderr);
+  const known = [first, last].every((one) => one.validation.stderr !== null);
+  const error = Math.hypot(first.validation.stderr, last.validation.stderr) / Math.SQRT2;
   const kls = way.filter((one) => one.true_kl);
   const kl = kls.length > 1 ? ` The true KL went from ${number(kls[0].true_kl.kl, 3)} to ${number(kls.at(-1).true_kl.kl, 3)}.` : "";
-  return `From ${first.label} to ${last.label} the validation NLL changed by ${signed(change, 3)} nats a token (each is known within ±${number(error / Math.SQRT2, 3)} for other text like it).${kl}`;
+  return `From ${first.label} to ${last.label} the validation NLL changed by ${signed(change, 3)} nats a token${known ? ` (each is known within ±${number(error, 3)} for other text like it; what a round changed, compared record by record, far better)` : ""}.${kl}`;
 }
 
 function rounds({ rounds: all, steps }, id) {
   const x = { label: "round", values: all.map((one) => one.round) };
   const of = (key) => all.map((one) => one[key] ?? null);
+  const beside = (key) => [{ label: "after the round", values: of(`${key}_after`) }, { label: "over its steps", values: of(key), dashed: true }];
   const charts = all.length > 1 ? h("div", { class: "columns" },
     lineChart({ title: "Losses, mean over the round", unit: "nats", x, series: [{ label: "NLL a token", values: of("nll_loss") }, { label: "DPO", values: of("dpo_loss") }] }),
-    lineChart({ title: "DPO accuracy", unit: "share of pairs", x, series: [{ label: "accuracy", values: of("dpo_accuracy") }], digits: 3 }),
-    lineChart({ title: "Mean margin", unit: "nats", x, series: [{ label: "margin", values: of("margin_mean") }], digits: 3 })) : null;
+    lineChart({ title: "DPO accuracy", unit: "share of pairs", x, series: beside("dpo_accuracy"), digits: 3 }),
+    lineChart({ title: "Mean margin", unit: "nats", x, series: beside("margin_mean"), digits: 3 })) : null;
   const rows = !all.length ? h("p", {}, "No round has ended yet.") : table(all, [
     ["round", (one) => (one.inspected ? h("a", { href: `#/runs/${id}/rounds/${one.round}` }, `round ${one.round}`) : `round ${one.round}`), true],
     ["decision", (one) => `${one.decision === "promote" ? "promoted" : "rejected"}: ${one.reason}`, true],
     ["pairs", (one) => whole(one.pairs)],
     ["dropped", (one) => droppedText(one.dropped)],
-    ["DPO accuracy", (one) => number(one.dpo_accuracy, 3)],
-    ["margin", (one) => number(one.margin_mean, 3)],
+    ["DPO accuracy after", (one) => number(one.dpo_accuracy_after, 3)],
+    ["over its steps", (one) => number(one.dpo_accuracy, 3)],
+    ["margin after", (one) => number(one.margin_mean_after, 3)],
+    ["over its steps", (one) => number(one.margin_mean, 3)],
     ["margin before step 1", (one) => one.step0_margin_max_abs?.toExponential(1) ?? ""],
     ["engine to trainer", (one) => one.parity_mean_abs?.toExponential(1) ?? ""],
   ], "Rounds");
@@ -259,7 +263,7 @@ function student(facts) {
   return [
     rows.length ? table(rows, [
       ["student", (row) => row.when, true],
-      ["NLL a token", (row) => `${number(row.held_out_nll)} ± ${number(row.stderr)}`],
+      ["NLL a token", (row) => withError(row.held_out_nll, row.stderr)],
       ["top-1", (row) => percent(row.top1_agreement)],
       ["true KL", (row) => number(row.kl)],
     ], "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
@@ -308,7 +312,7 @@ const PARTS = [
   ["Does the proxy come closer to the teacher?", (f) => (f.fidelity.length ? f.fidelity : null), fidelity,
     "After the warm-up, each round asks the proxy for its own answers and teaches it to prefer the teacher's."],
   ["What the rounds did", (f) => (f.rounds.length || Object.keys(f.steps).length ? { rounds: f.rounds, steps: f.steps } : null), rounds,
-    "Before its first step a round compares policy and reference (the margin must be 0), and the engine with the trainer (nats a token)."],
+    "DPO accuracy is the share of pairs whose chosen side gained more than the rejected one (margin above 0). Over a round's steps it counts the first one, at which every margin is 0; after the round its own adapter judges the same pairs. Before its first step a round compares policy and reference (the margin must be 0), and the engine with the trainer (nats a token)."],
   ["How far each record is trusted", (f) => (f.trust?.histogram ? f.trust : null), trust,
     "A record counts for the student by how well the aligned proxy models the teacher's answer to it."],
   ["What the student learned from", (f) => (f.soft_labels || f.student ? { student: f.student, soft: f.soft_labels } : null), labels],

@@ -1,0 +1,100 @@
+"""What a round changed, record by record: against loops, through files, taken over by another run."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from proxykd.adoption import adopt
+from proxykd.config import AlignmentConfig
+from proxykd.errors import IntegrityError, RunError
+from proxykd.evaluation import RecordScores
+from proxykd.rounds import decide
+from proxykd.standard_errors import ratio_of_sums
+from proxykd.storage import RunDirectory, write_json
+from proxykd.validation_scores import validation_change, write_validation
+from tests.small_run import run_config
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.create(run_config("none", str(tmp_path / "runs")))
+
+
+def judged(seed, shift, noise):
+    """Before and after of 40 records of 20 prompts: levels far apart, a change that is nearly the same in all."""
+    chance = random.Random(seed)
+    tokens = [chance.randint(5, 60) for _ in range(40)]
+    prompts = [f"p{i // 2}" for i in range(40)]
+    before = [count * chance.gauss(2.0, 0.8) for count in tokens]
+    drift = [chance.gauss(shift, noise) for _ in range(20)]
+    after = [nll + count * drift[i // 2] for i, (nll, count) in enumerate(zip(before, tokens, strict=True))]
+    agreements = [0.0] * 40
+    return RecordScores(tokens, before, agreements, prompts), RecordScores(tokens, after, agreements, prompts)
+
+
+def test_the_change_is_paired_and_its_error_clusters_by_prompt(run):
+    before, after = judged(1, 0.06, 0.01)
+    write_validation(run, "warmup-1", before)
+    write_validation(run, "r01-1", after)
+    change = validation_change(run, "warmup-1", "r01-1")
+    total = sum(before.tokens)
+    nll = sum(after.nll) / total - sum(before.nll) / total
+    meat = 0.0
+    for prompt in range(20):
+        residual = 0.0
+        for i in (2 * prompt, 2 * prompt + 1):
+            residual += after.nll[i] - before.nll[i] - nll * before.tokens[i]
+        meat += residual**2
+    assert change.nll == pytest.approx(nll, rel=1e-9)
+    assert change.stderr == pytest.approx(math.sqrt(20 / 19 * meat) / total, rel=1e-9)
+    assert change.prompts == 20
+    assert (change.before, change.after) == (
+        pytest.approx(sum(before.nll) / total),
+        pytest.approx(sum(after.nll) / total),
+    )
+    # The unpaired error of either is that of the texts, 40 times as large: it would hide the rise.
+    either = ratio_of_sums(after.nll, after.tokens, after.prompts)[1]
+    assert either > 20 * change.stderr
+    assert decide(change, AlignmentConfig()).verdict == "reject"
+
+
+def test_the_error_is_the_spread_between_validation_slices():
+    changes, errors = [], []
+    for seed in range(300):
+        before, after = judged(seed, 0.0, 0.05)
+        differences = [b - a for a, b in zip(before.nll, after.nll, strict=True)]
+        change, error = ratio_of_sums(differences, before.tokens, before.prompts)
+        changes.append(change)
+        errors.append(error)
+    mean = sum(changes) / 300
+    spread = math.sqrt(sum((change - mean) ** 2 for change in changes) / 299)
+    assert sum(errors) / 300 == pytest.approx(spread, rel=0.1)
+
+
+def test_what_is_not_there_or_not_of_the_same_records_is_refused(run):
+    before, after = judged(1, 0.0, 0.01)
+    write_validation(run, "warmup-1", before)
+    with pytest.raises(RunError, match=r"validation/r01-1/records.parquet is not there.*begin anew"):
+        validation_change(run, "warmup-1", "r01-1")
+    write_validation(
+        run, "r01-1", RecordScores(after.tokens[1:], after.nll[1:], after.agreements[1:], after.prompts[1:])
+    )
+    with pytest.raises(RunError, match="warmup-1 and r01-1 were not judged by the same validation records"):
+        validation_change(run, "warmup-1", "r01-1")
+    (run.validation("warmup-1") / "records.parquet").write_bytes(b"torn")
+    with pytest.raises(IntegrityError, match="its marker says"):
+        validation_change(run, "warmup-1", "r01-1")
+
+
+def test_a_run_that_takes_a_round_over_can_judge_the_next(run, tmp_path):
+    taker = RunDirectory.create(run_config("none", str(tmp_path / "taker")))
+    before, after = judged(1, -0.1, 0.01)
+    for stage, number, adapter, scores in (("warmup", None, "warmup-1", before), ("align", 1, "r01-1", after)):
+        write_validation(run, adapter, scores)
+        key = "warmup" if number is None else "align-01"
+        write_json(run.stages / f"{key}.json", {"stage": stage, "round": number, "result": {"adapter": adapter}})
+        adopt(taker, run, stage, number)
+    assert validation_change(taker, "warmup-1", "r01-1") == validation_change(run, "warmup-1", "r01-1")
