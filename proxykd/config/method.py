@@ -76,16 +76,20 @@ class AlignmentConfig(TrainConfig):
 
     rounds: int = Field(16, ge=0)
     preference: bool = Field(True, description="false: rounds of NLL alone, without samples (an ablation)")
-    pairs_per_round: int | None = Field(None, ge=1)
+    pairs_per_round: int | None = Field(
+        None, ge=1, description="default: |D_p| / rounds; rounds go on from the last one's end, and all over again"
+    )
     beta: float = Field(0.1, gt=0)
     nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
     teacher_kl: float = Field(
         0.0, ge=0, description="weight of the KL from the log-probs that a grey box gives away; 0: they are not used"
     )
     max_new_tokens: int = Field(512, ge=1)
-    min_improvement: float = Field(0.005, description="nats a token of validation NLL, below which a round is idle")
+    min_improvement: float = Field(
+        0.005, description="nats a token of validation NLL; a round that surely improved it by less is idle"
+    )
     patience: int = Field(2, ge=1, description="idle rounds in a row that end the alignment")
-    reject_above: float = Field(0.05, description="rise of validation NLL (nats a token) that rejects a round")
+    reject_above: float = Field(0.05, description="sure rise of validation NLL (nats a token) that rejects a round")
     parity_records: int = Field(8, ge=1)
     parity_threshold: float | None = Field(None, gt=0, description="nats a token; 0.15 in bf16, 0.01 in float32")
 

@@ -39,7 +39,7 @@ def worker_of(tiny, tmp_path_factory):
     corpus.write_text("".join(json.dumps(row) + "\n" for row in tiny_model.corpus_rows(60)))
     sections = {"corpus": {"path": str(corpus), "max_length": 96, "shard_records": 8}}
     sections["alignment"] = {"rounds": 2, "learning_rate": 3e-3, "global_batch": 8, "max_new_tokens": 12}
-    sections["resources"] = {"micro_batch_tokens": 256}
+    sections["resources"] = {"micro_batch_tokens": 256, "trainer_threads": 1}
     config = run_config(str(tiny), str(folder / "runs"), **sections)
     run = RunDirectory.create(config)
     initialise(config.proxy, run.models / "proxy")

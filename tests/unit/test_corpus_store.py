@@ -1,0 +1,43 @@
+"""What the corpus on disk says of its records."""
+
+from __future__ import annotations
+
+from proxykd.chat import ChatFormat
+from proxykd.corpus import Reading, Record, slice_of
+from proxykd.corpus_store import SLICES, prompt_of, read_slice, write_corpus
+from proxykd.storage import RunDirectory
+from tests.small_run import run_config
+
+
+def test_records_of_the_same_normalised_prompt_share_a_key(tiny, tokenizer, tmp_path):
+    """Several samples of a prompt, and prompts that differ in case, white space or system message alone."""
+
+    def asked(number, text, *before):
+        messages = (*before, {"role": "user", "content": text.format(number)})
+        return Record(f"{number}-{text}-{len(before)}", messages, f"It is {number}.")
+
+    system = {"role": "system", "content": "Be brief."}
+    told = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}]
+    ways = [("Which is {}?",), ("which  IS {}?",), ("Which is {}?", system)]
+    records = [asked(number, *way) for number in range(60) for way in ways]
+    other = [asked(number, "Which is {}?", *told) for number in range(60)]  # the same last turn, another conversation
+    config = run_config(str(tiny), str(tmp_path / "runs"))
+    run = RunDirectory.create(config)
+    write_corpus(run, config, Reading([*records, *other]), ChatFormat(tokenizer))
+    keys = {row["id"]: prompt_of(row) for name in SLICES for row in read_slice(run, name)}
+    assert len(keys) == 240
+    for number in range(60):
+        same = {keys[record.id] for record in records[3 * number : 3 * number + 3]}
+        assert len(same) == 1
+        assert keys[other[number].id] not in same
+        assert (
+            len({slice_of(record.messages, config.corpus.split) for record in records[3 * number : 3 * number + 3]})
+            == 1
+        )
+    assert len(set(keys.values())) == 120
+
+
+def test_a_row_of_an_earlier_version_goes_by_its_tokens():
+    row = {"prompt_ids": [1, 2, 3], "completion_ids": [4]}
+    assert prompt_of(row) == prompt_of({**row, "completion_ids": [5]})
+    assert prompt_of(row) != prompt_of({**row, "prompt_ids": [1, 2]})
