@@ -11,7 +11,7 @@ from proxykd.adoption import adopt
 from proxykd.config import AlignmentConfig
 from proxykd.errors import IntegrityError, RunError
 from proxykd.evaluation import RecordScores
-from proxykd.rounds import decide
+from proxykd.rounds import Change, decide, stop_reason
 from proxykd.standard_errors import ratio_of_sums
 from proxykd.storage import RunDirectory, write_json
 from proxykd.validation_scores import validation_change, write_validation
@@ -72,6 +72,31 @@ def test_the_error_is_the_spread_between_validation_slices():
     mean = sum(changes) / 300
     spread = math.sqrt(sum((change - mean) ** 2 for change in changes) / 299)
     assert sum(errors) / 300 == pytest.approx(spread, rel=0.1)
+
+
+def shares(shift, limit, slices=400):
+    """Of validation slices of 40 records whose true rise is `shift`: the share rejected, and of idle rounds."""
+    config = AlignmentConfig(reject_above=limit, min_improvement=0.005, rounds=9, patience=1)
+    rejected = idle = 0
+    for seed in range(slices):
+        before, after = judged(seed, shift, 0.05)
+        total = sum(before.tokens)
+        differences = [b - a for a, b in zip(before.nll, after.nll, strict=True)]
+        _, stderr = ratio_of_sums(differences, before.tokens, before.prompts)
+        change = Change(sum(before.nll) / total, sum(after.nll) / total, stderr, 20)
+        rejected += decide(change, config).verdict == "reject"
+        idle += stop_reason([change], config) is not None
+    return rejected / slices, idle / slices
+
+
+def test_noise_rejects_and_converges_one_time_in_twenty_at_most():
+    """At the thresholds themselves, where the bare change would reject, or converge, every other time."""
+    at_limit, _ = shares(0.05, limit=0.05)
+    assert 0.02 < at_limit < 0.09
+    _, idle = shares(-0.005, limit=0.05)
+    assert 0.02 < idle < 0.09
+    surely, _ = shares(0.10, limit=0.05)
+    assert surely > 0.9
 
 
 def test_what_is_not_there_or_not_of_the_same_records_is_refused(run):
