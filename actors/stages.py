@@ -124,8 +124,7 @@ class Pipeline:
         dropped = {reason: sum(f.get("dropped", {}).get(reason, 0) for f in made) for reason in ("equal", "empty")}
         if not records:
             raise CorpusError(
-                f"round {number}: all {sum(dropped.values())} pairs were dropped: {dropped} (equal: the proxy repeats "
-                f"the teacher's text; empty: it ends at once)"
+                f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
             )
         task: Facts = {"records": records, "round": number, "reference": reference}
         if config.preference:
