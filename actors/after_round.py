@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.resumable_training import ResumableTraining
 from proxykd.scorer import CompletionScorer
 from proxykd.stage_losses import AlignmentLoss
 
 if TYPE_CHECKING:
+    from actors.resumable_training import ResumableTraining
     from actors.train_loops import Worker
 
 MOST_PAIRS = 1024
