@@ -6,9 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from actors import stages
+from actors.events import EventLog
+from actors.means import Alone
 from actors.stages import Pipeline
+from actors.workbench import Workbench
+from proxykd.chat import ChatFormat
+from proxykd.corpus import Reading, Record
+from proxykd.corpus_store import write_corpus
 from proxykd.errors import CorpusError
-from proxykd.storage import RunDirectory, write_json
+from proxykd.evaluation import RecordScores
+from proxykd.journal import Journal
+from proxykd.report import ROUND_KEYS
+from proxykd.storage import RunDirectory, read_json, write_json
+from proxykd.validation_scores import write_validation
 from tests.small_run import run_config
 
 
@@ -38,3 +49,91 @@ def test_more_rounds_than_records_are_refused_before_anything_is_trained(tmp_pat
     for one in (enough, wrapped):
         with pytest.raises(Begun):
             one.align_in_rounds()
+
+
+TOKENS = [10] * 12
+PROMPTS = [f"p{i}" for i in range(12)]
+
+
+class Trainer:
+    """Stands for the training: each adapter has the validation NLLs that the test gives it."""
+
+    def __init__(self, run, nlls):
+        self.run, self.nlls, self.asked = run, list(nlls), []
+
+    def __call__(self, key, loop, stream, **task):
+        self.asked.append((key, task.get("reference")))
+        adapter = f"a{len(self.asked) - 1}"
+        nll = [10 * value for value in self.nlls[len(self.asked) - 1]]
+        scores = RecordScores(TOKENS, nll, [0.0] * 12, PROMPTS)
+        write_validation(self.run, adapter, scores)
+        return {"adapter": adapter, "validation": scores.fidelity(), "seconds": {"train": 1.0}, "steps": []}
+
+
+@pytest.fixture
+def rounds(tiny, tokenizer, tmp_path, monkeypatch):
+    """The pipeline of a run with up to five rounds, whose adapters have the given NLLs; and what was asked of training."""
+    alignment = {"rounds": 5, "preference": False, "max_new_tokens": 12}
+    config = run_config(str(tiny), str(tmp_path / "runs"), alignment=alignment)
+    run = RunDirectory.create(config)
+    messages = [({"role": "user", "content": f"Which is {i}?"},) for i in range(60)]
+    records = [Record(str(i), asked, f"It is {i}.") for i, asked in enumerate(messages)]
+    write_corpus(run, config, Reading(records), ChatFormat(tokenizer))
+    monkeypatch.setattr(stages, "stream_corpus", lambda *_: None)
+
+    def start(nlls):
+        trainer, journal = Trainer(run, nlls), Journal(run.journal, host="here", job=None, cluster_pid=None)
+        bench = Workbench(run, journal, Alone(None), EventLog(run), None, lambda: None)
+        bench.train = trainer
+        return Pipeline(bench), trainer
+
+    return run, start
+
+
+def level(nll, spread=0.0):
+    """NLLs of the 12 records, every other one above and below by `spread`."""
+    return [nll + spread * (-1) ** i for i in range(12)]
+
+
+def test_rounds_go_on_through_noise_and_end_when_surely_idle(rounds):
+    """A mean that stands still because half of the records rise and half fall is noise; one where none moves is not."""
+    run, start = rounds
+    noisy, still = level(2.0, 0.1), level(2.0, 0.1)
+    pipeline, trainer = start([level(2.0), noisy, level(2.0), noisy, still, still])
+    adapter, reason = pipeline.align_in_rounds()
+    assert (adapter, len(trainer.asked)) == ("a5", 6)
+    assert reason == "all 5 rounds done"
+    found = [read_json(run.stages / f"align-{number:02d}.json")["result"] for number in range(1, 6)]
+    assert [one["validation_change"]["nll"] for one in found] == pytest.approx([0.0] * 5)
+    expected = 0.1 / 11**0.5  # a mean of 12 values, each 0.1 away from it
+    assert found[0]["validation_change"]["stderr"] == pytest.approx(expected)
+    assert found[4]["validation_change"] == {"nll": 0.0, "stderr": 0.0, "prompts": 12}
+    assert read_json(run.round(1) / "metrics.json")["validation_change"] == found[0]["validation_change"]
+    assert "validation_change" in ROUND_KEYS
+
+
+def test_a_rejected_round_is_left_out_and_a_resumed_run_decides_the_same(rounds):
+    run, start = rounds
+    nlls = [level(2.0), level(1.9, 0.02), level(2.5, 0.02), level(1.899, 0.02), level(1.898, 0.02)]
+    first, trainer = start(nlls)
+    adapter, reason = first.align_in_rounds()
+    assert [reference for _, reference in trainer.asked] == [None, "a0", "a1", "a1"]
+    assert adapter == "a3"
+    assert reason.startswith("converged: validation NLL improved by less than 0.005 nats a token for 2 rounds (+0.0000")
+    rejected = read_json(run.stages / "align-02.json")["result"]
+    assert rejected["decision"] == "reject"
+    assert rejected["reason"] == ("validation NLL 1.9000 -> 2.5000 (+0.6000 ± 0.0000 nats a token), a rise above 0.05")
+    again, idle = start(nlls)
+    assert again.align_in_rounds() == (adapter, reason)
+    assert idle.asked == []
+
+
+def test_a_rise_within_its_error_is_promoted_with_a_warning(rounds):
+    run, start = rounds
+    warnings = []
+    pipeline, _ = start([level(2.0), level(2.06, 0.2), *[level(1.9 - 0.1 * i) for i in range(4)]])
+    pipeline.events.emit = lambda event, **facts: warnings.append(facts["message"]) if event == "warning" else None
+    pipeline.align_in_rounds()
+    assert read_json(run.stages / "align-01.json")["result"]["decision"] == "promote"
+    assert len(warnings) == 1
+    assert "(+0.0600 ± 0.0603 nats a token): a rise above 0.05, but within its error" in warnings[0]
