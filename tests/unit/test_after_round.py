@@ -12,13 +12,14 @@ import torch
 from actors import after_round, resumable_training
 from actors.train_loops import LOOPS, Worker
 from proxykd.batching import collate
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.corpus import read_corpus
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards, write_corpus
 from proxykd.models import initialise, load_scorer
 from proxykd.pairs import read_pairs, write_pairs
 from proxykd.rounds import decide
 from proxykd.storage import RunDirectory
+from proxykd.tokenizer import load_tokenizer
 from proxykd.validation_scores import validation_change
 from tests import tiny_model
 from tests.small_run import run_config
