@@ -157,6 +157,7 @@ def test_logs_are_json_lines_with_run_role_stage_and_round(run):
     log.emit("stage_started", stage="align", round=2)
     log.emit("warning", message="look")
     log.emit("failed", error="GateError", message="parity")
+    log.close()  # once all have heard all
     [path] = (run.root / "logs").glob("coordinator-*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["level"], line["message"]) for line in lines] == [
