@@ -19,24 +19,26 @@ from proxykd.config import CollectConfig
 from proxykd.corpus import read_corpus, read_prompts
 from proxykd.corpus_segments import read_sources, sources
 from proxykd.corpus_store import committed_segments, write_corpus
+from proxykd.models import require_one_vocabulary
 from proxykd.storage import read_json
-from proxykd.tokenizer import load_tokenizer, require_same_tokenizer
+from proxykd.tokenizer import load_tokenizer
 
 Facts = dict[str, Any]
 FOLLOW_POLL_S = 2.0
 
 
 def prepare_models(bench: Workbench) -> Facts:
-    """The models that the run starts from: proxy, student and a local teacher, pruned where the config says."""
-    sources = bench.config.models
+    """The models that the run starts from: proxy, student and a local teacher, pruned where the config says.
+
+    All speak as the proxy does, but for a local teacher, whose text is taken as it says it.
+    """
+    sources, folder = bench.config.models, bench.run.models
+    require_one_vocabulary(sources)
     facts = {}
     for done, (name, model) in enumerate(sources.items()):
         bench.events.progress(done, len(sources), "models", {})
-        facts[name] = read_json(bench.means.initialise(model, bench.run.models / name) / "manifest.json")["parameters"]
-    tokenizers = {name: load_tokenizer(bench.run.models / name) for name in sources}
-    for name in sources:
-        require_same_tokenizer(tokenizers["proxy"], tokenizers[name], name)
-    ChatFormat(tokenizers["proxy"])
+        proxy = None if name in ("proxy", "teacher") else folder / "proxy"
+        facts[name] = read_json(bench.means.initialise(model, folder / name, proxy) / "manifest.json")["parameters"]
     return {"parameters": facts, "cost": bench.cost(records=len(facts))}
 
 

@@ -210,8 +210,10 @@ def unfinished(path: Path) -> bool:
     return True
 
 
-def publish_directory(final: Path, build: Callable[[Path], dict[str, Any]]) -> None:
-    """Builds a directory aside, adds manifest.json with every file's checksum, and puts it in place.
+def publish_directory(
+    final: Path, build: Callable[[Path], dict[str, Any]], digest: Callable[[Path], str] = sha256_file
+) -> None:
+    """Builds a directory aside, adds manifest.json with every file's checksum (by `digest`), and puts it in place.
 
     Where a directory cannot be moved in one act (object stores), READY is the last file to arrive, and until then
     the directory counts for nothing.
@@ -220,7 +222,7 @@ def publish_directory(final: Path, build: Callable[[Path], dict[str, Any]]) -> N
         staged = Path(scratch) / final.name
         staged.mkdir()
         facts = build(staged)
-        files = {str(p.relative_to(staged)): sha256_file(p) for p in sorted(staged.rglob("*")) if p.is_file()}
+        files = {str(p.relative_to(staged)): digest(p) for p in sorted(staged.rglob("*")) if p.is_file()}
         write_json(staged / "manifest.json", {**facts, "files": files})
         if is_remote(final):
             delete(final / READY)
@@ -252,7 +254,8 @@ def fetch(directory: Path) -> Path:
     if not is_remote(directory):
         return directory
     manifest = _ready_manifest(directory)
-    digest = hashlib.sha256(json.dumps([str(directory), manifest], sort_keys=True).encode()).hexdigest()
+    # By content: what several runs have alike is on this machine once.
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     local = cache_folder() / "fetched" / digest[:16] / directory.name
     if not (local / READY).exists():
 
