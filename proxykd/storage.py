@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 READY = "READY"
 OBJECT_STORES = ("s3",)
 """Protocols whose conditional PUT was tested."""
+LFS_POINTER = b"version https://git-lfs"
 REFUSALS = {
     errno.ENOSPC: "free space there, then resume the run",
     errno.EDQUOT: "free space there or raise the quota, then resume the run",
@@ -64,6 +65,12 @@ def cache_folder() -> Path:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file was never fetched from Git LFS, and only its pointer is there."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def write_atomic(path: Path, data: bytes) -> None:

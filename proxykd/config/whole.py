@@ -94,7 +94,7 @@ class RunConfig(Section):
             for key in ("chat_template", "template_date"):
                 if (value := getattr(model, key)) != ModelConfig.model_fields[key].default:
                     raise ValueError(
-                        f"{name}.{key} is {str(value)!r}, but it speaks as the proxy does; remove it, or set proxy.{key}"
+                        f"{name}.{key} is {str(value)!r}, but it speaks as the proxy; remove it, or set proxy.{key}"
                     )
 
     def _check_white_box(self) -> None:

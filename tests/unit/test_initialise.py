@@ -274,7 +274,7 @@ def test_a_template_that_would_have_no_effect_is_refused(key):
     value = "chatml" if key.endswith("chat_template") else "2025-01-31"
     inner = {"source": "s", key.rpartition(".")[2]: value}
     raw |= {"student": inner} if key.startswith("student") else {"white_box": {"teacher": inner}}
-    with pytest.raises(ConfigError, match=rf"{key} is '{value}', but it speaks as the proxy does; remove it"):
+    with pytest.raises(ConfigError, match=rf"{key} is '{value}', but it speaks as the proxy; remove it"):
         validate_config(raw, "test")
 
 
