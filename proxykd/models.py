@@ -94,8 +94,8 @@ def require_dense(tokenizer: Any, source: Path) -> None:
     ids = set(tokenizer.get_vocab().values())
     if holes := sorted(set(range(max(ids) + 1)) - ids):
         raise ModelError(
-            f"{source / 'tokenizer.json'} has holes: of the ids up to {max(ids)}, {len(holes)} stand for no token (first "
-            f"{holes[0]}); name tokens for them under added_tokens in tokenizer.json"
+            f"{source / 'tokenizer.json'} has holes: of the ids up to {max(ids)}, {len(holes)} stand for no token "
+            f"(first {holes[0]}); name tokens for them under added_tokens"
         )
 
 
