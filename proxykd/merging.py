@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxykd.checkpoint_files import Checkpoint, examine, name_in_file, write_checkpoint
-from proxykd.errors import IntegrityError, ModelError
+from proxykd.errors import IntegrityError
 from proxykd.model_sources import texts
 from proxykd.tensor_files import NewTensor, StoredTensor, read_header
 
@@ -37,14 +37,19 @@ class Delta:
         return (delta.T if transposed else delta).add_(weight.read())
 
 
-def write_merged(base: Path, adapter: Path | None, directory: Path, dtype: torch.dtype) -> None:
+def write_merged(base: Path, adapter: Path | None, directory: Path, dtype: torch.dtype) -> bool:
     """Writes base + adapter in the base's own files, cast to `dtype`, with its config and tokenizer.
+
+    Returns False, with nothing written, where the files hold a weight of the adapter in another form than the model
+    does: experts that are fused when they are loaded.
 
     Raises:
         IntegrityError: the adapter does not fit the base.
     """
     checkpoint = Checkpoint.read(base)
     deltas = {} if adapter is None else _deltas(adapter, checkpoint)
+    if deltas is None:
+        return False
     # GPT-2 keeps its matrices transposed, square ones too: the others tell.
     transposed = any(
         checkpoint.tensors[name].shape == delta.shape[::-1] != delta.shape for name, delta in deltas.items()
@@ -67,6 +72,7 @@ def write_merged(base: Path, adapter: Path | None, directory: Path, dtype: torch
     files = checkpoint.files.items()
     write_checkpoint(directory, {file: {n: new(n, stored) for n, stored in tensors.items()} for file, tensors in files})
     copy_texts(base, directory, dtype)
+    return True
 
 
 def copy_texts(base: Path, directory: Path, dtype: torch.dtype) -> None:
@@ -81,8 +87,8 @@ def copy_texts(base: Path, directory: Path, dtype: torch.dtype) -> None:
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _deltas(adapter: Path, checkpoint: Checkpoint) -> dict[str, Delta]:
-    """By the names of the base's files."""
+def _deltas(adapter: Path, checkpoint: Checkpoint) -> dict[str, Delta] | None:
+    """By the names of the base's files; None where these have no tensor for one of them."""
     settings = json.loads((adapter / "adapter_config.json").read_text())
     scaling = settings["lora_alpha"] / settings["r"]
     weights = read_header(adapter / "adapter_model.safetensors")
@@ -90,19 +96,19 @@ def _deltas(adapter: Path, checkpoint: Checkpoint) -> dict[str, Delta]:
     if len(weights) != 2 * len(modules):
         raise IntegrityError(f"{adapter} holds more than LoRA's A and B: {sorted(weights)[:3]}")
     names = _names_in_files({f"{module}.weight" for module in modules}, checkpoint)
+    if names is None:
+        return None
     return {
         names[f"{module}.weight"]: Delta(weights[PREFIX + module + A], weights[PREFIX + module + B], scaling)
         for module in modules
     }
 
 
-def _names_in_files(names: set[str], checkpoint: Checkpoint) -> dict[str, str]:
+def _names_in_files(names: set[str], checkpoint: Checkpoint) -> dict[str, str] | None:
     if names <= checkpoint.tensors.keys():
         return {name: name for name in names}
     from transformers import AutoConfig
 
     model = examine(checkpoint, AutoConfig.from_pretrained(checkpoint.folder))
-    found = {name: name_in_file(model, name, checkpoint) for name in names}
-    if strange := sorted(name for name, file_name in found.items() if file_name is None):
-        raise ModelError(f"no file of {checkpoint.folder} has {strange[0]} as one tensor: the adapter cannot be merged")
-    return {name: file_name for name, file_name in found.items() if file_name is not None}
+    found = {name: file_name for name in names if (file_name := name_in_file(model, name, checkpoint)) is not None}
+    return found if len(found) == len(names) else None

@@ -239,7 +239,8 @@ def save_adapter(model: Any, state: dict[str, Tensor], parent: Path, prefix: str
 def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) -> Path:
     """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast.
 
-    Tensor by tensor, in the base's own files: the process needs memory for a few of the largest tensors.
+    Tensor by tensor, in the base's own files: the process needs memory for a few of the largest tensors. A mixture of
+    experts that are fused when they are loaded is merged in memory, all of it.
     """
     if (target / READY).exists():
         return target
@@ -248,7 +249,12 @@ def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) ->
         local = None if adapter is None else fetch(adapter)
         if local is not None:
             verify_directory(local)
-        write_merged(local_model(base), local, directory, DTYPES[dtype])
+        folder = local_model(base)
+        if not write_merged(folder, local, directory, DTYPES[dtype]):
+            from peft import PeftModel
+
+            merged = PeftModel.from_pretrained(read_model(folder, torch.float32), str(local)).merge_and_unload()
+            save_model(merged.to(DTYPES[dtype]), folder, directory)
         return {"base": str(base), "adapter": adapter.name if adapter else None}
 
     publish_directory(target, build)
