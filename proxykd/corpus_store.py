@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,10 @@ def write_corpus(
     Raises:
         CorpusError: a slice would be empty, or alignment.teacher_kl has nothing to go by.
     """
-    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
-        raise CorpusError(
-            "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
-            "teacher.top_logprobs, or set alignment.teacher_kl=0"
-        )
+    require_grey_box(config, reading)
     placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
     facts = _write_slices(run, config, SLICES, placed, chat, "shard")
     require_few_refused(facts["refused"], len(placed), config)
-    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
     dropped = Counter(reading.dropped) + Counter(facts["dropped"])
     value = {
         **facts,
@@ -75,13 +70,39 @@ def write_corpus(
         "tokenizer": tokenizer_hash(chat.tokenizer),
         "sources": list(sources),
     }
-    if empty := [name for name in needed if not facts[name]]:
-        raise CorpusError(
-            f"{facts['records']} usable records (dropped: {value['dropped'] or 'none'}) leave the slice(s) "
-            f"{', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
-        )
+    require_slices(config, facts, value["dropped"])
     write_json(run.corpus / "manifest.json", value)
     return value
+
+
+def require_grey_box(config: RunConfig, reading: Reading) -> None:
+    """Raises:
+    CorpusError: alignment.teacher_kl has nothing to go by.
+    """
+    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
+        raise CorpusError(
+            "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
+            "teacher.top_logprobs, or set alignment.teacher_kl=0"
+        )
+
+
+def require_slices(config: RunConfig, records: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+    """`records` are counted by slice.
+
+    Raises:
+        CorpusError: a slice that the run needs would be empty.
+    """
+    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
+    if empty := [name for name in needed if not records[name]]:
+        raise CorpusError(
+            f"{sum(records[name] for name in SLICES)} usable records (dropped: {dict(dropped) or 'none'}) leave the "
+            f"slice(s) {', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
+        )
+
+
+def training_order(seed: int, record_id: str) -> bytes:
+    """The key by which a slice's records are sorted: shuffled by the seed, wherever in the corpus they stood."""
+    return hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
 
 
 def require_few_refused(refused: Sequence[dict[str, str]], records: int, config: RunConfig) -> None:
@@ -116,7 +137,7 @@ def _write_slices(
     counts = {}
     for name in names:
         rows = [record for record in found.records if record.slice == name]
-        rows.sort(key=lambda r: hashlib.sha256(f"{config.seed}:{r.id}".encode()).digest())
+        rows.sort(key=lambda r: training_order(config.seed, r.id))
         _write_slice(run.corpus / name, prefix, rows, texts, grey, config.corpus.shard_records)
         counts[name] = len(rows)
     dropped = Counter(found.notes)

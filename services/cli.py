@@ -278,6 +278,18 @@ def plan(
     print_plan(load_config(file, overrides), device, records, prompt_tokens, completion_tokens)
 
 
+@main.command()
+@click.argument("file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--records", type=click.IntRange(min=0), default=3, show_default=True, help="That are shown as text.")
+def preview(file: str, overrides: tuple[str, ...], records: int) -> None:
+    """Show what the models of CONFIG will see of its corpus: records, lengths, what is left out; starts nothing."""
+    from proxykd.config import load_config
+    from services.preview import print_preview
+
+    print_preview(load_config(file, overrides), records)
+
+
 @main.group()
 def config() -> None:
     """Look at configs without loading a model."""
