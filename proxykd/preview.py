@@ -196,7 +196,7 @@ def _token_reasons(measured: list[Measured]) -> list[Reason]:
 
 
 def _example(m: Measured) -> str:
-    told = m.detail if m.detail is not None else f"{m.prompt} + {m.completion} tokens"
+    told = m.detail if m.detail is not None else f"{m.prompt} + {m.completion}"
     return f"{m.record.id}: {told}"
 
 

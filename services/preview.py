@@ -54,6 +54,7 @@ def print_preview(config: RunConfig, records: int) -> None:
     _print_reasons(console, seen)
     if refusal := next((each for each in (others.refusal, refusal, seen.refusal) if each), None):
         raise CorpusError(refusal)
+    console.print()
     console.print(_verdict(seen), soft_wrap=True)
 
 
@@ -70,15 +71,14 @@ def _print_head(console: Console, config: RunConfig, seen: Preview, chat: ChatFa
     }
     if chat.also_end:
         lines["stop token"].append(f"a generation ends with {', '.join(map(_token, chat.also_end))} too")
-    if others.same:
-        lines["tokenizer"].append(f"as of {', '.join(others.same)}")
-    if others.absent:
-        lines["tokenizer"].append(f"not compared: {', '.join(others.absent)}, whose tokenizer is not here")
+    for name in others.same:
+        lines[name] = ["has the same tokenizer"]
+    for name in others.absent:
+        lines[name] = ["its tokenizer is not here, so the two were not compared"]
     if not seen.has_completions:
         lines["corpus"] = ["prompts alone: their completions are to be collected"]
     for name, told in lines.items():
         console.print(Text(f"  {name:<11}{'; '.join(told)}"), soft_wrap=True)
-    console.print()
 
 
 def _token(token: StopToken) -> str:
@@ -97,8 +97,9 @@ def _print_lengths(console: Console, config: RunConfig, seen: Preview) -> None:
             f"corpus.max_length {corpus.max_length}; such are {verb}."
         )
     for room in seen.rooms:
+        limit = f" (max_new_tokens {room.max_new_tokens})" if room.max_new_tokens else ""
         notes.append(
-            f"Of the samples for {room.slice}, {room.cut_as_own:.1%} would be cut if as long as the teacher's "
+            f"Of the samples for {room.slice}{limit}, {room.cut_as_own:.1%} would be cut if as long as the teacher's "
             f"completion of the same prompt, {room.cut_as_any:.1%} if as long as that of any."
         )
     _print_section(console, table, notes)
@@ -174,10 +175,10 @@ def _table(first: str, *numbers: str) -> Table:
 
 
 def _print_section(console: Console, table: Table, notes: Iterable[str] = ()) -> None:
+    console.print()
     console.print(table)
     for note in notes:
         console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
-    console.print()
 
 
 def tokenizer_folder(source: str) -> Path:

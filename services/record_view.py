@@ -11,19 +11,24 @@ from proxykd.preview import Shown
 from proxykd.token_spans import Span
 
 GUTTER = 12
-LINES = 48
+LINES = 54
 """Of all records' prompts and completions together."""
 NEWLINE, SPACE, TAB = "↵", "·", "→"
 KEPT = "\u200d\u3000"
 """Not printable by Python's rule, yet no secrets: within emoji, and between CJK words."""
-STYLES = {"prompt": "cyan", "completion": "green", "stop": "bold red"}
-CONTROL = "bold magenta"
+STYLES = {
+    "prompt": ("cyan", "bold magenta"),
+    "completion": ("green", "bold magenta"),
+    "stop": ("red", "bold red"),
+}
+"""Of the text and of the control tokens of each part."""
 
 
 def print_records(console: Console, records: Sequence[Shown], max_length: int, has_completions: bool) -> None:
     marked = console.no_color or not console.is_terminal
     most = max(6, LINES // max(1, 2 * len(records)))
     for record in records:
+        console.print()
         console.print(_heading(record, max_length, has_completions), soft_wrap=True)
         sides = {"prompt": record.prompt}
         if has_completions:
@@ -31,11 +36,9 @@ def print_records(console: Console, records: Sequence[Shown], max_length: int, h
             if record.stop is not None:
                 sides["stop"] = (record.stop,)
         for name, spans in sides.items():
-            text = visible(spans, STYLES[name], marked)
+            text = visible(spans, *STYLES[name], marked)
             lines = text.wrap(console, console.width - GUTTER, overflow="fold")
             _print_lines(console, name, _clipped(lines, most, from_end=name == "prompt"))
-    if records:
-        console.print()
 
 
 def _heading(record: Shown, max_length: int, has_completions: bool) -> Text:
@@ -50,12 +53,12 @@ def _heading(record: Shown, max_length: int, has_completions: bool) -> Text:
     return Text(f"{measured.record.id}, {measured.slice}, {told}", style="bold")
 
 
-def visible(spans: Iterable[Span], style: str, marked: bool) -> Text:
+def visible(spans: Iterable[Span], style: str, control: str, marked: bool) -> Text:
     """The text with its white space and unprintable characters shown; control tokens in brackets where `marked`."""
     text = Text()
     for span in spans:
         if span.control:
-            text.append(f"⟦{span.text}⟧" if marked else span.text, CONTROL)
+            text.append(f"⟦{span.text}⟧" if marked else span.text, control)
             continue
         *lines, last = span.text.split("\n")
         for line in lines:
@@ -85,13 +88,14 @@ def _clipped(lines: Sequence[Text], most: int, from_end: bool) -> list[Text]:
     if lines and not lines[-1].plain:
         lines.pop()
     left = len(lines) - most + 1
-    if left <= 1:
+    if left <= 2:
         return lines
     gap = Text(f"[{left} lines more]", style="dim italic")
-    head, tail = (1, most - 2) if from_end else (most - 3, 2)
+    head, tail = (2, most - 3) if from_end else (most - 3, 2)
     return [*lines[:head], gap, *lines[len(lines) - tail :]]
 
 
 def _print_lines(console: Console, name: str, lines: Iterable[Text]) -> None:
     for label, line in zip([name, *[""] * 1000], lines, strict=False):
-        console.print(Text(f"{label:>{GUTTER - 1}} ", style="dim").append_text(line), soft_wrap=True)
+        line.rstrip()
+        console.print(Text.assemble((f"{label:>{GUTTER - 1}} ", "dim"), line), soft_wrap=True)
