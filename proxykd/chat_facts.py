@@ -6,20 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from proxykd.chat import (
-    NO_THINKING,
-    SHIPPED,
-    SYSTEM_IN_USER,
-    ChatFormat,
-    load_tokenizer,
-    require_same_tokenizer,
-    tokenizer_hash,
-)
+from proxykd.chat import ChatFormat
+from proxykd.chat_template import NO_THINKING, SHIPPED, SYSTEM_IN_USER, template_text
 from proxykd.config import ModelConfig, RunConfig
-from proxykd.errors import ModelError, TemplateError
+from proxykd.errors import ModelError
+from proxykd.tokenizer import require_same_tokenizer, tokenizer_hash
 
 FITTINGS = {
     NO_THINKING: "replies open without a block of thoughts",
@@ -41,6 +36,8 @@ class ChatFacts:
     """16 hex digits, of the template as fitted."""
     fitted: tuple[str, ...]
     """What was changed for a teacher's text."""
+    day: date | None
+    """What it writes in place of today, if it does."""
     tokens: int
     tokenizer_sha256: str
     stop: StopToken
@@ -62,6 +59,7 @@ def chat_facts(model: ModelConfig, folder: Path, tokenizer: Any) -> ChatFacts:
         origin=template_origin(model.chat_template),
         template_sha256=hashlib.sha256(template.encode()).hexdigest()[:16],
         fitted=tuple(words for prefix, words in FITTINGS.items() if prefix in template),
+        day=model.template_date if "strftime_now" in _unfitted(model, folder) else None,
         tokens=len(tokenizer),
         tokenizer_sha256=tokenizer_hash(tokenizer),
         stop=_token(tokenizer, stop),
@@ -82,7 +80,10 @@ class OtherTokenizers:
 
 def compare_tokenizers(config: RunConfig, proxy: Any, folder_of: Callable[[str], Path]) -> OtherTokenizers:
     """`folder_of` gives the folder of a model's source with its tokenizer, and raises ModelError where it cannot."""
-    same, absent = [], []
+    from transformers import AutoTokenizer
+
+    same: list[str] = []
+    absent: list[str] = []
     for name, model in config.models.items():
         if model.source == config.proxy.source:
             continue
@@ -92,8 +93,8 @@ def compare_tokenizers(config: RunConfig, proxy: Any, folder_of: Callable[[str],
             absent.append(name)
             continue
         try:
-            require_same_tokenizer(proxy, load_tokenizer(folder, model.chat_template), name)
-        except (ModelError, TemplateError) as error:
+            require_same_tokenizer(proxy, AutoTokenizer.from_pretrained(folder), name)
+        except ModelError as error:
             return OtherTokenizers(tuple(same), tuple(absent), str(error))
         same.append(name)
     return OtherTokenizers(tuple(same), tuple(absent))
@@ -102,7 +103,18 @@ def compare_tokenizers(config: RunConfig, proxy: Any, folder_of: Callable[[str],
 def template_origin(name: str | None) -> str:
     if name is None:
         return "the model's own"
-    return f"shipped {name}" if (SHIPPED / f"{name}.jinja").exists() else f"file {name}"
+    if (SHIPPED / f"{name}.jinja").exists():
+        return f"shipped {name}"
+    return f"file {name}" if Path(name).is_file() else f"the model's own {name}"
+
+
+def _unfitted(model: ModelConfig, folder: Path) -> str:
+    """The text of the template, or of all that the model brings, as its author wrote it."""
+    name = model.chat_template
+    if name is not None and not template_origin(name).startswith("the model's own"):
+        return template_text(name)
+    files = [folder / "tokenizer_config.json", folder / "chat_template.jinja"]
+    return "".join(file.read_text() for file in files if file.exists())
 
 
 def generation_ends(folder: Path) -> list[int] | None:

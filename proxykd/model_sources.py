@@ -31,7 +31,8 @@ TEXTS = (
 def resolve(source: str, weights: bool = True, revision: str | None = None) -> Path:
     """A model source as a local directory. A package's weights are converted once, into the cache folder.
 
-    `weights=False` has the texts alone (TEXTS), of a hub (at `revision`) nothing else is fetched.
+    `weights=False` has the texts alone (TEXTS), of a hub (at `revision`) nothing else is fetched; a folder may then
+    hold a tokenizer and no config.json.
 
     Raises:
         ModelError: no such directory, package or hub model.
@@ -39,7 +40,7 @@ def resolve(source: str, weights: bool = True, revision: str | None = None) -> P
     if source.startswith("package:"):
         return _from_package(source.removeprefix("package:"), weights)
     path = Path(source).expanduser()
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() or (not weights and (path / "tokenizer.json").exists()):
         return path
     try:
         from huggingface_hub import snapshot_download

@@ -19,10 +19,22 @@ class Tokens(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What a stage trains on: an epoch's global batches, each the lengths of its rows."""
+
+    name: str
+    slices: tuple[str, ...]
+    train: TrainConfig
+    batches: list[list[int]]
+
+
+@dataclass(frozen=True)
 class Packing:
     """How the global batches of a stage fall into micro-batches."""
 
     stage: str
+    slices: tuple[str, ...]
+    """Whose records it trains on."""
     records: int
     """Of one epoch."""
     steps: int
@@ -45,38 +57,37 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
     A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
     completions of an open teacher.
     """
-    stages: list[tuple[str, TrainConfig, list[list[int]]]] = []
-    if config.distillation.source == "proxy":
-        stages.append(("warm-up", config.warmup, _batches(_rows(slices["warmup"]), config.warmup)))
-        stages.append((f"{config.alignment.rounds} rounds", config.alignment, _rounds(config, slices)))
-    if config.distillation.source == "assistant":
+    warmup, alignment, distillation = config.warmup, config.alignment, config.distillation
+    stages = []
+    if distillation.source == "proxy":
+        stages.append(Stage("warm-up", ("warmup",), warmup, _batches(slices["warmup"], warmup)))
+        stages.append(Stage(f"{alignment.rounds} rounds", ("alignment",), alignment, _rounds(config, slices)))
+    if distillation.source == "assistant":
         assert config.white_box is not None
-        rows = _rows([*slices["warmup"], *slices["alignment"]])
-        stages.append(("assistant", config.white_box.assistant, _batches(rows, config.white_box.assistant)))
-    rows = _rows(slices["distillation"])
-    stages.append(("distillation", config.distillation, _batches(rows, config.distillation)))
-    return [packing(name, train, batches, config.resources) for name, train, batches in stages if batches]
+        train, both = config.white_box.assistant, [*slices["warmup"], *slices["alignment"]]
+        stages.append(Stage("assistant", ("warmup", "alignment"), train, _batches(both, train)))
+    batches = _batches(slices["distillation"], distillation)
+    stages.append(Stage("distillation", ("distillation",), distillation, batches))
+    return [packing(stage, config.resources) for stage in stages if stage.batches]
 
 
-def packing(stage: str, train: TrainConfig, batches: Sequence[Sequence[int]], resources: ResourceConfig) -> Packing:
-    """Of an epoch's global batches, each the lengths of its rows."""
+def packing(stage: Stage, resources: ResourceConfig) -> Packing:
     from proxykd.batching import plan_micro_batches  # brings torch
 
     budget, workers = resources.micro_batch_tokens, resources.trainer_workers
-    plans = [
-        [[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in map(list, batches)
-    ]
+    plans = [[[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in stage.batches]
     padded = [len(part) * max(part) for plan in plans for part in plan]
-    tokens = sum(map(sum, batches))
+    tokens = sum(map(sum, stage.batches))
     turns = sum(-(-len(plan) // workers) * workers for plan in plans)
     return Packing(
-        stage=stage,
-        records=sum(map(len, batches)),
-        steps=train.epochs * len(batches),
+        stage=stage.name,
+        slices=stage.slices,
+        records=sum(map(len, stage.batches)),
+        steps=stage.train.epochs * len(stage.batches),
         micro_batches=fmean(map(len, plans)),
         padding=1 - tokens / sum(padded),
         largest=max(padded),
-        over_budget=sum(length > budget for batch in batches for length in batch),
+        over_budget=sum(length > budget for batch in stage.batches for length in batch),
         idle=1 - len(padded) / turns,
     )
 
@@ -88,13 +99,10 @@ def _rounds(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[l
     batches: list[list[int]] = []
     for number in range(1, alignment.rounds + 1 if records else 1):
         taken = [records[i] for i in round_slice(number, len(records), alignment)]
-        batches += _batches([sides * length for length in _rows(taken)], alignment)
+        batches += _batches(taken, alignment, sides)
     return batches
 
 
-def _rows(records: Sequence[Tokens]) -> list[int]:
-    return [record.prompt + record.completion for record in records]
-
-
-def _batches(lengths: list[int], train: TrainConfig) -> list[list[int]]:
+def _batches(records: Sequence[Tokens], train: TrainConfig, sides: int = 1) -> list[list[int]]:
+    lengths = [sides * (record.prompt + record.completion) for record in records]
     return [lengths[start : start + train.global_batch] for start in range(0, len(lengths), train.global_batch)]

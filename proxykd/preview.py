@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from proxykd.chat import ChatFormat, tokenise
+from proxykd.chat import ChatFormat
 from proxykd.collection.asks import with_system
-from proxykd.config import CorpusConfig, RunConfig
+from proxykd.config import CorpusConfig, Reasoning, RunConfig
+from proxykd.control_tokens import control_tokens
 from proxykd.corpus import Reading, read_prompts, slice_of
 from proxykd.errors import CorpusError
 from proxykd.padding import Packing, Tokens, packings
 from proxykd.record_lengths import Lengths, Measured, SampleRoom, measure, sample_rooms, spread, typical
-from proxykd.token_spans import Span, control_ids, spans
+from proxykd.token_spans import Span, spans
+from proxykd.tokenising import tokenise
 
 SAMPLE = 20_000
 """Records that are tokenised of a larger corpus, evenly spread over it."""
@@ -99,14 +101,13 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
     measured = [measure(reading.records[i], slices[i], chat, corpus) for i in chosen]
     by_slice = {name: [m for m in measured if m.slice == name] for name in SLICES}
     counts = tuple(_count(name, slices.count(name), rows) for name, rows in by_slice.items())
-    reasons = (*_read_reasons(reading), *_token_reasons(measured))
+    reasons = (*_read_reasons(reading, corpus.reasoning), *_token_reasons(measured))
     kept = {
         name: sorted((m for m in rows if m.kept is not None), key=lambda m: training_order(config.seed, m.record.id))
         for name, rows in by_slice.items()
     }
     has_completions = corpus.prompts is None
     trained = {name: [Tokens(m.prompt, m.kept or 0) for m in rows] for name, rows in kept.items()}
-    scale = len(reading.records) / max(1, len(measured))
     return Preview(
         records=len(reading.records),
         tokenised=len(measured),
@@ -116,7 +117,7 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
         reasons=reasons,
         slices=counts,
         rooms=tuple(sample_rooms(config, kept)) if has_completions else (),
-        packings=tuple(_scaled(each, scale) for each in packings(config, trained)) if has_completions else (),
+        packings=tuple(_scaled(each, counts) for each in packings(config, trained)) if has_completions else (),
         shown=tuple(show(m, chat, corpus) for m in typical([m for rows in kept.values() for m in rows], shown)),
         refusal=_refusal(config, reading, counts, measured),
     )
@@ -149,7 +150,7 @@ def read(config: RunConfig) -> tuple[Reading, str | None]:
 def show(measured: Measured, chat: ChatFormat, corpus: CorpusConfig) -> Shown:
     record, _ = tokenise(measured.record, measured.slice, chat, corpus.max_length, corpus.overlong)
     assert record is not None
-    control = control_ids(chat.tokenizer) | {chat.stop_token_id}
+    control = {*control_tokens(chat.tokenizer).values(), chat.stop_token_id}
     ids = [*record.prompt_ids, *record.completion_ids]
     stops = bool(record.completion_ids) and record.completion_ids[-1] == chat.stop_token_id
     end = len(ids) - stops
@@ -173,7 +174,7 @@ def _count(name: str, read: int, rows: list[Measured]) -> SliceCount:
     return SliceCount(name, read, len(rows), len(kept), sum(m.prompt for m in kept), sum(m.kept or 0 for m in kept))
 
 
-def _read_reasons(reading: Reading) -> list[Reason]:
+def _read_reasons(reading: Reading, reasoning: Reasoning) -> list[Reason]:
     total = len(reading.records) + sum(reading.dropped.values())
     lines: dict[str, list[str]] = defaultdict(list)
     for bad in reading.bad_lines:
@@ -181,7 +182,11 @@ def _read_reasons(reading: Reading) -> list[Reason]:
         lines[name].append(" ".join([str(bad["line"]), *(f"({each})" for each in detail)]))
     reasons = [Reason(name, len(at), total, True, tuple(at[:EXAMPLES])) for name, at in lines.items()]
     others = [(name, count) for name, count in reading.dropped.items() if count and name != "bad_line"]
-    return [*reasons, *(Reason(name, count, total, True, ()) for name, count in others)]
+    reasons += [Reason(name, count, total, True, ()) for name, count in others]
+    if reading.thoughts:
+        name = "thoughts_trained_on" if reasoning == "train" else "thoughts_left_out"
+        reasons.append(Reason(name, reading.thoughts, total, False, ()))
+    return reasons
 
 
 def _token_reasons(measured: list[Measured]) -> list[Reason]:
@@ -200,22 +205,26 @@ def _example(m: Measured) -> str:
     return f"{m.record.id}: {told}"
 
 
-def _scaled(packing: Packing, scale: float) -> Packing:
+def _scaled(packing: Packing, counts: Sequence[SliceCount]) -> Packing:
     """Of the whole corpus, where a sample of it was tokenised."""
-    return replace(packing, records=round(scale * packing.records), steps=round(scale * packing.steps))
+    mine = [count for count in counts if count.name in packing.slices]
+    scale = sum(count.read for count in mine) / sum(count.tokenised for count in mine)
+    return replace(packing, records=round(scale * packing.records), steps=math.ceil(scale * packing.steps))
 
 
 def _refusal(
     config: RunConfig, reading: Reading, counts: Sequence[SliceCount], measured: Sequence[Measured]
 ) -> str | None:
     """What writing the corpus would raise. Of a sample, its counts stand for the whole corpus."""
-    from proxykd.corpus_store import require_grey_box, require_slices
+    from proxykd.corpus_store import require_few_refused, require_grey_box, require_slices
 
     scale = len(reading.records) / max(1, len(measured))
     dropped = Counter(reading.dropped) + Counter(str(m.note) for m in measured if m.kept is None)
+    refused = [{"id": m.record.id, "reason": m.detail} for m in measured if m.detail is not None]
     try:
         if config.corpus.prompts is None:
             require_grey_box(config, reading)
+        require_few_refused(refused, len(measured), config)
         require_slices(config, {count.name: math.ceil(scale * count.kept) for count in counts}, dropped)
     except CorpusError as error:
         return str(error)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from proxykd.chat import ChatFormat, TokenisedRecord, tokenise
+from proxykd.chat import ChatFormat
 from proxykd.config import CorpusConfig, RunConfig
 from proxykd.corpus import Record
 from proxykd.errors import TemplateError
+from proxykd.tokenising import TokenisedRecord, tokenise
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 
@@ -31,6 +32,7 @@ class Measured:
     note: str | None
     """What was done to the record, or why it is dropped."""
     detail: str | None = None
+    """What the chat template says where it refuses the record."""
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,6 @@ class Span(NamedTuple):
     control: bool
 
 
-def control_ids(tokenizer: Any) -> set[int]:
-    """The special tokens, and other added ones that the chat template writes (Qwen's <think>)."""
-    template = tokenizer.chat_template or ""
-    return {
-        token_id
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special or (token.content.strip() and token.content in template)
-    }
-
-
 def spans(tokenizer: Any, ids: Sequence[int], control: set[int], start: int = 0) -> list[Span]:
     """`ids` from `start` on, as they read after those before."""
     found: list[Span] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from functools import partial
 
 from rich import box
 from rich.console import Console
@@ -11,12 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from proxykd.chat import load_tokenizer
 from proxykd.chat_facts import ChatFacts, OtherTokenizers, StopToken, chat_facts, compare_tokenizers
 from proxykd.config import RunConfig
 from proxykd.errors import CorpusError
+from proxykd.model_sources import resolve
 from proxykd.preview import Preview, Reason, preview, read
 from proxykd.record_lengths import QUANTILES
+from proxykd.tokenizer import load_tokenizer
 from services.record_view import print_records
 
 REASONS = {
@@ -28,6 +29,10 @@ REASONS = {
     "completion_too_long": "longer than corpus.max_length",
     "truncated": "completion cut to corpus.max_length",
     "template_refuses": "the chat template refuses it",
+    "no_supervised_token": "the completion has no token",
+    "reasoning": "the teacher's thoughts before it",
+    "thoughts_left_out": "without the teacher's thoughts",
+    "thoughts_trained_on": "with the teacher's thoughts",
 }
 """Reasons that are not words already."""
 
@@ -39,10 +44,12 @@ def print_preview(config: RunConfig, records: int) -> None:
         CorpusError: what a run would say and end, after everything else was printed; or there is nothing to read.
         TemplateError, ModelError: no tokenizer, or one that does not do.
     """
-    folder = tokenizer_folder(config.proxy.source)
-    tokenizer = load_tokenizer(folder, config.proxy.chat_template)
+    texts = partial(resolve, weights=False)
+    folder = texts(config.proxy.source)
+    thinking = config.corpus.reasoning == "train"
+    tokenizer = load_tokenizer(folder, config.proxy.chat_template, config.proxy.template_date, thinking)
     chat = chat_facts(config.proxy, folder, tokenizer)
-    others = compare_tokenizers(config, tokenizer, tokenizer_folder)
+    others = compare_tokenizers(config, tokenizer, texts)
     reading, refusal = read(config)
     seen = preview(config, tokenizer, reading, shown=records)
     console = Console(highlight=False)
@@ -69,6 +76,8 @@ def _print_head(console: Console, config: RunConfig, seen: Preview, chat: ChatFa
         "template": [f"{chat.origin}, sha256 {chat.template_sha256}", *(f"fitted: {words}" for words in chat.fitted)],
         "stop token": [f"{_token(chat.stop)} ends every completion"],
     }
+    if chat.day is not None:
+        lines["template"].append(f"today is {chat.day}")
     if chat.also_end:
         lines["stop token"].append(f"a generation ends with {', '.join(map(_token, chat.also_end))} too")
     for name in others.same:
@@ -142,14 +151,15 @@ def _print_reasons(console: Console, seen: Preview) -> None:
     if not seen.reasons:
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("left out")
+    table.add_column("left out" if all(reason.dropped for reason in seen.reasons) else "left out or changed")
     table.add_column("records", justify="right")
     table.add_column("share", justify="right")
     table.add_column("first of them", overflow="fold")
     for reason in sorted(seen.reasons, key=lambda r: -r.count):
         share = _share(reason.count, reason.total)
         table.add_row(Text(_words(reason)), str(reason.count), share, Text("\n".join(reason.examples)))
-    _print_section(console, table)
+    note = f"What was tokenised is counted of the {seen.tokenised}, what could not be read of all."
+    _print_section(console, table, [note] if seen.sampled else [])
 
 
 def _words(reason: Reason) -> str:
@@ -179,9 +189,3 @@ def _print_section(console: Console, table: Table, notes: Iterable[str] = ()) ->
     console.print(table)
     for note in notes:
         console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
-
-
-def tokenizer_folder(source: str) -> Path:
-    from proxykd.models import resolve
-
-    return Path(source) if (Path(source) / "tokenizer_config.json").exists() else resolve(source)

@@ -37,7 +37,7 @@ def print_records(console: Console, records: Sequence[Shown], max_length: int, h
                 sides["stop"] = (record.stop,)
         for name, spans in sides.items():
             text = visible(spans, *STYLES[name], marked)
-            lines = text.wrap(console, console.width - GUTTER, overflow="fold")
+            lines = list(text.wrap(console, console.width - GUTTER, overflow="fold"))
             _print_lines(console, name, _clipped(lines, most, from_end=name == "prompt"))
 
 
@@ -82,9 +82,8 @@ def _shown(character: str) -> str:
     return character if character.isprintable() or character in KEPT else character.encode("unicode_escape").decode()
 
 
-def _clipped(lines: Sequence[Text], most: int, from_end: bool) -> list[Text]:
+def _clipped(lines: list[Text], most: int, from_end: bool) -> list[Text]:
     """At most `most` lines: of a prompt its end, where the question stands, of a completion its beginning."""
-    lines = list(lines)
     if lines and not lines[-1].plain:
         lines.pop()
     left = len(lines) - most + 1

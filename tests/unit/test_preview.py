@@ -19,12 +19,12 @@ from proxykd.collection.dataset import Dataset
 from proxykd.config import ModelConfig, ResourceConfig, TrainConfig, validate_config
 from proxykd.corpus import read_corpus, slice_of
 from proxykd.corpus_store import read_slice, write_corpus
-from proxykd.padding import packing
+from proxykd.padding import Stage, packing
 from proxykd.preview import preview, read
 from proxykd.record_lengths import QUANTILES, Lengths, spread
 from proxykd.rounds import round_slice
 from proxykd.storage import RunDirectory, write_json, write_shard
-from proxykd.token_spans import Span, control_ids, spans
+from proxykd.token_spans import Span, spans
 from services.cli import main
 from tests.tiny_model import CHATML, WORDS, corpus_rows, make_tokenizer
 
@@ -195,7 +195,7 @@ def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenize
 
 def test_workers_without_a_micro_batch_are_idle():
     resources = ResourceConfig(micro_batch_tokens=40, trainer_workers=4)
-    found = packing("s", TrainConfig(), [[30, 30, 10, 10, 50], [20, 20]], resources)
+    found = packing(Stage("s", ("warmup",), TrainConfig(), [[30, 30, 10, 10, 50], [20, 20]]), resources)
     # 50 | 30 | 30 | 10 10, then 20 20: five micro-batches in turns of four and four.
     assert found.idle == pytest.approx(3 / 8)
     assert found.over_budget == 1
@@ -258,7 +258,7 @@ def test_spans_keep_the_space_that_sentencepiece_strips():
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
     ids = [1, 2, 3, 1, 4]
-    assert spans(fast, ids, control_ids(fast), start=3) == [Span("<s>", True), Span(" dog", False)]
+    assert spans(fast, ids, {0, 1}, start=3) == [Span("<s>", True), Span(" dog", False)]
     assert fast.decode([4]) == "dog"
 
 
