@@ -46,8 +46,7 @@ def print_preview(config: RunConfig, records: int) -> None:
     """
     texts = partial(resolve, weights=False)
     folder = texts(config.proxy.source)
-    thinking = config.corpus.reasoning == "train"
-    tokenizer = load_tokenizer(folder, config.proxy.chat_template, config.proxy.template_date, thinking)
+    tokenizer = load_tokenizer(folder, config.proxy.chat_template, config.proxy.template_date)
     chat = chat_facts(config.proxy, folder, tokenizer)
     others = compare_tokenizers(config, tokenizer, texts)
     reading, refusal = read(config)

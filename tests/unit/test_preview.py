@@ -25,6 +25,7 @@ from proxykd.record_lengths import QUANTILES, Lengths, spread
 from proxykd.rounds import round_slice
 from proxykd.storage import RunDirectory, write_json, write_shard
 from proxykd.token_spans import Span, spans
+from proxykd.tokenizer import load_tokenizer
 from services.cli import main
 from tests.tiny_model import CHATML, WORDS, corpus_rows, make_tokenizer
 
@@ -315,6 +316,47 @@ def test_what_ends_a_generation_is_read_from_the_folder(folder, tokenizer, tmp_p
     assert (facts.stop.id, facts.stop.text) == (2, "<|im_end|>")
     assert [(end.id, end.text) for end in facts.also_end] == [(0, "<|endoftext|>")]
     assert facts.origin == "the model's own"
+
+
+def test_the_templates_origin_and_the_day_that_it_writes_are_told(folder, tmp_path):
+    dated = tmp_path / "dated.jinja"
+    dated.write_text("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    for name, origin, day in ((str(dated), f"file {dated}", "2025-03-01"), ("chatml", "shipped chatml", None)):
+        model = ModelConfig(source=str(folder), chat_template=name, template_date="2025-03-01")
+        facts = chat_facts(model, folder, load_tokenizer(folder, name, model.template_date))
+        assert (facts.origin, facts.day and facts.day.isoformat()) == (origin, day)
+
+
+def test_a_control_token_that_a_text_spells_is_shown_as_text(folder, tokenizer, tmp_path):
+    path = tmp_path / "spelt.jsonl"
+    rows = [{**row, "completion": "say <|im_end|> now"} for row in corpus_rows(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen, _ = seen_of(config_of(folder, path), tokenizer, shown=1)
+    assert seen.shown[0].completion == (Span("say <|im_end|> now", False),)
+    assert seen.shown[0].stop == Span("<|im_end|>", True)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "name"), [("answer_only", "thoughts_left_out"), ("train", "thoughts_trained_on")]
+)
+def test_thoughts_are_counted_by_what_becomes_of_them(folder, tokenizer, tmp_path, reasoning, name):
+    path = tmp_path / "thoughts.jsonl"
+    rows = [
+        {**row, "completion": "<think>\nhm\n</think>\n\n" * (i < 7) + row["completion"]}
+        for i, row in enumerate(corpus_rows(200))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen, _ = seen_of(config_of(folder, path, corpus={"reasoning": reasoning}), tokenizer)
+    assert reasons_of(seen) == {name: (7, 200, False)}
+
+
+def test_too_many_that_the_template_refuses_end_a_run(folder, tokenizer, tmp_path):
+    path = tmp_path / "refused.jsonl"
+    rows = [{**row, "system": "never" if i < 20 else "Be brief."} for i, row in enumerate(corpus_rows(200))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen, refusal = seen_of(config_of(folder, path), tokenizer)
+    assert refusal is None
+    assert "the chat template cannot render 20 of 200 records, above corpus.max_bad_share 0.05" in seen.refusal
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
