@@ -23,8 +23,8 @@ from proxykd.tokenising import tokenise
 SAMPLE = 20_000
 """Records that are tokenised of a larger corpus, evenly spread over it."""
 PLACEHOLDER = "."
-EXAMPLES = 2
-"""Kept for each reason."""
+EXAMPLES, OPENING = 2, 24
+"""Kept for each reason; and characters of a prompt by which a record that brought no id is found again."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,9 @@ def _token_reasons(measured: list[Measured]) -> list[Reason]:
 
 def _example(m: Measured) -> str:
     told = m.detail if m.detail is not None else f"{m.prompt} + {m.completion}"
-    return f"{m.record.id}: {told}"
+    text = " ".join(m.record.messages[-1]["content"].split())
+    opening = text if len(text) <= OPENING else text[:OPENING] + "…"
+    return f"{m.record.id}: {told}, “{opening}”"
 
 
 def _scaled(packing: Packing, counts: Sequence[SliceCount]) -> Packing:

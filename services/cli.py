@@ -283,11 +283,17 @@ def plan(
 @OVERRIDES
 @click.option("--records", type=click.IntRange(min=0), default=3, show_default=True, help="That are shown as text.")
 def preview(file: str, overrides: tuple[str, ...], records: int) -> None:
-    """Show what the models of CONFIG will see of its corpus: records, lengths, what is left out; starts nothing."""
-    from proxykd.config import load_config
+    """Show what the models of CONFIG, a run's or a study's first, will see of its corpus: records as they are
+    rendered, lengths, what is left out and cut, padding. Starts nothing."""
+    from proxykd.config import load_config, read_yaml
     from services.preview import print_preview
 
-    print_preview(load_config(file, overrides), records)
+    if "arms" not in read_yaml(file):
+        print_preview(load_config(file, overrides), records)
+        return
+    from proxykd.study import load_study
+
+    print_preview(load_study(file, overrides).expand()[0].config, records)
 
 
 @main.group()

@@ -18,7 +18,7 @@ from proxykd.model_sources import resolve
 from proxykd.preview import Preview, Reason, preview, read
 from proxykd.record_lengths import QUANTILES
 from proxykd.tokenizer import load_tokenizer
-from services.record_view import print_records
+from services.record_view import print_records, shown
 
 REASONS = {
     "duplicate": "same prompt and completion as before",
@@ -156,9 +156,13 @@ def _print_reasons(console: Console, seen: Preview) -> None:
     table.add_column("first of them", overflow="fold")
     for reason in sorted(seen.reasons, key=lambda r: -r.count):
         share = _share(reason.count, reason.total)
-        table.add_row(Text(_words(reason)), str(reason.count), share, Text("\n".join(reason.examples)))
+        table.add_row(Text(_words(reason)), str(reason.count), share, Text("\n".join(map(_printable, reason.examples))))
     note = f"What was tokenised is counted of the {seen.tokenised}, what could not be read of all."
     _print_section(console, table, [note] if seen.sampled else [])
+
+
+def _printable(text: str) -> str:
+    return "".join(map(shown, text))
 
 
 def _words(reason: Reason) -> str:

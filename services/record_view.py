@@ -73,10 +73,11 @@ def visible(spans: Iterable[Span], style: str, control: str, marked: bool) -> Te
 def _printable(line: str, ends: bool) -> str:
     """A line with what a terminal would not show; spaces at its end too, where it `ends` there."""
     bare = line.rstrip(" ") if ends else line
-    return "".join(map(_shown, bare)) + SPACE * (len(line) - len(bare))
+    return "".join(map(shown, bare)) + SPACE * (len(line) - len(bare))
 
 
-def _shown(character: str) -> str:
+def shown(character: str) -> str:
+    """A character, or what stands for one that a terminal would not show or would obey."""
     if character == "\t":
         return f"{TAB}   "
     return character if character.isprintable() or character in KEPT else character.encode("unicode_escape").decode()

@@ -133,7 +133,7 @@ def test_every_kind_that_is_left_out_is_counted_with_its_first_examples(folder, 
     assert examples["not JSON"][0].startswith("line 301 (Expecting property name")
     assert examples["template_refuses"][0].startswith("refused: the chat template refuses a conversation")
     (x,) = [m for m in lengths_by_hand(tokenizer, config_of(folder, corpus)) if m[0] == "long-x"]
-    assert examples["prompt_too_long"] == (f"long-x: {x[2]} + {x[3]}",)
+    assert examples["prompt_too_long"] == (f"long-x: {x[2]} + {x[3]}, “{LONG[:24]}…”",)
 
 
 def test_lengths_are_those_of_the_tokenizers_own_rendering(folder, tokenizer, corpus):
@@ -423,6 +423,15 @@ def test_a_students_other_tokenizer_is_refused_and_an_absent_one_told(folder, co
     done = invoke(tmp_path, config_of(folder, corpus, student={"source": str(tmp_path / "none")}))
     assert done.exit_code == 0
     assert "  student    its tokenizer is not here, so the two were not compared" in done.stdout
+
+
+def test_of_a_study_its_first_run_is_shown(folder, corpus, tmp_path):
+    run = config_of(folder, corpus).model_dump(mode="json", exclude={"name", "seed", "runs_dir"})
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"name": "s", "seeds": [1], "arms": ["proxy_kd", "black_box_kd"], "run": run}))
+    done = CliRunner().invoke(main, ["preview", str(file), "--records", "0"])
+    assert done.exit_code == 0, done.output
+    assert "300 of 303 records would be used" in done.stdout
 
 
 def test_nothing_is_started():
