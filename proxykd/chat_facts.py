@@ -14,7 +14,7 @@ from proxykd.chat import ChatFormat
 from proxykd.chat_template import NO_THINKING, SHIPPED, SYSTEM_IN_USER, template_text
 from proxykd.config import ModelConfig, RunConfig
 from proxykd.errors import ModelError
-from proxykd.tokenizer import require_same_tokenizer, tokenizer_hash
+from proxykd.tokenizer import read_tokenizer, require_same_tokenizer, tokenizer_hash
 
 FITTINGS = {
     NO_THINKING: "replies open without a block of thoughts",
@@ -80,8 +80,6 @@ class OtherTokenizers:
 
 def compare_tokenizers(config: RunConfig, proxy: Any, folder_of: Callable[[str], Path]) -> OtherTokenizers:
     """`folder_of` gives the folder of a model's source with its tokenizer, and raises ModelError where it cannot."""
-    from transformers import AutoTokenizer
-
     same: list[str] = []
     absent: list[str] = []
     for name, model in config.models.items():
@@ -93,7 +91,7 @@ def compare_tokenizers(config: RunConfig, proxy: Any, folder_of: Callable[[str],
             absent.append(name)
             continue
         try:
-            require_same_tokenizer(proxy, AutoTokenizer.from_pretrained(folder), name)
+            require_same_tokenizer(proxy, read_tokenizer(folder), name)
         except ModelError as error:
             return OtherTokenizers(tuple(same), tuple(absent), str(error))
         same.append(name)
