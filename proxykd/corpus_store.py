@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,6 @@ from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, Record, Row, slice_of
 from proxykd.errors import CorpusError
-from proxykd.grey_box import Place, TokensByText
 from proxykd.storage import (
     RunDirectory,
     read_json,
@@ -28,6 +27,9 @@ from proxykd.storage import (
 )
 from proxykd.tokenising import TokenisedRecord, tokenise_all
 from proxykd.tokenizer import tokenizer_hash
+
+if TYPE_CHECKING:
+    from proxykd.grey_box import Place, TokensByText
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
 GROWING = ("alignment", "distillation")
@@ -131,6 +133,8 @@ def _write_slices(
     chat: ChatFormat,
     prefix: str,
 ) -> dict[str, Any]:
+    from proxykd.grey_box import TokensByText  # brings torch
+
     records, slices = [record for record, _ in placed], [name for _, name in placed]
     found = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
     texts, grey = {record.id: record for record in records}, TokensByText(chat)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+from proxykd.batching import plan_micro_batches
 from proxykd.config import ResourceConfig, RunConfig, TrainConfig
 from proxykd.rounds import round_slice
 
@@ -72,8 +73,6 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
 
 
 def packing(stage: Stage, resources: ResourceConfig) -> Packing:
-    from proxykd.batching import plan_micro_batches  # brings torch
-
     budget, workers = resources.micro_batch_tokens, resources.trainer_workers
     plans = [[[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in stage.batches]
     padded = [len(part) * max(part) for plan in plans for part in plan]

@@ -14,6 +14,8 @@ from proxykd.collection.asks import with_system
 from proxykd.config import CorpusConfig, Reasoning, RunConfig
 from proxykd.control_tokens import control_tokens
 from proxykd.corpus import Reading, read_prompts, slice_of
+from proxykd.corpus_segments import reading_of
+from proxykd.corpus_store import SLICES, require_few_refused, require_grey_box, require_slices, training_order
 from proxykd.errors import CorpusError
 from proxykd.padding import Packing, Tokens, packings
 from proxykd.record_lengths import Lengths, Measured, SampleRoom, measure, sample_rooms, spread, typical
@@ -93,8 +95,6 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
     Raises:
         TemplateError: the chat template does not do.
     """
-    from proxykd.corpus_store import SLICES, training_order  # brings torch
-
     chat, corpus = ChatFormat(tokenizer), config.corpus
     slices = [slice_of(record.messages, corpus.split) for record in reading.records]
     chosen = spread(len(reading.records), most)
@@ -131,8 +131,6 @@ def read(config: RunConfig) -> tuple[Reading, str | None]:
     Raises:
         CorpusError: there is nothing to read, or prompts that `proxykd collect` refuses.
     """
-    from proxykd.corpus_segments import reading_of  # brings torch
-
     corpus = config.corpus
     if corpus.prompts is not None:
         prompts = read_prompts(corpus.prompts)[: corpus.limit]
@@ -218,8 +216,6 @@ def _refusal(
     config: RunConfig, reading: Reading, counts: Sequence[SliceCount], measured: Sequence[Measured]
 ) -> str | None:
     """What writing the corpus would raise. Of a sample, its counts stand for the whole corpus."""
-    from proxykd.corpus_store import require_few_refused, require_grey_box, require_slices
-
     scale = len(reading.records) / max(1, len(measured))
     dropped = Counter(reading.dropped) + Counter(str(m.note) for m in measured if m.kept is None)
     refused = [{"id": m.record.id, "reason": m.detail} for m in measured if m.detail is not None]

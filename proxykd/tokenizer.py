@@ -38,9 +38,11 @@ def load_tokenizer(
 def read_tokenizer(folder: Path) -> Any:
     """By tokenizer.json alone where there is one, which says all. The class that a folder names may build another
     tokenizer over the same vocabulary: transformers 5 makes DeepSeek's lose every space so."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    kind: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
+    kind: Any
+    if (folder / "tokenizer.json").exists():
+        from transformers import PreTrainedTokenizerFast as kind
+    else:
+        from transformers import AutoTokenizer as kind  # brings torch
     try:
         return kind.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise whatever the torn file makes them raise

@@ -434,8 +434,13 @@ def test_of_a_study_its_first_run_is_shown(folder, corpus, tmp_path):
     assert "300 of 303 records would be used" in done.stdout
 
 
-def test_nothing_is_started():
-    """Neither Ray nor an engine is so much as imported; torch comes with transformers' tokenizers alone."""
-    code = "import sys, services.preview; print({'torch', 'ray', 'vllm', 'transformers'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+def test_nothing_is_started_and_nothing_heavy_loaded(folder, corpus, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(config_of(folder, corpus).model_dump_json())
+    code = (
+        "import sys; from services.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print('loaded:', {'torch', 'ray', 'vllm'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "preview", file], capture_output=True, text=True, check=True)
+    assert "300 of 303 records would be used" in done.stdout
+    assert done.stdout.endswith("loaded: set()\n")
