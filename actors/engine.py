@@ -23,6 +23,7 @@ from proxykd.adapter_catalogue import UnknownAdapterError, adapter_name
 from proxykd.config import RunConfig
 from proxykd.errors import EngineError, ModelError
 from proxykd.models import merge_adapter
+from proxykd.run_models import local_model
 from proxykd.storage import RunDirectory, fetch, location, verify_directory
 
 PROBE, RUN, CLIENT = -1, 0, 1
@@ -117,7 +118,7 @@ class ProxyEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._spec = spec
-        self._base = fetch(location(spec.model))
+        self._base = local_model(location(spec.model))
         arguments: dict[str, Any] = {
             "model": str(self._base),
             "dtype": spec.dtype,

@@ -16,27 +16,29 @@ from proxykd.collection.collector import Progress
 from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig
-from proxykd.corpus import read_corpus, read_prompts
-from proxykd.corpus_segments import read_sources, sources
+from proxykd.corpus import read_prompts
+from proxykd.corpus_segments import reading_of
 from proxykd.corpus_store import committed_segments, write_corpus
+from proxykd.models import require_one_vocabulary
 from proxykd.storage import read_json
-from proxykd.tokenizer import load_tokenizer, require_same_tokenizer
+from proxykd.tokenizer import load_tokenizer
 
 Facts = dict[str, Any]
 FOLLOW_POLL_S = 2.0
 
 
 def prepare_models(bench: Workbench) -> Facts:
-    """The models that the run starts from: proxy, student and a local teacher, pruned where the config says."""
-    sources = bench.config.models
+    """The models that the run starts from: proxy, student and a local teacher, pruned where the config says.
+
+    All speak as the proxy does, but for a local teacher, whose text is taken as it says it.
+    """
+    sources, folder = bench.config.models, bench.run.models
+    require_one_vocabulary(sources)
     facts = {}
     for done, (name, model) in enumerate(sources.items()):
         bench.events.progress(done, len(sources), "models", {})
-        facts[name] = read_json(bench.means.initialise(model, bench.run.models / name) / "manifest.json")["parameters"]
-    tokenizers = {name: load_tokenizer(bench.run.models / name) for name in sources}
-    for name in sources:
-        require_same_tokenizer(tokenizers["proxy"], tokenizers[name], name)
-    ChatFormat(tokenizers["proxy"])
+        proxy = None if name in ("proxy", "teacher") else folder / "proxy"
+        facts[name] = read_json(bench.means.initialise(model, folder / name, proxy) / "manifest.json")["parameters"]
     return {"parameters": facts, "cost": bench.cost(records=len(facts))}
 
 
@@ -71,26 +73,25 @@ def _show(bench: Workbench, now: Progress) -> None:
 
 def prepare_corpus(bench: Workbench) -> Facts:
     """Reads, splits by prompt and tokenises once, with the model's own chat template."""
-    corpus = bench.config.corpus
-    if corpus.prompts:
-        corpus = corpus.model_copy(update={"path": str(bench.run.collected), "limit": None})
-    names = _await_records(bench, corpus.follow) if corpus.follow else []
-    reading = read_sources(bench.config, names) if corpus.follow else read_corpus(corpus)
-    if Dataset.is_one(corpus.path):
-        reading.dropped.update(Dataset(str(corpus.path)).counts().dropped)
+    config = bench.config
+    if config.corpus.prompts:
+        collected = config.corpus.model_copy(update={"path": str(bench.run.collected), "limit": None})
+        config = config.model_copy(update={"corpus": collected})
+    if config.corpus.follow:
+        _await_records(bench, config.corpus.follow)
+    reading, names = reading_of(config)
     chat = ChatFormat(load_tokenizer(bench.run.models / "proxy"))
     facts = write_corpus(bench.run, bench.config, reading, chat, names)
     return {"records": facts["records"], "cost": bench.cost(records=facts["records"], tokens=facts["tokens"])}
 
 
-def _await_records(bench: Workbench, wanted: int) -> list[str]:
-    """The shards of the data set that the run follows, once they hold as many records as it is to begin with."""
+def _await_records(bench: Workbench, wanted: int) -> None:
+    """Returns once the data set that the run follows holds as many records as it is to begin with."""
     dataset = Dataset(str(bench.config.corpus.path))
     bench.events.step("wait for the data set")
     while (held := dataset.counts().records) < wanted:
         bench.progress(held, wanted, "records")
         time.sleep(FOLLOW_POLL_S)
-    return sources(bench.config)
 
 
 def take_added(bench: Workbench) -> int:

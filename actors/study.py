@@ -27,6 +27,7 @@ from proxykd.config import ModelConfig, ResourceConfig, RunConfig
 from proxykd.errors import RunStoppedError
 from proxykd.journal import Journal
 from proxykd.models import initialise
+from proxykd.run_models import voice
 from proxykd.storage import READY, RunDirectory, sha256_file, stage_key
 from proxykd.study import StudyDirectory, stage_keys
 from proxykd.study_page import write_study_report
@@ -83,10 +84,11 @@ class Together(Alone):
     def close_routes(self, run: RunDirectory) -> None:
         pass
 
-    def initialise(self, model: ModelConfig, directory: Path) -> Path:
+    def initialise(self, model: ModelConfig, directory: Path, proxy: Path | None) -> Path:
         """Each model once, and hard links of it in the runs."""
         with self._models:
-            shared = initialise(model, self._study.model(model))
+            kept = self._study.model(model, None if proxy is None else voice(proxy))
+            shared = initialise(model, kept, proxy)
         if not (directory / READY).exists():
             take(shared, directory)
         return directory

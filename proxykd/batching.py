@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # plans need no torch, and a look at them should not wait for it
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class CompletionBatch:
 
     @property
     def lengths_B(self) -> Tensor:
+        import torch
+
         return torch.bincount(self.rows_N, minlength=self.rows)
 
     def to(self, device: torch.device) -> CompletionBatch:
@@ -44,6 +48,8 @@ class CompletionBatch:
 
 def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> CompletionBatch:
     """Pads B sequences to the longest. An empty completion contributes no tokens; an empty prompt is refused."""
+    import torch
+
     sequences = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]
     if not all(len(p) for p in prompts):
         raise ValueError("a prompt without tokens: nothing predicts the first completion token")

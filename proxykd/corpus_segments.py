@@ -40,6 +40,19 @@ def read_sources(config: RunConfig, names: list[str]) -> Reading:
     return whole
 
 
+def reading_of(config: RunConfig, may_be_empty: bool = False) -> tuple[Reading, list[str]]:
+    """What a run reads at its beginning, and the shards it was made of where the run follows a data set.
+
+    Raises:
+        CorpusError: as read_corpus.
+    """
+    names = sources(config) if config.corpus.follow else []
+    reading = read_sources(config, names) if config.corpus.follow else read_corpus(config.corpus, may_be_empty)
+    if Dataset.is_one(config.corpus.path):
+        reading.dropped.update(Dataset(str(config.corpus.path)).counts().dropped)
+    return reading, names
+
+
 def take_added(run: RunDirectory, config: RunConfig, chat: ChatFormat) -> Facts | None:
     """Makes a segment of what the data set has added since the last one; None where it has added nothing.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,6 @@ from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig
 from proxykd.corpus import Reading, Record, Row, prompt_key, slice_of
 from proxykd.errors import CorpusError
-from proxykd.grey_box import Place, TokensByText
 from proxykd.storage import (
     RunDirectory,
     read_json,
@@ -28,6 +27,9 @@ from proxykd.storage import (
 )
 from proxykd.tokenising import TokenisedRecord, ids_hash, tokenise_all
 from proxykd.tokenizer import tokenizer_hash
+
+if TYPE_CHECKING:
+    from proxykd.grey_box import Place, TokensByText
 
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
 GROWING = ("alignment", "distillation")
@@ -58,15 +60,10 @@ def write_corpus(
     Raises:
         CorpusError: a slice would be empty, or alignment.teacher_kl has nothing to go by.
     """
-    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
-        raise CorpusError(
-            "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
-            "teacher.top_logprobs, or set alignment.teacher_kl=0"
-        )
+    require_grey_box(config, reading)
     placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
     facts = _write_slices(run, config, SLICES, placed, chat, "shard")
     require_few_refused(facts["refused"], len(placed), config)
-    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
     dropped = Counter(reading.dropped) + Counter(facts["dropped"])
     value = {
         **facts,
@@ -76,13 +73,39 @@ def write_corpus(
         "tokenizer": tokenizer_hash(chat.tokenizer),
         "sources": list(sources),
     }
-    if empty := [name for name in needed if not facts[name]]:
-        raise CorpusError(
-            f"{facts['records']} usable records (dropped: {value['dropped'] or 'none'}) leave the slice(s) "
-            f"{', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
-        )
+    require_slices(config, facts, value["dropped"])
     write_json(run.corpus / "manifest.json", value)
     return value
+
+
+def require_grey_box(config: RunConfig, reading: Reading) -> None:
+    """Raises:
+    CorpusError: alignment.teacher_kl has nothing to go by.
+    """
+    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
+        raise CorpusError(
+            "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
+            "teacher.top_logprobs, or set alignment.teacher_kl=0"
+        )
+
+
+def require_slices(config: RunConfig, records: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+    """`records` are counted by slice.
+
+    Raises:
+        CorpusError: a slice that the run needs would be empty.
+    """
+    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
+    if empty := [name for name in needed if not records[name]]:
+        raise CorpusError(
+            f"{sum(records[name] for name in SLICES)} usable records (dropped: {dict(dropped) or 'none'}) leave the "
+            f"slice(s) {', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
+        )
+
+
+def training_order(seed: int, record_id: str) -> bytes:
+    """The key by which a slice's records are sorted: shuffled by the seed, wherever in the corpus they stood."""
+    return hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
 
 
 def require_few_refused(refused: Sequence[dict[str, str]], records: int, config: RunConfig) -> None:
@@ -111,13 +134,15 @@ def _write_slices(
     chat: ChatFormat,
     prefix: str,
 ) -> dict[str, Any]:
+    from proxykd.grey_box import TokensByText  # brings torch
+
     records, slices = [record for record, _ in placed], [name for _, name in placed]
     found = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
     texts, grey = {record.id: record for record in records}, TokensByText(chat)
     counts = {}
     for name in names:
         rows = [record for record in found.records if record.slice == name]
-        rows.sort(key=lambda r: hashlib.sha256(f"{config.seed}:{r.id}".encode()).digest())
+        rows.sort(key=lambda r: training_order(config.seed, r.id))
         _write_slice(run.corpus / name, prefix, rows, texts, grey, config.corpus.shard_records)
         counts[name] = len(rows)
     dropped = Counter(found.notes)

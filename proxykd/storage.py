@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 READY = "READY"
 OBJECT_STORES = ("s3",)
 """Protocols whose conditional PUT was tested."""
+LFS_POINTER = b"version https://git-lfs"
 REFUSALS = {
     errno.ENOSPC: "free space there, then resume the run",
     errno.EDQUOT: "free space there or raise the quota, then resume the run",
@@ -64,6 +65,12 @@ def cache_folder() -> Path:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file was never fetched from Git LFS, and only its pointer is there."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -210,8 +217,10 @@ def unfinished(path: Path) -> bool:
     return True
 
 
-def publish_directory(final: Path, build: Callable[[Path], dict[str, Any]]) -> None:
-    """Builds a directory aside, adds manifest.json with every file's checksum, and puts it in place.
+def publish_directory(
+    final: Path, build: Callable[[Path], dict[str, Any]], digest: Callable[[Path], str] = sha256_file
+) -> None:
+    """Builds a directory aside, adds manifest.json with every file's checksum (by `digest`), and puts it in place.
 
     Where a directory cannot be moved in one act (object stores), READY is the last file to arrive, and until then
     the directory counts for nothing.
@@ -220,7 +229,7 @@ def publish_directory(final: Path, build: Callable[[Path], dict[str, Any]]) -> N
         staged = Path(scratch) / final.name
         staged.mkdir()
         facts = build(staged)
-        files = {str(p.relative_to(staged)): sha256_file(p) for p in sorted(staged.rglob("*")) if p.is_file()}
+        files = {str(p.relative_to(staged)): digest(p) for p in sorted(staged.rglob("*")) if p.is_file()}
         write_json(staged / "manifest.json", {**facts, "files": files})
         if is_remote(final):
             delete(final / READY)
@@ -252,7 +261,8 @@ def fetch(directory: Path) -> Path:
     if not is_remote(directory):
         return directory
     manifest = _ready_manifest(directory)
-    digest = hashlib.sha256(json.dumps([str(directory), manifest], sort_keys=True).encode()).hexdigest()
+    # By content: what several runs have alike is on this machine once.
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     local = cache_folder() / "fetched" / digest[:16] / directory.name
     if not (local / READY).exists():
 

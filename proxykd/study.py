@@ -181,9 +181,9 @@ class StudyDirectory:
     def run(self, arm: Arm) -> RunDirectory:
         return RunDirectory(self.root / "runs" / arm.config.run_id)
 
-    def model(self, config: ModelConfig) -> Path:
-        """Where a model that several runs start from is kept once."""
-        digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
+    def model(self, config: ModelConfig, voice: str | None) -> Path:
+        """Where a model that several runs start from is kept once; `voice` is what it has of its run's proxy."""
+        digest = hashlib.sha256(f"{config.model_dump_json()}{voice}".encode()).hexdigest()[:8]
         return self.root / "models" / digest
 
     @property

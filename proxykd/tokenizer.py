@@ -28,19 +28,21 @@ def load_tokenizer(
         TemplateError: no chat template, or one that cannot be used.
     """
     folder = fetch(location(directory))
-    tokenizer = _read(folder)
+    tokenizer = read_tokenizer(folder)
     template = chosen_template(tokenizer, chat_template, str(directory))
     tokenizer.chat_template = template
     tokenizer.chat_template = fitted_template(tokenizer, template, day, thinking)
     return tokenizer
 
 
-def _read(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     """By tokenizer.json alone where there is one, which says all. The class that a folder names may build another
     tokenizer over the same vocabulary: transformers 5 makes DeepSeek's lose every space so."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    kind: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
+    kind: Any
+    if (folder / "tokenizer.json").exists():
+        from transformers import PreTrainedTokenizerFast as kind
+    else:
+        from transformers import AutoTokenizer as kind  # brings torch
     try:
         return kind.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise whatever the torn file makes them raise

