@@ -57,12 +57,12 @@ def local_model(directory: Path) -> Path:
     folder = fetch(directory)
     manifest = folder / "manifest.json"
     wanted = read_json(manifest).get("weights") if manifest.exists() else None
-    if wanted is None or all(_unchanged(folder / file, facts) for file, facts in wanted["files"].items()):
+    if wanted is None or _has(folder, wanted):
         return folder
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode() + manifest.read_bytes()).hexdigest()
     local = cache_folder() / "linked" / digest[:16] / directory.name
     with locked(local):
-        if not (local / READY).exists():
+        if not ((local / READY).exists() and _has(local, wanted)):
             found = _find(wanted, directory)
 
             def build(staged: Path) -> Facts:
@@ -80,6 +80,10 @@ def local_model(directory: Path) -> Path:
 def _facts(path: Path) -> Facts:
     facts = path.stat()
     return {"sha256": known_sha256(path), "bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+
+
+def _has(folder: Path, wanted: Facts) -> bool:
+    return all(_unchanged(folder / file, facts) for file, facts in wanted["files"].items())
 
 
 def _unchanged(path: Path, facts: Facts) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from actors.means import Alone
+from actors.preparation import prepare_models
 from proxykd.chat import ChatFormat
 from proxykd.checkpoint_files import Checkpoint
 from proxykd.config import ModelConfig, validate_config
@@ -18,7 +21,7 @@ from proxykd.errors import ConfigError, IntegrityError, ModelError
 from proxykd.model_sources import TEXTS, WEIGHTS, resolve
 from proxykd.models import initialise, load_scorer, require_one_vocabulary
 from proxykd.run_models import local_model, voice
-from proxykd.storage import is_remote, read_json
+from proxykd.storage import RunDirectory, is_remote, read_json
 from proxykd.tokenizer import load_tokenizer
 from tests.families import FAMILIES, make
 from tests.tiny_model import make_model
@@ -132,6 +135,8 @@ def test_a_machine_on_which_a_link_leads_nowhere_makes_the_weights_for_itself(
     assert found != made
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(found).items())
     assert load_scorer(made, config(tiny), trainable=False).vocabulary == len(load_tokenizer(found))
+    shutil.rmtree(tmp_path / "cache-of-another-machine" / "models")  # what lies in the cache may go at any time
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(local_model(made)).items())
 
 
 def test_weights_that_were_changed_under_a_run_are_refused(tiny, tmp_path):
@@ -252,6 +257,22 @@ def test_a_student_goes_out_as_the_proxy_that_taught_it_whatever_its_source_said
     assert {k: v for k, v in stated.items() if k != "transformers_version"} == {"eos_token_id": [2], "pad_token_id": 2}
     weights = tensors(source)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors(student).items())
+
+
+def test_a_run_prepares_all_but_a_local_teacher_in_the_proxys_voice(tiny, tmp_path):
+    other = str(speaking_otherwise(tiny, tmp_path / "source"))
+    raw = {"name": "t", "runs_dir": str(tmp_path / "runs"), "corpus": {"path": "c"}}
+    raw |= {"proxy": {"source": str(tiny)}, "student": {"source": other, "drop_layers": [1]}}
+    raw |= {"teacher": {"local": {"source": other}}, "distillation": {"source": "white_box"}}
+    raw |= {"white_box": {"teacher": {"source": other}}}
+    run = RunDirectory.create(validate_config(raw, "test"))
+    events, cost = SimpleNamespace(progress=lambda *_: None), lambda records: {}
+    bench = SimpleNamespace(run=run, config=run.config(), events=events, means=Alone(None), cost=cost)
+    parameters = prepare_models(bench)["parameters"]
+    assert parameters["proxy"] == parameters["teacher"] == parameters["white_box"] > parameters["student"]
+    voices = {name: voice(run.models / name) for name in parameters}
+    assert voices["proxy"] == voices["student"] == voices["white_box"] != voices["teacher"]
+    assert AutoTokenizer.from_pretrained(run.models / "teacher").eos_token == "<|endoftext|>"
 
 
 def test_a_proxy_keeps_its_own_stop_tokens_and_no_settings_for_sampling(tiny, tmp_path):
