@@ -135,7 +135,10 @@ class Installation:
             watch([*command, *(f"{name}=={version}" for name, version in group)], f"{tool}, {group[0][0]} and others")
             done += len(group)
             size_mb = packages.size(self.site, rest) / 1e6
-            print(f"  {tool}: {done} of {len(rest)} packages, {size_mb:,.0f} MB, {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"  {tool}: {done} of {len(rest)} packages, {size_mb:,.0f} MB, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
 
     def _verify(self, version: str) -> None:
         """Raises InstallError where the environment cannot run vLLM on a CPU."""
@@ -143,14 +146,16 @@ class Installation:
             raise InstallError(_refusal(version, f"what came was built for {built}"))
         done = subprocess.run([self.python, "-c", VERIFY], capture_output=True, text=True, cwd=str(self.venv))
         if done.returncode:
-            raise InstallError(f"vLLM does not load: {last_words(done.stderr)}; rm -r .venv and run the same command again")
+            raise InstallError(
+                f"vLLM does not load: {last_words(done.stderr)}; rm -r .venv and run the same command again"
+            )
         print(f"torch {done.stdout.split()[-1]} and vLLM's kernels load", flush=True)
 
 
 def _refusal(version: str, why: str) -> str:
     return (
-        f"no CPU build of torch {version}: {why}. Name an index that has one "
-        f"(PIP_EXTRA_INDEX_URL=https://...) or a folder with its wheel (PIP_FIND_LINKS=...), and run the same command again"
+        f"no CPU build of torch {version}: {why}. Name an index that has one (PIP_EXTRA_INDEX_URL=https://...) or a "
+        f"folder with its wheel (PIP_FIND_LINKS=...), and run the same command again"
     )
 
 

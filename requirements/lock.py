@@ -59,7 +59,9 @@ def text(packages: dict[str, str]) -> str:
 
 
 def write(file: str, packages: dict[str, str]) -> None:
-    (HERE / file).write_text("# Written by requirements/lock.py (make lock). Installed without dependencies.\n" + text(packages))
+    (HERE / file).write_text(
+        "# Written by requirements/lock.py (make lock). Installed without dependencies.\n" + text(packages)
+    )
 
 
 def lock_cpu(folder: Path) -> None:

@@ -39,8 +39,8 @@ class Machine:
         """One line for each thing that is missing, with what mends it; empty where all is there."""
         if self.system != "Linux" or self.processor not in ("x86_64", "AMD64"):
             return [
-                f"{self.system} on {self.processor}: vLLM's CPU build and torch are locked for Linux on x86-64; use such "
-                f"a machine, virtual machine or container"
+                f"{self.system} on {self.processor}: vLLM's CPU build and torch are locked for Linux on x86-64; use "
+                f"such a machine, virtual machine or container"
             ]
         lines = []
         if self.glibc is None or self.glibc < GLIBC:
@@ -48,7 +48,8 @@ class Machine:
             lines.append(f"{found}: the wheels need glibc {GLIBC[0]}.{GLIBC[1]} (Debian 11, Ubuntu 20.04 or newer)")
         if self.compiler is None:
             lines.append(
-                "no C++ compiler (g++, or what CXX names): vLLM compiles a kernel when it scores; sudo apt-get install g++"
+                "no C++ compiler (g++, or what CXX names), with which vLLM builds a kernel when it scores: "
+                "sudo apt-get install g++"
             )
         if self.make is None:
             lines.append("no make: sudo apt-get install make")

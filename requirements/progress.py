@@ -1,4 +1,7 @@
-"""Runs an installer and says what it does: large downloads by name, and that it goes on. Runs on any Python from 3.8."""
+"""Runs an installer and says what it does: large downloads by name, and that it goes on.
+
+Runs on any Python from 3.8.
+"""
 
 from __future__ import annotations
 
