@@ -66,7 +66,8 @@ def write(file: str, packages: dict[str, str]) -> None:
 
 def lock_cpu(folder: Path) -> None:
     """Resolved together, so that what tests add agrees with what runs; then split."""
-    old, both = pins(HERE / "cpu.lock") | pins(HERE / "dev.lock"), {}
+    old = pins(HERE / "cpu.lock") | pins(HERE / "dev.lock")
+    both: dict[str, str] = {}
     for python in PYTHONS:
         both |= resolve(["cpu.in", "dev.in"], python, folder, both or old, held=bool(both))
     runs: set[str] = set()
