@@ -48,7 +48,7 @@ class Installation:
         self.python = str(self.venv / "bin" / "python")
         self.site = self.venv / "lib" / "python{}.{}".format(*python.version) / "site-packages"
         self.uv = [str(self.venv / "bin" / "uv"), "pip", "install", "--python", self.python, "--no-deps"]
-        self.pip = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+        self.pip = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--no-compile"]
 
     def run(self, lock: str) -> None:
         """Everything that the lock pins, the right build of torch among it; for `cpu` the project itself too.

@@ -43,7 +43,12 @@ def watch(command: list[str], what: str) -> None:
     """Runs a command to its end. Raises Stopped where it fails."""
     lines: deque[str] = deque(maxlen=15)
     told = [time.monotonic()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, close_fds=False)
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, close_fds=False
+        )
+    except OSError as error:
+        raise Stopped(f"{what}: {error}") from error
     reader = threading.Thread(target=_relay, args=(process, lines, told), daemon=True)
     reader.start()
     started, received = time.monotonic(), _received_mb()
@@ -52,7 +57,9 @@ def watch(command: list[str], what: str) -> None:
             time.sleep(0.05)
             if time.monotonic() - told[0] > QUIET_S:
                 told[0] = time.monotonic()
-                print(f"  {what}: {told[0] - started:.0f} s, {_received_mb() - received:,.0f} MB received", flush=True)
+                came = _received_mb() - received
+                network = f", {came:,.0f} MB received" if came >= 1 else ""
+                print(f"  {what}: {told[0] - started:.0f} s{network}", flush=True)
     except BaseException:
         process.terminate()
         raise
