@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import compileall
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +203,25 @@ def test_a_killed_install_goes_on_where_it_was(root, index):
     assert OTHERS[42] in index.asked
     assert not first & set(index.asked)
     assert "torch" not in index.asked
+
+
+def test_what_a_killed_install_left_running_is_waited_for(tmp_path):
+    venv = tmp_path / ".venv"
+    script = (
+        "import sys; from pathlib import Path; from requirements.progress import alone, watch\n"
+        "with alone(Path(sys.argv[1])): watch(['sh', '-c', 'touch $0.on; while [ ! -e $0.end ]; do sleep 0.05; done', sys.argv[1]], '')"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", script, str(venv)], cwd=REPOSITORY)
+    started = tmp_path / ".venv.on"
+    while not started.exists() and killed.poll() is None:
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    with (venv / "install.lock").open("w") as held:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (tmp_path / ".venv.end").touch()
+        fcntl.flock(held, fcntl.LOCK_EX)
 
 
 def test_a_package_that_was_cut_off_or_lost_a_file_counts_as_missing(tmp_path):
