@@ -1,9 +1,9 @@
-# Two commands: `make quickstart` and `make test`. Everything lives in .venv; nothing else is touched.
-PYTHON ?= python3.11
+# Two commands: `make quickstart` and `make test`. Everything lives in .venv, but for what pip and uv keep in their caches.
+# A Python 3.11 or 3.12; without it, the first that runs.
+PYTHON ?=
 BIN := .venv/bin
 FRESH ?=
-# Exactly the locked versions: nothing is resolved on the way.
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
+INSTALL := python3 -m requirements.install $(if $(PYTHON),--python $(PYTHON))
 
 .PHONY: quickstart test check unit real chaos lock clean
 
@@ -29,21 +29,15 @@ chaos: .venv/dev
 	$(BIN)/python -m tests.chaos.matrix $(if $(FRESH),--fresh)
 
 lock: .venv/cpu
-	$(BIN)/python requirements/lock.py
+	$(BIN)/python -m requirements.lock
 
 clean:
 	rm -rf .venv runs
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
-
-.venv/cpu: .venv/bin/python requirements/cpu.lock pyproject.toml
-	@echo "installing the locked CPU dependencies (three minutes or so, 3 GB)"
-	$(PIP) -r requirements/cpu.lock
-	$(PIP) --no-build-isolation --editable .
-	@$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda and 'torch is a CUDA build; see docs/install.md for the CPU build')"
+.venv/cpu: requirements/cpu.lock pyproject.toml
+	$(INSTALL) cpu
 	@touch $@
 
 .venv/dev: .venv/cpu requirements/dev.lock
-	$(PIP) -r requirements/dev.lock
+	$(INSTALL) dev
 	@touch $@

