@@ -47,8 +47,8 @@ class Alone:
         """report.html, once report.json stands."""
         self.deployer.write_page(run)
 
-    def initialise(self, model: ModelConfig, directory: Path, proxy: Path | None) -> Path:
-        return initialise(model, directory, proxy)
+    def initialise(self, model: ModelConfig, directory: Path, proxy: Path | None, thinking: bool) -> Path:
+        return initialise(model, directory, proxy, thinking)
 
     @contextmanager
     def engine(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> Iterator[EngineCall]:

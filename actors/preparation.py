@@ -38,7 +38,9 @@ def prepare_models(bench: Workbench) -> Facts:
     for done, (name, model) in enumerate(sources.items()):
         bench.events.progress(done, len(sources), "models", {})
         proxy = None if name in ("proxy", "teacher") else folder / "proxy"
-        facts[name] = read_json(bench.means.initialise(model, folder / name, proxy) / "manifest.json")["parameters"]
+        thinking = name == "proxy" and bench.config.corpus.reasoning == "train"
+        made = bench.means.initialise(model, folder / name, proxy, thinking)
+        facts[name] = read_json(made / "manifest.json")["parameters"]
     return {"parameters": facts, "cost": bench.cost(records=len(facts))}
 
 

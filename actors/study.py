@@ -84,11 +84,11 @@ class Together(Alone):
     def close_routes(self, run: RunDirectory) -> None:
         pass
 
-    def initialise(self, model: ModelConfig, directory: Path, proxy: Path | None) -> Path:
+    def initialise(self, model: ModelConfig, directory: Path, proxy: Path | None, thinking: bool) -> Path:
         """Each model once, and hard links of it in the runs."""
         with self._models:
-            kept = self._study.model(model, None if proxy is None else voice(proxy))
-            shared = initialise(model, kept, proxy)
+            kept = self._study.model(model, f"thinking: {thinking}" if proxy is None else voice(proxy))
+            shared = initialise(model, kept, proxy, thinking)
         if not (directory / READY).exists():
             take(shared, directory)
         return directory

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.chat import ChatFormat
-from proxykd.chat_template import NO_THINKING, SHIPPED, SYSTEM_IN_USER, template_text
+from proxykd.chat_template import NO_THINKING, SHIPPED, SYSTEM_IN_USER, THINKING, template_text
 from proxykd.config import ModelConfig, RunConfig
 from proxykd.errors import ModelError
 from proxykd.tokenizer import read_tokenizer, require_same_tokenizer, tokenizer_hash
 
 FITTINGS = {
     NO_THINKING: "replies open without a block of thoughts",
+    THINKING: "replies have room for thoughts",
     SYSTEM_IN_USER: "a system message opens the first user message",
 }
 

@@ -19,6 +19,8 @@ QUESTION: Messages = ({"role": "user", "content": "Is it seven?"},)
 PROBE = "Yes, seven."
 NO_THINKING = "{%- set enable_thinking = false -%}"
 """Before a template that opens its replies with a block of thoughts (Qwen3), where none are trained."""
+THINKING = "{%- set enable_thinking = true -%}"
+"""Before a template that has them trained: fitted again, it stays so."""
 SYSTEM_IN_USER = (
     "{%- if messages[0]['role'] == 'system' -%}"
     "{%- if messages[1]['role'] != 'user' -%}"
@@ -84,7 +86,9 @@ def fitted_template(tokenizer: Any, template: str, day: date, thinking: bool) ->
         TemplateError: it computes today's date in a way that cannot be fixed.
     """
     template = dated(template, day)
-    if not thinking and not closes_its_prompt(tokenizer, template):
+    if thinking and not template.startswith(THINKING):
+        template = THINKING + template
+    elif not thinking and not closes_its_prompt(tokenizer, template):
         fitted = NO_THINKING + template
         template = fitted if closes_its_prompt(tokenizer, fitted) else template
     system: Messages = ({"role": "system", "content": "Be brief."}, *QUESTION)

@@ -27,12 +27,13 @@ from proxykd.weights import Recipe, prepare, prune
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def initialise(config: ModelConfig, directory: Path, proxy: Path | None = None) -> Path:
+def initialise(config: ModelConfig, directory: Path, proxy: Path | None = None, thinking: bool = False) -> Path:
     """The model a run starts from: the source, pruned where the config says so. No model is loaded for it.
 
     Embeddings that stand for no token are cut, so that every part of a run has the same distribution over tokens.
     With `proxy`, the folder of the run's proxy, it speaks as that: the same tokenizer, template and stop tokens, in
-    which it will be taught. Returns `directory`; done once, verified by its manifest.
+    which it will be taught; without, `thinking` keeps its own template's room for thoughts. Returns `directory`; done
+    once, verified by its manifest.
 
     Raises:
         ModelError: what the source lacks, with the file's name.
@@ -45,7 +46,7 @@ def initialise(config: ModelConfig, directory: Path, proxy: Path | None = None) 
     require_texts(source)
     whole = Checkpoint.read(source)
     if proxy is None:
-        tokenizer = load_tokenizer(source, config.chat_template, config.template_date)
+        tokenizer = load_tokenizer(source, config.chat_template, config.template_date, thinking)
     else:
         tokenizer = load_tokenizer(proxy)
     require_dense(tokenizer, source)

@@ -181,8 +181,8 @@ class StudyDirectory:
     def run(self, arm: Arm) -> RunDirectory:
         return RunDirectory(self.root / "runs" / arm.config.run_id)
 
-    def model(self, config: ModelConfig, voice: str | None) -> Path:
-        """Where a model that several runs start from is kept once; `voice` is what it has of its run's proxy."""
+    def model(self, config: ModelConfig, voice: str) -> Path:
+        """Where a model that several runs start from is kept once; `voice` says as whom it speaks there."""
         digest = hashlib.sha256(f"{config.model_dump_json()}{voice}".encode()).hexdigest()[:8]
         return self.root / "models" / digest
 

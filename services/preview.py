@@ -46,7 +46,8 @@ def print_preview(config: RunConfig, records: int) -> None:
     """
     texts = partial(resolve, weights=False)
     folder = texts(config.proxy.source)
-    tokenizer = load_tokenizer(folder, config.proxy.chat_template, config.proxy.template_date)
+    thinking = config.corpus.reasoning == "train"
+    tokenizer = load_tokenizer(folder, config.proxy.chat_template, config.proxy.template_date, thinking)
     chat = chat_facts(config.proxy, folder, tokenizer)
     others = compare_tokenizers(config, tokenizer, texts)
     reading, refusal = read(config)

@@ -100,7 +100,7 @@ def test_token_texts_make_up_the_completion(family):
     assert [text[max(a, 0) : b].strip() for a, b in spans] == [chat.token_text(i).strip() for i in ids]
 
 
-def test_thoughts_stand_where_the_family_writes_them():
+def test_thoughts_stand_where_the_family_writes_them(tmp_path):
     """Qwen 3 has tokens for them; Llama 3.1 has none, and gets them as text."""
     qwen = PUBLISHED["qwen3"]
     tokenizer = load_tokenizer(qwen.folder(), thinking=True)
@@ -112,6 +112,8 @@ def test_thoughts_stand_where_the_family_writes_them():
     assert tokenizer.decode(ids) == whole.rstrip("\n")
     assert ids == tokenizer.encode(whole.rstrip("\n"), add_special_tokens=False)
     assert tokenizer.convert_tokens_to_ids("<think>") in ids
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template == tokenizer.chat_template  # as every later reader finds it
     silent = tokenizer.apply_chat_template([*user, {"role": "assistant", "content": "Yes."}], tokenize=False)
     assert tokenizer.decode(chat.prompt_ids(user) + chat.completion_ids("Yes.")) == silent.rstrip("\n")
 
