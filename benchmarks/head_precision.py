@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from proxykd.batching import collate
-from proxykd.chat import load_tokenizer
 from proxykd.config import ModelConfig
 from proxykd.divergences import forward_kl
 from proxykd.models import load_scorer, resolve
+from proxykd.tokenizer import load_tokenizer
 
 TOKENS = 1024
 
