@@ -13,7 +13,7 @@ import torch
 from proxykd.checkpoints import Checkpoints
 from proxykd.config import TrainConfig
 from proxykd.corpus import Row
-from proxykd.errors import IntegrityError
+from proxykd.errors import IntegrityError, RunStoppedError
 from proxykd.scorer import CompletionScorer
 from proxykd.training import Step, Trainer
 
@@ -49,13 +49,17 @@ class ResumableTraining:
         self.notes: dict[str, Any] = {}
         self.seconds = 0.0
         """Spent on steps, over all attempts."""
+        self._checkpoint: dict[str, Any] | None = None
+        """The trainer's state that is still to be taken up; until then the model is as the stage began with it."""
         if (state := self._checkpoints.latest()) is not None:
-            self.trainer.restore(state["trainer"])
+            self._checkpoint = state["trainer"]
             self.steps = [Step(**step) for step in state["steps"]]
             self.notes, self.seconds = state["notes"], state["seconds"]
+        self._require_alike()
 
     def run(self, step: Callable[[list[Row]], Step], after_step: Callable[[], None] = _nothing) -> list[Step]:
         """Takes the steps that are still to be taken and returns all of them."""
+        self._take_up()
         total = self.total_steps
         self._worker.progress(len(self.steps), total, "steps")
         began = time.monotonic() - self.seconds
@@ -68,7 +72,7 @@ class ResumableTraining:
             if due or stop or len(self.steps) == total:
                 self.save()
             if stop:
-                self._worker.run.go_on()
+                raise RunStoppedError("stopped, as asked")
         return self.steps
 
     @property
@@ -87,6 +91,7 @@ class ResumableTraining:
 
     def save(self) -> None:
         """Every worker must call it; rank 0 writes."""
+        self._take_up()
         state = {
             "trainer": self.trainer.state(),
             "steps": [asdict(step) for step in self.steps],
@@ -96,6 +101,20 @@ class ResumableTraining:
         if self._worker.lead:
             self._checkpoints.save(len(self.steps), state)
         self._saved = time.monotonic()
+
+    def _take_up(self) -> None:
+        if self._checkpoint is not None:
+            self.trainer.restore(self._checkpoint)
+            self._checkpoint = None
+
+    def _require_alike(self) -> None:
+        """Workers that went on from different checkpoints would wait for each other for ever.
+
+        A file system may show one of them a checkpoint later than the others.
+        """
+        steps = self._worker.workers.gather_objects((self._checkpoint is not None, len(self.steps)))
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"the workers found checkpoints of different steps: {[step for _, step in steps]}")
 
     @property
     def _steps_an_epoch(self) -> int:

@@ -29,7 +29,7 @@ from proxykd.config import RunConfig
 from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.divergences import Divergence
-from proxykd.errors import ProxykdError
+from proxykd.errors import ProxykdError, RunStoppedError
 from proxykd.evaluation import (
     RecordScores,
     SealedTeacher,
@@ -89,10 +89,30 @@ class Worker:
             self.report(done, total, unit, **metrics)
 
     def go_on(self) -> None:
-        """Every worker must call it. Raises RunStoppedError in all of them once one sees that the run is to stop."""
-        asked = torch.tensor(float(self.run.stop_request.exists()), device=self.workers.device)
-        if self.workers.max(asked) > 0:
-            self.run.go_on()
+        """Every worker must call it.
+
+        Raises:
+            RunStoppedError: one of them sees that the run is to stop; in all of them.
+        """
+        if self.workers.any(self.run.stop_request.exists()):
+            raise RunStoppedError("stopped, as asked")
+
+    def arithmetic(self) -> Facts:
+        """What decides a log-prob's last digits beside weights and rows; what is compared must be made alike.
+
+        In bfloat16 a row's padding alone moves its sum by up to 0.7 nats.
+        """
+        device, resources = self.workers.device, self.config.resources
+        mine = {
+            "micro_batch_tokens": resources.micro_batch_tokens,
+            "workers": self.workers.world,
+            "parallel": resources.parallel,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        facts: Facts = self.workers.of_lead(mine)
+        return facts
 
     def proxy(self, adapter: str | None, trainable: bool = True) -> CompletionScorer:
         directory = self.run.adapters / adapter if adapter else None
@@ -119,13 +139,16 @@ def run_loops(config: Facts) -> None:
     """
     tasks = config["tasks"]
     unfinished_here = [i for i, task in enumerate(tasks) if not location(task["outcome"]).exists()]
-    [unfinished_tasks, *_] = Workers.current("ddp", get_device()).gather_objects(unfinished_here)
+    unfinished_tasks = Workers.current("ddp", get_device()).of_lead(unfinished_here)
     if all(run_loop(tasks[i]) for i in unfinished_tasks):
         ray.train.report({})
 
 
 def run_loop(task: Facts) -> bool:
     """One task. A ProxykdError is a finding, not a crash: it is stored, not retried.
+
+    One that a single worker of several meets would leave the others waiting for it, so that it fails all the same: Ray
+    Train starts the workers again, who find the task finished.
 
     Storage that refuses a write is the coordinator's to know. The worker that met it fails, so that none of the others
     waits for it; Ray Train starts them again, and they leave: False.
@@ -142,7 +165,10 @@ def run_loop(task: Facts) -> bool:
             outcome: Facts = {"result": LOOPS[task["loop"]](worker), "seconds": time.monotonic() - began}
         except ProxykdError as error:
             outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
-        if worker.lead or "error" in outcome:
+            if worker.workers.world > 1 and not isinstance(error, RunStoppedError):  # which all of them raise
+                write_json(location(task["outcome"]), outcome)
+                raise
+        if worker.lead:
             write_json(location(task["outcome"]), outcome)
         log.info("done", extra={"facts": at | {"seconds": time.monotonic() - began}})
     except Exception as error:
@@ -177,10 +203,11 @@ def align(worker: Worker) -> Facts:
     training = ResumableTraining(worker, scorer, config)
     notes, budget = training.notes, worker.config.resources.micro_batch_tokens
     pairs = first_pairs(worker.run, task["round"])
-    if "references" not in notes:
+    if notes.get("arithmetic") != (arithmetic := worker.arithmetic()):
         began = time.monotonic()
         notes["references"], notes["parity"] = _reference_pass(worker, scorer, training)
-        notes["reference_seconds"] = time.monotonic() - began
+        notes["arithmetic"] = arithmetic
+        notes["reference_seconds"] = time.monotonic() - began + notes.get("reference_seconds", 0.0)
         notes["before"] = pair_token_logps(scorer, pairs, worker.workers, budget)
         training.save()
 
@@ -267,7 +294,8 @@ def _reference_pass(
 ) -> tuple[dict[int, Facts], Facts]:
     """Reference sequence log-probs on exactly training's micro-batches; and the parity of engine and trainer.
 
-    The reference is the policy before its first step: the same weights in the same place, no second copy.
+    The reference is the policy before its first step, or before it takes up a checkpoint: the same weights in the same
+    place, no second copy.
     """
     task = worker.task
     references: dict[int, Facts] = {}
@@ -286,33 +314,41 @@ def _reference_pass(
     for prompt, completion in zip(sample["prompts"], sample["completions"], strict=True):
         batch = collate([prompt], [completion]).to(worker.workers.device)
         ours += scorer.score(batch).token_logps_N.tolist()
-    mean_abs, max_abs = gates.parity(sample["logps"], ours)
+    mean_abs, max_abs = worker.workers.of_lead(gates.parity(sample["logps"], ours))
     gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, str(task["reference"]))
     return dict(everyones), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
 
 
 def score(worker: Worker) -> Facts:
-    """Soft labels of D_s by the trainer's own forward pass: top-K, tail and the actual token (appendix A.1)."""
-    task = worker.task
+    """Soft labels of D_s by the trainer's own forward pass: top-K, tail and the actual token (appendix A.1).
+
+    Each worker scores a shard of its own at a time, with as many forward passes as the others.
+    """
+    task, workers = worker.task, worker.workers
     source: LabelSource = task["source"]
     labels = worker.run.soft_labels(source.adapter)
     scorer = worker.proxy(task["adapter"], trainable=False)
     shards = slice_shards(worker.run, "distillation")
     worker.progress(0, len(shards), "shards")
-    for number, path in enumerate(shards, start=1):
+    for done in range(0, len(shards), workers.world):
         worker.go_on()
-        if number % worker.workers.world == worker.workers.rank and unfinished(labels / path.name):
-            rows = read_shard_rows(path)
-            write_soft_labels(labels / path.name, rows, _score_rows(worker, scorer, rows, source.top_k), source)
-        worker.progress(number, len(shards), "shards")
+        mine = [path for path in shards[done:][workers.rank : workers.rank + 1] if unfinished(labels / path.name)]
+        rows = [row for path in mine for row in read_shard_rows(path)]
+        scored = _score_rows(worker, scorer, rows, source.top_k)
+        for path in mine:
+            write_soft_labels(labels / path.name, rows, scored, source)
+        worker.progress(min(done + workers.world, len(shards)), len(shards), "shards")
     return {}
 
 
 def _score_rows(worker: Worker, scorer: CompletionScorer, rows: list[Row], top_k: int) -> list[CompletionLogps]:
     results: dict[int, CompletionLogps] = {}
-    for part in plan_micro_batches([row["length"] for row in rows], worker.config.resources.micro_batch_tokens):
-        batch = collate([rows[i]["prompt_ids"] for i in part], [rows[i]["completion_ids"] for i in part])
-        scores = scorer.score(batch.to(worker.workers.device), top_k)
+    plan = plan_micro_batches([row["length"] for row in rows], worker.config.resources.micro_batch_tokens)
+    batches = [
+        collate([rows[i]["prompt_ids"] for i in part], [rows[i]["completion_ids"] for i in part]) for part in plan
+    ]
+    for batch, part in zip(worker.workers.in_step(scorer, batches), plan, strict=True):
+        scores = scorer.score(batch, top_k)
         assert scores.top is not None
         columns = (scores.token_logps_N, scores.top.ids_NK, scores.top.logps_NK, scores.top.tail_logmass_N)
         ends = batch.lengths_B.cumsum(0)[:-1].tolist()

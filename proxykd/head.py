@@ -22,6 +22,10 @@ Above 32 MiB, so that glibc maps each such block and returns it at once: smaller
 """
 
 
+WEIGHT_BYTES = 16 * 2**20
+"""Of a bfloat16 head, what is held in float32 at a time on a CPU, whose matrix products know one dtype."""
+
+
 @dataclass(frozen=True)
 class Head:
     """Hidden states to logits: weight [V, H], bias [V] or None, and the soft-cap of Gemma-like models."""
@@ -36,8 +40,12 @@ class Head:
         return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
     def logits(self, hidden_nH: Tensor) -> Tensor:
-        """Float32 logits of one chunk: [n, V], the caller's to overwrite where no gradient is wanted."""
-        logits_nV = nn.functional.linear(hidden_nH, self.linear.weight[: self.vocabulary]).float()
+        """Float32 logits of one chunk: [n, V], the caller's to overwrite where no gradient is wanted.
+
+        Exact products of what the model holds, in float32 whatever its dtype: bfloat16 would round a logit of 20 to a
+        multiple of 1/8.
+        """
+        logits_nV: Tensor = _Float32Product.apply(hidden_nH, self.linear.weight[: self.vocabulary])
         if self.linear.bias is not None:
             logits_nV = logits_nV + self.linear.bias[: self.vocabulary]
         return logits_nV if self.softcap is None else (logits_nV / self.softcap).tanh() * self.softcap
@@ -78,6 +86,31 @@ def _logsumexp_(values_nV: Tensor) -> Tensor:
     largest = values_nV.amax(1, keepdim=True)
     finite = largest.nan_to_num(neginf=0.0)
     return values_nV.sub_(finite).exp_().sum(1).log() + finite[:, 0]
+
+
+class _Float32Product(torch.autograd.Function):
+    """hidden [n, H] times weight [V, H], in float32: [n, V]. Gradients are multiplied in the weight's own dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if weight.dtype == torch.float32:
+            return hidden @ weight.T
+        if weight.is_cuda:  # tensor cores add up in float32: what is written is not rounded
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        product = hidden.new_empty(len(hidden), len(weight), dtype=torch.float32)
+        rows = max(1, WEIGHT_BYTES // (4 * weight.shape[1]))
+        for block, part in zip(product.split(rows, dim=1), weight.split(rows), strict=True):
+            torch.mm(hidden.float(), part.float().T, out=block)
+        return product
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        gradient = gradient.to(weight.dtype)
+        hidden_grad = gradient @ weight if ctx.needs_input_grad[0] else None
+        return hidden_grad, gradient.T @ hidden if ctx.needs_input_grad[1] else None
 
 
 class _TokenLogps(torch.autograd.Function):

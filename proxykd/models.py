@@ -125,12 +125,15 @@ def _generation_of(proxy: Path) -> Any:
 def read_model(directory: Path, dtype: torch.dtype) -> Any:
     """A causal language model from a folder's safetensors, with attention that computes all of its config.
 
+    Without dropout: policy and reference must agree to the last bit.
+
     Raises:
         ModelError: a tensor that the weights lack: transformers would take random values for it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(directory)
+    _without_dropout(config)
     options = {}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):  # torch's own attention leaves it out
         options["attn_implementation"] = "eager"
@@ -140,6 +143,15 @@ def read_model(directory: Path, dtype: torch.dtype) -> Any:
     model, info = loaded
     require_whole(info, directory)
     return model
+
+
+def _without_dropout(config: Any) -> None:
+    """Sets attention_dropout, resid_pdrop, layerdrop and the like to 0, in a config and in the configs in it."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "model_type"):
+            _without_dropout(value)
+        elif "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
 
 
 def stop_token_ids(model: Any) -> list[int]:

@@ -6,7 +6,7 @@ and a worker may then have fewer micro-batches than another. `fsdp2` shards ever
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from proxykd.batching import CompletionBatch, collate
 from proxykd.scorer import CompletionScorer
 
 CPU = torch.device("cpu")
@@ -65,6 +66,21 @@ class Workers:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on one worker at least. Every worker must call it."""
+        return bool(self.max(torch.tensor(float(mine), device=self.device)) > 0)
+
+    def in_step(self, scorer: CompletionScorer, batches: Sequence[CompletionBatch]) -> Iterator[CompletionBatch]:
+        """Batches for one `scorer.score` each; every worker must take all of its own.
+
+        The forward pass of a sharded model needs every worker: those with fewer batches make passes over a single token
+        until the one with the most is done.
+        """
+        most = int(self.max(torch.tensor(len(batches), device=self.device))) if self.mode == "fsdp2" else 0
+        yield from (batch.to(self.device) for batch in batches)
+        for _ in range(most - len(batches)):
+            scorer.score(collate([[0]], [[0]]).to(self.device))
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """One all-reduce over all gradients, flattened. A parameter without one counts as zero."""
         if self.world == 1 or self.mode == "fsdp2":
@@ -74,6 +90,10 @@ class Workers:
         dist.all_reduce(flat)
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+    def of_lead(self, value: Any) -> Any:
+        """The value that rank 0 has, on every worker. What is decided by it is decided alike everywhere."""
+        return self.gather_objects(value)[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every worker's value, in rank order, on every worker."""

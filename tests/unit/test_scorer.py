@@ -202,3 +202,22 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     shares = [share_of_worker(plan, rank, 2) for rank in range(2)]
     assert len(shares[0]) == len(shares[1])
     assert sorted(i for share in shares for part in share for i in part) == list(range(7))
+
+
+@pytest.mark.parametrize("block_rows", [7, 1000])
+def test_a_bfloat16_head_gives_logits_that_are_not_rounded(monkeypatch, block_rows):
+    """Its own bfloat16 product is off by up to 1/16 at logits of 20; gradients are those of that dtype."""
+    monkeypatch.setattr(head_module, "WEIGHT_BYTES", 4 * 64 * block_rows)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 50, bias=False).bfloat16()
+    hidden = (20 * torch.randn(9, 64)).bfloat16().requires_grad_()
+    exact = hidden.detach().double() @ linear.weight.detach().double().T
+    logits = Head(linear, 50).logits(hidden)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), exact, atol=1e-5, rtol=1e-6)
+    rounded = linear(hidden).float()
+    assert (rounded.double() - exact).abs().max() > 0.03
+    weights = torch.randn(9, 50)
+    ours = torch.autograd.grad((logits * weights).sum(), [hidden, linear.weight])
+    theirs = torch.autograd.grad((rounded * weights).sum(), [hidden, linear.weight])
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

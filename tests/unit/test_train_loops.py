@@ -11,6 +11,7 @@ import torch
 
 from actors import train_loops
 from proxykd.errors import GateError
+from proxykd.parallel import Workers
 from proxykd.storage import RunDirectory, read_json
 from tests.small_run import run_config
 
@@ -43,8 +44,12 @@ def run_stage(tmp_path, monkeypatch):
         train_loops.run_loop(
             {"run": str(run.root), "loop": "warmup", "outcome": str(outcome), "reporter": lambda: report}
         )
-        return read_json(outcome) if outcome.exists() else None
+        return kept()
 
+    def kept():
+        return read_json(tmp_path / "outcome.json") if (tmp_path / "outcome.json").exists() else None
+
+    run_stage.outcome = kept
     return run, report, calls, run_stage
 
 
@@ -58,6 +63,33 @@ def test_a_result_and_a_finding_are_stored(run_stage):
         raise GateError("margins are not 0")
 
     assert stage(broken) == {"error": {"type": "GateError", "message": "margins are not 0"}}
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process as rank 1 of 2, the other of which sees what it sees."""
+    monkeypatch.setattr(Workers, "current", lambda mode, device: Workers(1, 2, mode, device))
+    monkeypatch.setattr(Workers, "max", lambda workers, tensor: tensor)
+
+
+def test_a_finding_of_one_worker_is_stored_and_leaves_none_waiting_for_it(run_stage, second_of_two):
+    _, _, _, stage = run_stage
+
+    def broken():
+        raise GateError("only here")
+
+    with pytest.raises(GateError, match="only here"):
+        stage(broken)
+    assert stage.outcome() == {"error": {"type": "GateError", "message": "only here"}}
+
+
+def test_all_workers_stop_as_soon_as_one_is_asked_to(run_stage, second_of_two, monkeypatch):
+    """The file that asks may show on one machine first: no worker asks twice, or it alone would go on."""
+    run, _, calls, stage = run_stage
+    monkeypatch.setattr(Workers, "max", lambda workers, tensor: tensor + 1)
+    assert stage(lambda: {"nll": 1.0}) is None  # rank 0 writes for all
+    assert not run.stop_request.exists()
+    assert calls == []
 
 
 def test_a_run_that_is_to_stop_begins_no_further_task(run_stage):

@@ -1,0 +1,90 @@
+"""A round that goes on after a death: its references are of the micro-batches that it now trains on, and of its start."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+from actors import train_loops
+from proxykd.checkpoints import Checkpoints
+from proxykd.corpus_store import read_slice
+from proxykd.pairs import read_pairs, write_pairs
+from proxykd.storage import RunDirectory
+from proxykd.training import Trainer
+from tests.small_run import make_adapter
+from tests.stage_ranks import Ranks, make_run
+
+ALIGNMENT = {"learning_rate": 1e-2, "global_batch": 8, "parity_threshold": 100.0, "max_new_tokens": 12}
+
+
+class Killed(Exception):
+    pass
+
+
+class Round:
+    """Three steps in bfloat16, where a row's padding decides its log-prob's digits, from a random adapter."""
+
+    def __init__(self, tiny, folder):
+        proxy = {"source": str(tiny), "dtype": "bfloat16", "drop_layers": [3]}
+        self.run = make_run(tiny, folder, proxy=proxy, alignment=ALIGNMENT, resources={"checkpoint_seconds": 0.0})
+        rows = read_slice(self.run, "alignment")
+        for row in rows:
+            row |= {"rejected_ids": [20, *row["completion_ids"][:3], 2], "rejected_stopped": True, "seed": 0}
+        path = self.run.pairs(1) / "shard-00000.parquet"
+        write_pairs(path, rows)
+        self.pairs, self.reference = read_pairs(path), make_adapter(self.run, 0)
+
+    def train(self, micro_batch_tokens, steps=None):
+        """The round's result; killed before step `steps`, counted from 0."""
+        config = self.run.config()
+        resources = config.resources.model_copy(update={"micro_batch_tokens": micro_batch_tokens, "trainer_threads": 1})
+        RunDirectory.create(config.model_copy(update={"resources": resources}))
+        [one, *_] = self.pairs
+        parity = {"prompts": [one["prompt_ids"]], "completions": [one["completion_ids"]]}
+        parity["logps"] = [-1.0] * len(one["completion_ids"])
+        step = Trainer.step
+
+        def mortal(trainer, *arguments):
+            if trainer.steps == steps:
+                raise Killed
+            return step(trainer, *arguments)
+
+        with mock.patch.object(Trainer, "step", mortal):
+            task = {"round": 1, "reference": self.reference, "parity": parity}
+            return Ranks(str(self.run.root))("align-01", "align", self.pairs, **task)
+
+    @property
+    def references(self):
+        return Checkpoints(self.run.checkpoints / "align-01").latest()["notes"]["references"]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often references were made."""
+    made = mock.Mock(wraps=train_loops._reference_pass)
+    monkeypatch.setattr(train_loops, "_reference_pass", made)
+    return made
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_references_are_made_again_for_other_micro_batches_from_the_rounds_start(tiny, tmp_path, passes, steps):
+    killed, whole = Round(tiny, tmp_path / "killed"), Round(tiny, tmp_path / "whole")
+    with pytest.raises(Killed):
+        killed.train(10_000, steps)
+    before = killed.references
+    result = killed.train(80)
+    assert passes.call_count == 2
+    assert result["step0_margin_max_abs"] == 0.0
+    whole.train(80)
+    assert killed.references == whole.references != before
+
+
+def test_references_are_kept_where_nothing_changed(tiny, tmp_path, passes):
+    killed = Round(tiny, tmp_path)
+    with pytest.raises(Killed):
+        killed.train(80, 2)
+    before = killed.references
+    assert killed.train(80)["step0_margin_max_abs"] == 0.0
+    assert passes.call_count == 1
+    assert killed.references == before

@@ -1,0 +1,147 @@
+"""Every stage's loop on two gloo ranks, replicas and sharded layers, with unequal shares: its result is that of one."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+
+import pytest
+
+from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
+from proxykd.pairs import read_pairs, write_pairs
+from proxykd.soft_label_statistics import label_statistics
+from proxykd.soft_labels import LabelSource
+from proxykd.storage import read_table
+from proxykd.tokenizer import load_tokenizer
+from tests.stage_ranks import Ranks, make_run, on_ranks
+
+RECOMPUTED = {"gradient_checkpointing": True}
+ALIGNMENT = {"learning_rate": 1e-3, "global_batch": 8, "parity_threshold": 100.0, "max_new_tokens": 12, **RECOMPUTED}
+PROXY = {"alignment": ALIGNMENT, "score": {"source": "trainer", "top_k": 4}}
+LORA = {"drop_layers": [2], "dtype": "float32", "method": "lora", "lora": {"rank": 4, "alpha": 8}}
+
+
+def sections_of(source, world, mode):
+    """By run: with a proxy and a sealed teacher; with an assistant; from the open teacher itself; and with what GPUs
+    hold, a bfloat16 base under float32 adapters."""
+    small = {"source": str(source), "dtype": "float32"}
+    resources = {"micro_batch_tokens": 128, "trainer_threads": 1, "trainer_workers": world, "parallel": mode}
+    white_box = {"teacher": small, "max_new_tokens": 12, "assistant": {"learning_rate": 1e-3, "global_batch": 8}}
+    learning = {"learning_rate": 1e-3, "global_batch": 8, "evaluations": 2, **RECOMPUTED}
+    student = {**small, **LORA}
+    sealed = {"model": "sealed", "max_tokens": 12, "local": {**small, "drop_layers": [1]}}
+    bfloat16 = {"source": str(source), "dtype": "bfloat16", "lora": {"rank": 4, "alpha": 8}}
+    return {
+        "proxy": {**PROXY, "teacher": sealed, "distillation": {**learning, "alpha": 2.0}},
+        "assistant": {"white_box": white_box, "student": student, "distillation": {**learning, "source": "assistant"}},
+        "white_box": {"white_box": white_box, "distillation": {**learning, "source": "white_box"}},
+        "bfloat16": {"proxy": bfloat16, "warmup": {"learning_rate": 1e-3, "global_batch": 8, **RECOMPUTED}},
+        "resources": resources,
+    }
+
+
+def prepare(source, folder, world=1, mode="ddp"):
+    sections = sections_of(source, world, mode)
+    resources = sections.pop("resources")
+    runs = {name: make_run(source, folder / name, resources=resources, **own) for name, own in sections.items()}
+    rows = read_slice(runs["proxy"], "alignment")
+    for row in rows:
+        row |= {
+            "rejected_ids": [*row["completion_ids"][::-1][1:], 20, 2],
+            "rejected_stopped": True,
+            "adapter": "",
+            "seed": 0,
+        }
+    write_pairs(runs["proxy"].pairs(1) / "shard-00000.parquet", rows)
+    return {name: str(run.root) for name, run in runs.items()}
+
+
+def every_stage(roots):
+    """All loops of the three runs, one after the other; their results, without what differs from run to run."""
+    found = {name: STAGES[name](Ranks(root)) for name, root in roots.items()}
+    return json.loads(re.sub(r"-[0-9a-f]{8}\b", "", json.dumps(found)))
+
+
+def proxys_stages(ranks):
+    run = ranks.run
+    warm = ranks("warmup", "warmup", read_slice(run, "warmup"))["adapter"]
+    pairs = read_pairs(run.pairs(1) / "shard-00000.parquet")
+    parity = {"prompts": [p["prompt_ids"] for p in pairs[:3]], "completions": [p["completion_ids"] for p in pairs[:3]]}
+    parity["logps"] = [-1.0] * sum(map(len, parity["completions"]))
+    aligned = ranks("align-01", "align", pairs, round=1, reference=warm, parity=parity)["adapter"]
+    ranks("align-02", "align_nll", read_slice(run, "alignment"), round=2, reference=aligned)
+    source = LabelSource(aligned, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4)
+    ranks("score", "score", [], adapter=aligned, source=source)
+    shards = slice_shards(run, "distillation")
+    labelled = [run.soft_labels(aligned) / path.name for path in shards]
+    labels = [row for path in labelled for row in read_table(path).to_pylist()]
+    rows = [row for path in shards for row in read_shard_rows(path)]
+    rows = [{**row, **label, "trust": 0.5} for row, label in zip(rows, labels, strict=True)]
+    ranks("distil", "distil", rows, source=source)
+    facts = label_statistics(labelled, source, "sequence_sum")
+    trust = {key: facts[key] for key in ("adapter", "mu", "gamma", "reduction")}
+    ranks("evaluate", "evaluate", [], adapters=[warm, aligned], trust=trust)
+    return {**ranks.results, "labels": {row["id"]: row["sequence_logp"] for row in rows}, "trust": trust}
+
+
+def assistants_stages(ranks):
+    run = ranks.run
+    adapter = ranks("assist", "assist", read_slice(run, "alignment"))["adapter"]
+    ranks("distil", "distil", read_slice(run, "distillation"), teacher=adapter)
+    ranks("evaluate", "evaluate", [], adapters=[adapter], trust=None)
+    return ranks.results
+
+
+def white_box_stages(ranks):
+    ranks("distil", "distil", read_slice(ranks.run, "distillation"), teacher=None)
+    ranks("evaluate", "evaluate", [], adapters=[], trust=None)
+    return ranks.results
+
+
+def bfloat16_stages(ranks):
+    ranks("warmup", "warmup", read_slice(ranks.run, "alignment"))
+    return ranks.results
+
+
+STAGES = {
+    "proxy": proxys_stages,
+    "assistant": assistants_stages,
+    "white_box": white_box_stages,
+    "bfloat16": bfloat16_stages,
+}
+MODES = ("ddp", "fsdp2")
+
+
+def both_ways(roots):
+    """Every stage under every mode; in one pair of processes, whose start takes longer than their work."""
+    return {mode: every_stage(roots[mode]) for mode in MODES}
+
+
+@pytest.fixture(scope="module")
+def one(tiny, tmp_path_factory):
+    return every_stage(prepare(tiny, tmp_path_factory.mktemp("one")))
+
+
+@pytest.fixture(scope="module")
+def two(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    roots = {mode: prepare(tiny, folder / mode, 2, mode) for mode in MODES}
+    return on_ranks(2, partial(both_ways, roots), folder / "ranks")
+
+
+@pytest.mark.parametrize("run", STAGES)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_find_what_one_finds(one, two, mode, run):
+    found, expected = numbers(two[mode][run]), numbers(one[run])
+    assert len(expected) > 10
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def numbers(value, at=""):
+    """Every number of nested results by its path; times apart."""
+    if isinstance(value, dict):
+        return {k: v for key, one in value.items() if key != "seconds" for k, v in numbers(one, f"{at}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for i, one in enumerate(value) for k, v in numbers(one, f"{at}/{i}").items()}
+    return {at: value} if isinstance(value, int | float) else {}
