@@ -32,7 +32,7 @@ from proxykd.storage import RunDirectory, read_json, write_json
 from proxykd.training import Trainer
 
 ARMS = {"shard": ("shard's room", "keep"), "keep": ("own room", "keep"), "drop": ("own room", "drop")}
-WARMUP, LOOKED_AT, AGAIN = 32, 16, 16
+WARMUP, LOOKED_AT, AGAIN = 16, 8, 16
 """Records of the warm-up; pairs whose sides are scored after the round; prompts that the result samples again."""
 
 
