@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from statistics import fmean, median
 
-from proxykd.chat import ChatFormat, load_tokenizer
+from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig, validate_config
 from proxykd.corpus import read_corpus
 from proxykd.corpus_store import read_slice, write_corpus
@@ -29,6 +29,7 @@ from proxykd.rounds import sample_seed
 from proxykd.sampling import Room
 from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss
 from proxykd.storage import RunDirectory, read_json, write_json
+from proxykd.tokenizer import load_tokenizer
 from proxykd.training import Trainer
 
 ARMS = {"shard": ("shard's room", "keep"), "keep": ("own room", "keep"), "drop": ("own room", "drop")}
