@@ -157,7 +157,8 @@ def test_clients_sample_the_distribution_that_rounds_sample(client, engine):
     for seed, generation in enumerate(drawn):
         for given in ({}, {"temperature": 1.0}):
             answer = client.completions.create(model="r01", prompt=PROMPT, max_tokens=10, seed=seed, **given)
-            assert answer.choices[0].text == tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+            text = tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+            assert answer.choices[0].text == text.rstrip("\ufffd")  # vLLM holds half a character back
     assert len({tuple(generation.token_ids) for generation in drawn}) > 4
 
 
