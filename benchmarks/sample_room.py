@@ -144,7 +144,7 @@ class Round:
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         os.environ |= {
             "VLLM_CPU_OMP_THREADS_BIND": cores,
-            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_KVCACHE_SPACE": "3",
             "VLLM_LOGGING_LEVEL": "WARNING",
         }
         return [{"ids": drawn.token_ids, "stopped": drawn.stopped} for drawn in asyncio.run(draw())]
