@@ -132,6 +132,8 @@ class ProxyEngine:
             "max_num_batched_tokens": max(spec.max_length, 2048),
             "scheduling_policy": "priority",
             "load_format": "safetensors",
+            # Clients sample what was aligned: of the model's generation_config.json the stop tokens alone count.
+            "generation_config": "vllm",
         }
         if spec.on_gpu:
             arguments["gpu_memory_utilization"] = spec.gpu_share
@@ -158,13 +160,13 @@ class ProxyEngine:
         adapter: str,
         prompts: Sequence[Sequence[int]],
         *,
-        max_tokens: int,
+        max_tokens: Sequence[int],
         seeds: Sequence[int | None],
         deadline_s: float,
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> list[Generation]:
-        """One completion a prompt, from the full distribution (top-k off).
+        """One completion a prompt, each within its own `max_tokens`, from the full distribution (top-k off).
 
         Raises:
             UnknownAdapterError: no finished adapter of that name.
@@ -173,13 +175,12 @@ class ProxyEngine:
         """
         from vllm import SamplingParams
 
-        def params(seed: int | None) -> Any:
-            return SamplingParams(
-                max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, detokenize=False
-            )
-
+        params = [
+            SamplingParams(max_tokens=most, temperature=temperature, top_p=top_p, seed=seed, detokenize=False)
+            for most, seed in zip(max_tokens, seeds, strict=True)
+        ]
         async with asyncio.timeout(deadline_s), self.answering_as(adapter, RUN) as lora:
-            calls = [self._run(prompt, params(seed), lora, RUN) for prompt, seed in zip(prompts, seeds, strict=True)]
+            calls = [self._run(prompt, each, lora, RUN) for prompt, each in zip(prompts, params, strict=True)]
             outputs = await asyncio.gather(*calls)
         return [
             Generation(list(o.token_ids), o.finish_reason == "stop", adapter) for o in (r.outputs[0] for r in outputs)

@@ -36,6 +36,7 @@ GAUGES = {
     "proxykd_training": ("The latest value of each measure that a training stage reports.", (*STAGE_TAGS, "measure")),
     "proxykd_pairs": ("Preference pairs of a round.", ("run", "round")),
     "proxykd_pairs_dropped": ("Pairs of a round that were dropped.", ("run", "round", "reason")),
+    "proxykd_samples_truncated": ("Samples of a round that ended by length, kept or dropped.", ("run", "round")),
     "proxykd_margin_mean": ("Mean DPO margin over a round's steps, nats.", ("run", "round")),
     "proxykd_margin_mean_after": ("Mean DPO margin of a round's pairs after it, nats.", ("run", "round")),
     "proxykd_dpo_accuracy": ("Share of a round's pairs with a positive margin, as it trained.", ("run", "round")),
@@ -137,6 +138,8 @@ class RayMetrics(Silent):
         for key in ROUND_GAUGES:
             if key in result:
                 self._set(f"proxykd_{key}", result[key], round=number)
+        if "truncated" in result:
+            self._set("proxykd_samples_truncated", result["truncated"], round=number)
         for reason, count in result["dropped"].items():
             self._set("proxykd_pairs_dropped", count, round=number, reason=reason)
 

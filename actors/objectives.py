@@ -9,7 +9,7 @@ from actors.streams import unpack_labels
 from proxykd.corpus import Row
 from proxykd.divergences import Divergence
 from proxykd.rounds import sample_seed
-from proxykd.sampling import sample_completions
+from proxykd.sampling import Room, sample_completions
 from proxykd.scorer import CompletionScorer
 from proxykd.stage_losses import DistillationLoss, SftLoss, WhiteBoxLoss
 from proxykd.training import StageLoss, Trainer
@@ -65,9 +65,8 @@ def _by_student(worker: Worker, trainer: Trainer, rows: list[Row]) -> list[Row]:
     drawn = sample_completions(
         trainer.scorer,
         [row["prompt_ids"] for row in rows[workers.rank :: workers.world]],
-        max_tokens=white_box.max_new_tokens,
-        max_length=worker.config.corpus.max_length,
-        seed=sample_seed(worker.config.seed, trainer.steps, f"worker {workers.rank}"),
+        Room(worker.config.corpus.max_length, white_box.max_new_tokens),
+        sample_seed(worker.config.seed, trainer.steps, f"worker {workers.rank}"),
     )
     found = list(rows)
     for rank, completions in enumerate(workers.gather_objects(drawn)):

@@ -67,7 +67,9 @@ def _is(entry: Facts, event: str, stage: str, round_number: int | None) -> bool:
 def _headline(result: Facts) -> Facts:
     """The few numbers of a stage's result that are worth a line."""
     facts: Facts = {
-        key: result[key] for key in ("records", "adapter", "decision", "pairs", "dpo_accuracy_after") if key in result
+        key: result[key]
+        for key in ("records", "adapter", "decision", "pairs", "truncated", "dpo_accuracy_after")
+        if key in result
     }
     if "validation" in result:
         facts |= {key: result["validation"][key] for key in ("held_out_nll", "top1_agreement")}

@@ -28,8 +28,7 @@ from actors.workbench import Workbench, completion_tokens
 from proxykd.adapter_catalogue import BASE, adapters_in_force
 from proxykd.corpus import Row
 from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards, write_rows
-from proxykd.errors import CorpusError
-from proxykd.pairs import read_pairs
+from proxykd.pairs import count_pairs, read_pairs
 from proxykd.report import write_report
 from proxykd.rounds import Change, decide, growing_round, require_rounds, round_slice, stop_reason
 from proxykd.soft_label_statistics import label_statistics
@@ -121,11 +120,7 @@ class Pipeline:
         sampled = time.time()
         made = [shard_facts(path) or {} for path in shards]
         records = sum(f["records"] for f in made)
-        dropped = {reason: sum(f.get("dropped", {}).get(reason, 0) for f in made) for reason in ("equal", "empty")}
-        if not records:
-            raise CorpusError(
-                f"round {number}: every pair was dropped ({dropped}); the proxy repeats the teacher's text"
-            )
+        counts = count_pairs(shards) if config.preference else {"pairs": records, "dropped": {}}
         task: Facts = {"records": records, "round": number, "reference": reference}
         if config.preference:
             task["parity"] = read_json(self._parity_of(number))
@@ -142,8 +137,7 @@ class Pipeline:
         outcome = {
             "round": number,
             "reference_adapter": reference,
-            "pairs": records,
-            "dropped": {reason: count for reason, count in dropped.items() if count},
+            **counts,
             "decision": decision.verdict,
             "reason": decision.reason,
             "validation_change": change.facts(),
@@ -168,7 +162,8 @@ class Pipeline:
                     self.events.step("sample")
                     room = self.bench.room(self.config.alignment.max_new_tokens)
                     draw = Sampler(call, number, self.config.seed, room)
-                    sample_pairs(shards, draw, self.bench.reporter, self.run)
+                    kept = self.config.alignment.truncated_samples
+                    sample_pairs(shards, draw, kept, self.bench.reporter, self.run)
                 self.events.step("parity sample")
                 self._keep_parity(number, list(shards), call)
         return list(shards)

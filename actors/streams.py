@@ -22,8 +22,9 @@ from actors.progress import Reporter
 from proxykd.corpus import Row
 from proxykd.corpus_store import read_shard_rows, write_rows_shard
 from proxykd.errors import EngineError, ProxykdError
-from proxykd.pairs import read_pairs, write_pairs
+from proxykd.pairs import Truncated, read_pairs, write_pairs
 from proxykd.rounds import sample_seed
+from proxykd.sampling import Room
 from proxykd.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_shard_file
 from proxykd.storage import RunDirectory, location, read_table, unfinished, verify_shard, write_shard
 from proxykd.tokenising import ids_hash
@@ -66,14 +67,6 @@ class EngineCall:
 
 
 @dataclass(frozen=True)
-class Room:
-    """How long a sampled completion may be, by itself and with its prompt."""
-
-    max_tokens: int
-    max_length: int
-
-
-@dataclass(frozen=True)
 class Sampler:
     """Draws one completion for each row's prompt, with a seed that row and round decide; 0 is no round's number."""
 
@@ -85,17 +78,14 @@ class Sampler:
     def __call__(self, rows: list[Row]) -> Iterator[tuple[Row, int, Generation]]:
         """Each row with its seed and completion, which has its stop token unless it ended by length."""
         seeds = [sample_seed(self.seed, self.round_number, row["id"]) for row in rows]
-        longest = max(len(row["prompt_ids"]) for row in rows)
-        drawn = self.call(
-            "generate",
-            prompts=[list(row["prompt_ids"]) for row in rows],
-            max_tokens=max(1, min(self.room.max_tokens, self.room.max_length - longest)),
-            seeds=seeds,
-        )
+        prompts = [list(row["prompt_ids"]) for row in rows]
+        drawn = self.call("generate", prompts=prompts, max_tokens=[self.room.of(p) for p in prompts], seeds=seeds)
         return zip(rows, seeds, drawn, strict=True)
 
 
-def sample_pairs(shards: dict[Path, list[Row]], draw: Sampler, reporter: Reporter, run: RunDirectory) -> None:
+def sample_pairs(
+    shards: dict[Path, list[Row]], draw: Sampler, truncated: Truncated, reporter: Reporter, run: RunDirectory
+) -> None:
     """Draws one rejected completion for every row of every unfinished shard, and writes the pairs."""
 
     def sample(path: Path, rows: list[Row]) -> None:
@@ -103,7 +93,7 @@ def sample_pairs(shards: dict[Path, list[Row]], draw: Sampler, reporter: Reporte
         for row, seed, drawn in draw(rows):
             facts = {"rejected_stopped": drawn.stopped, "adapter": drawn.adapter, "seed": seed}
             pairs.append({**row, "rejected_ids": drawn.token_ids, **facts})
-        write_pairs(path, pairs)
+        write_pairs(path, pairs, truncated)
 
     _for_each_shard(shards, sample, "pairs", reporter, run)
 

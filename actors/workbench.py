@@ -17,13 +17,14 @@ from actors.engine import EngineSpec
 from actors.events import EventLog
 from actors.means import Alone
 from actors.progress import Reporter
-from actors.streams import EngineCall, Room
+from actors.streams import EngineCall
 from actors.training_runs import TrainTask
 from proxykd import errors
 from proxykd.adapter_catalogue import BASE
 from proxykd.corpus_store import manifest
 from proxykd.errors import ProxykdError, StorageError
 from proxykd.journal import Journal
+from proxykd.sampling import Room
 from proxykd.soft_labels import LabelSource
 from proxykd.storage import RunDirectory, delete, read_json, read_table
 from proxykd.tokenizer import load_tokenizer
@@ -84,8 +85,8 @@ class Workbench:
             yield call
             self.busy_s += time.monotonic() - began
 
-    def room(self, max_tokens: int) -> Room:
-        return Room(max_tokens, self.config.corpus.max_length)
+    def room(self, max_new_tokens: int | None) -> Room:
+        return Room(self.config.corpus.max_length, max_new_tokens)
 
     def train(self, key: str, loop: str, stream: Any, **task: Any) -> Facts:
         """One Ray Train run. A loop's own error comes back as what it is."""

@@ -38,7 +38,7 @@ class Bench:
         records = (read_slice(run, "distillation") * 100)[:rows]
         self.prompts = [record["prompt_ids"] for record in records]
         self.completions = [(record["completion_ids"] * tokens)[:tokens] for record in records]
-        self.sampling = {"max_tokens": tokens, "seeds": list(range(rows)), "deadline_s": 600.0}
+        self.sampling = {"max_tokens": [tokens] * rows, "seeds": list(range(rows)), "deadline_s": 600.0}
 
     async def through(self, generate, score, adapter):
         """Tokens a second of sampling and of scoring, by an engine's two methods."""

@@ -157,9 +157,15 @@ def _graded(question: Question, prompt: str, generation: str) -> Grade:
 @contextlib.contextmanager
 def _open_transformers(arguments: dict[str, Any], answerer: Answerer) -> Iterator[Any]:
     from lm_eval.models.huggingface import HFLM
+    from transformers import GenerationConfig
+
+    from proxykd.models import stop_token_ids
 
     device = "cpu" if answerer.device == "cpu" else "cuda"
-    yield HFLM(**arguments, device=device, batch_size=16, max_length=answerer.max_length)
+    model = HFLM(**arguments, device=device, batch_size=16, max_length=answerer.max_length)
+    # Greedy is the model's own likeliest token: its generation_config.json may hold a repetition penalty and the like.
+    model.model.generation_config = GenerationConfig(eos_token_id=stop_token_ids(model.model) or None)
+    yield model
 
 
 @contextlib.contextmanager

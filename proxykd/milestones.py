@@ -12,7 +12,7 @@ Milestone = tuple[str, int, float]
 FIDELITY = ("held_out_nll", "top1_agreement")
 ROUND = (
     "nll_loss", "dpo_loss", "dpo_accuracy", "margin_mean", "dpo_accuracy_after", "margin_mean_after", "parity_mean_abs",
-    "pairs",
+    "pairs", "truncated",
 )  # fmt: skip
 
 

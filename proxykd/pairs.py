@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxykd.corpus import Row
 from proxykd.corpus_store import IDS, TEACHER_TOP
-from proxykd.storage import read_table, verify_shard, write_shard
+from proxykd.errors import CorpusError
+from proxykd.storage import read_table, shard_facts, verify_shard, write_shard
 
+Truncated = Literal["keep", "drop"]
+"""What becomes of a pair whose sample ended by length: `alignment.truncated_samples`."""
 SIDES = {"chosen": "completion_ids", "rejected": "rejected_ids"}
 """Of a pair, and the columns of their tokens."""
 SCHEMA = pa.schema(
@@ -28,14 +33,13 @@ SCHEMA = pa.schema(
 )
 
 
-def write_pairs(path: Path, rows: list[Row]) -> Counter[str]:
-    """Writes the rows whose sides differ and are not empty; returns what was dropped and why."""
+def write_pairs(path: Path, rows: list[Row], truncated: Truncated) -> Counter[str]:
+    """Writes the rows whose sides differ and are not empty, and those whose sample ended by length only where
+    `truncated` keeps them; returns what was dropped and why."""
     dropped: Counter[str] = Counter()
     kept = []
     for row in rows:
-        reason = (
-            "empty" if not row["rejected_ids"] else "equal" if row["rejected_ids"] == row["completion_ids"] else None
-        )
+        reason = _reason_to_drop(row, truncated)
         if reason:
             dropped[reason] += 1
         else:
@@ -44,10 +48,40 @@ def write_pairs(path: Path, rows: list[Row]) -> Counter[str]:
     facts = {
         "records": len(kept),
         "dropped": dict(dropped),
+        "samples": len(rows),
+        "truncated": sum(not row["rejected_stopped"] for row in rows),
         "tokens": sum(len(row["rejected_ids"]) for row in rows),
     }
     write_shard(path, lambda target: pq.write_table(table, target, compression="zstd"), facts)
     return dropped
+
+
+def _reason_to_drop(row: Row, truncated: Truncated) -> str | None:
+    if not row["rejected_ids"]:
+        return "empty"
+    if row["rejected_ids"] == row["completion_ids"]:
+        return "equal"
+    return "truncated" if truncated == "drop" and not row["rejected_stopped"] else None
+
+
+def count_pairs(shards: Sequence[Path]) -> dict[str, Any]:
+    """Of a round's finished shards: `pairs`, what was `dropped` and why, all `samples` and how many of them were
+    `truncated`, kept or not.
+
+    Raises:
+        CorpusError: no pair is left.
+    """
+    made = [shard_facts(path) or {} for path in shards]
+    dropped = sum((Counter(facts["dropped"]) for facts in made), Counter[str]())
+    counts = {key: sum(facts[key] for facts in made) for key in ("samples", "truncated")}
+    pairs = sum(facts["records"] for facts in made)
+    if not pairs:
+        raise CorpusError(
+            f"every pair was dropped ({dict(dropped)}): equal samples repeat the teacher, truncated ones ran out "
+            f"of their room (raise corpus.max_length or alignment.max_new_tokens, or set "
+            f"alignment.truncated_samples=keep)"
+        )
+    return {"pairs": pairs, "dropped": dict(dropped), **counts}
 
 
 def read_pairs(path: Path) -> list[Row]:

@@ -15,10 +15,10 @@ from proxykd.storage import RunDirectory, read_json, stage_key, write_json
 
 Facts = dict[str, Any]
 ROUND_KEYS = (
-    "round", "adapter", "reference_adapter", "pairs", "dropped", "nll_loss", "dpo_loss", "nll_grad_norm",
-    "dpo_grad_norm", "dpo_accuracy", "margin_mean", "dpo_accuracy_after", "margin_mean_after", "pairs_after",
-    "step0_margin_max_abs", "parity_mean_abs", "parity_max_abs", "validation", "validation_change", "seconds",
-    "decision", "reason",
+    "round", "adapter", "reference_adapter", "pairs", "dropped", "samples", "truncated", "nll_loss", "dpo_loss",
+    "nll_grad_norm", "dpo_grad_norm", "dpo_accuracy", "margin_mean", "dpo_accuracy_after", "margin_mean_after",
+    "pairs_after", "step0_margin_max_abs", "parity_mean_abs", "parity_max_abs", "validation", "validation_change",
+    "seconds", "decision", "reason",
 )  # fmt: skip
 
 

@@ -100,8 +100,24 @@ class CompletionScorer(nn.Module):
         with self._recomputing():
             output = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False)
         hidden_BTH: Tensor = output.last_hidden_state
-        hidden_NH = hidden_BTH.flatten(0, 1)[batch.positions_N]
-        return hidden_NH if self._scale == 1 else hidden_NH * self._scale
+        return self._scaled(hidden_BTH.flatten(0, 1)[batch.positions_N])
+
+    @torch.no_grad()
+    def next_logits(
+        self, input_ids_BT: Tensor, attention_mask_BS: Tensor, position_ids_BT: Tensor, cache: Any
+    ) -> tuple[Tensor, Any]:
+        """Float32 logits of the token after each row, [B, V], and the cache with these T tokens; None begins one.
+
+        The mask is over all S tokens so far, the cached ones too.
+        """
+        output = self._base().get_decoder()(
+            input_ids=input_ids_BT,
+            attention_mask=attention_mask_BS,
+            position_ids=position_ids_BT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self.head().logits(self._scaled(output.last_hidden_state[:, -1])), output.past_key_values
 
     def head(self) -> Head:
         return Head(self._base().get_output_embeddings(), self.vocabulary, self._softcap)
@@ -121,6 +137,9 @@ class CompletionScorer(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        return hidden if self._scale == 1 else hidden * self._scale
 
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

@@ -103,7 +103,7 @@ class SealedTeacher:
             [generation] = await self._engine.generate(
                 self._base,
                 [prompt],
-                max_tokens=min(request.max_tokens, room),
+                max_tokens=[min(request.max_tokens, room)],
                 seeds=[request.seed],
                 deadline_s=240.0,
                 temperature=request.temperature,

@@ -105,7 +105,8 @@ def _align(run: RunDirectory, number: int | None) -> dict[str, Any]:
     nll = 3.6 - 0.05 * number
     return {
         "round": number, "reference_adapter": adapter_of(number - 1), "adapter": adapter_of(number), "pairs": 12,
-        "dropped": {"equal": 1}, "decision": "promote", "reason": f"validation NLL {nll + 0.05:.2f} -> {nll:.2f}",
+        "dropped": {"equal": 1}, "samples": 13, "truncated": 2,
+        "decision": "promote", "reason": f"validation NLL {nll + 0.05:.2f} -> {nll:.2f}",
         "validation": fidelity(nll), "nll_loss": nll, "dpo_loss": 0.6, "dpo_accuracy": 0.5, "margin_mean": 0.2,
         "dpo_accuracy_after": 0.75, "margin_mean_after": 0.4, "pairs_after": 12,
         "validation_change": {"nll": -0.05, "stderr": 0.01, "prompts": 5},

@@ -84,7 +84,12 @@ class AlignmentConfig(TrainConfig):
     teacher_kl: float = Field(
         0.0, ge=0, description="weight of the KL from the log-probs that a grey box gives away; 0: they are not used"
     )
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="most tokens of a sample; default: all that its own prompt leaves of corpus.max_length"
+    )
+    truncated_samples: Literal["keep", "drop"] = Field(
+        "keep", description="pairs whose sample ended by length, and so has no stop token"
+    )
     min_improvement: float = Field(
         0.005, description="nats a token of validation NLL; a round that surely improved it by less is idle"
     )
@@ -128,5 +133,7 @@ class WhiteBoxConfig(Section):
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "tvd"] = "forward_kl"
     temperature: float = Field(1.0, gt=0)
     on_policy: bool = Field(False, description="on the student's own completions, drawn as it trains (GKD)")
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="most tokens of a completion; default: what its prompt leaves of corpus.max_length"
+    )
     assistant: TrainConfig = TrainConfig()

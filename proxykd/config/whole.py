@@ -78,11 +78,7 @@ class RunConfig(Section):
             )
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
             raise ValueError("resources.engine_tensor_parallel > 1 needs GPUs; set resources.device=gpu or use 1")
-        if self.alignment.max_new_tokens >= self.corpus.max_length:
-            raise ValueError(
-                f"alignment.max_new_tokens {self.alignment.max_new_tokens} leaves no room for a prompt within "
-                f"corpus.max_length {self.corpus.max_length}; lower it"
-            )
+        self._check_limit("alignment", self.alignment.max_new_tokens)
         return self
 
     def _check_templates(self) -> None:
@@ -105,10 +101,13 @@ class RunConfig(Section):
             )
         if self.white_box.on_policy and self.resources.parallel == "fsdp2":
             raise ValueError("white_box.on_policy draws from whole models; set resources.parallel=ddp")
-        if self.white_box.max_new_tokens >= self.corpus.max_length:
+        self._check_limit("white_box", self.white_box.max_new_tokens)
+
+    def _check_limit(self, section: str, max_new_tokens: int | None) -> None:
+        if max_new_tokens is not None and max_new_tokens >= self.corpus.max_length:
             raise ValueError(
-                f"white_box.max_new_tokens {self.white_box.max_new_tokens} leaves no room for a prompt within "
-                f"corpus.max_length {self.corpus.max_length}; lower it"
+                f"{section}.max_new_tokens {max_new_tokens} limits nothing within corpus.max_length "
+                f"{self.corpus.max_length}; leave it out for what each prompt leaves, or lower it"
             )
 
     @property

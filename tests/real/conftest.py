@@ -16,6 +16,10 @@ from proxykd.storage import RunDirectory, write_json
 from tests.object_store import free_port
 from tests.small_run import engine_spec, make_adapter, run_config
 
+RECOMMENDED = {"do_sample": True, "temperature": 0.1, "top_k": 2, "min_p": 0.9, "repetition_penalty": 4.0}
+RECOMMENDED |= {"eos_token_id": [2], "bos_token_id": 1, "pad_token_id": 2}
+"""The proxy's generation_config.json, as makers of models ship them: its stop tokens alone may have an effect."""
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[None]:
@@ -45,6 +49,7 @@ def run_with_adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     run = RunDirectory.create(config)
     for name, model in (("proxy", config.proxy), ("student", config.student), ("teacher", config.proxy)):
         initialise(model, run.models / name)
+    write_json(run.models / "proxy" / "generation_config.json", RECOMMENDED)
     names = [make_adapter(run, number) for number in range(3)]
     write_json(run.stages / "warmup.json", {"stage": "warmup", "result": {"adapter": names[0]}})
     for number in (1, 2):

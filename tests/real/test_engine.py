@@ -70,7 +70,7 @@ def test_interleaved_requests_are_answered_each_by_its_own_adapter(engine):
 def test_seeded_samples_repeat_and_end_by_stop_or_length(engine):
     run, _, call = engine
     directory = adapters(run)[1]
-    request = {"prompts": PROMPTS, "max_tokens": 12, "seeds": list(range(24))}
+    request = {"prompts": PROMPTS, "max_tokens": [12] * 24, "seeds": list(range(24))}
     first = call(directory)("generate", **request)
     again = call(directory)("generate", **request)
     assert [g.token_ids for g in first] == [g.token_ids for g in again]
@@ -80,18 +80,29 @@ def test_seeded_samples_repeat_and_end_by_stop_or_length(engine):
         assert generation.adapter == call(directory).adapter
 
 
+def test_each_row_has_its_own_room(engine):
+    run, _, call = engine
+    rooms = [1, 3, 9, 12]
+    request = {"prompts": PROMPTS[:1] * 4, "seeds": [5] * 4}
+    drawn = call(adapters(run)[1])("generate", **request, max_tokens=rooms)
+    longest = drawn[-1].token_ids
+    for generation, room in zip(drawn, rooms, strict=True):
+        assert generation.token_ids == longest[:room]
+        assert generation.stopped == (len(longest) < room or longest[:room][-1] == 2)
+
+
 def test_unknown_adapters_are_refused_with_the_known_ones(engine):
     run, this, call = engine
     for name in (f"{run.id}-r99-00000000", "other-run-base", f"{run.id}-../models/proxy"):
         with pytest.raises(Exception, match=r"unknown adapter .*known: .*-base") as error:
-            EngineCall(proxy_app(run.id), name, 60.0)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
+            EngineCall(proxy_app(run.id), name, 60.0)("generate", prompts=PROMPTS[:1], max_tokens=[1], seeds=[0])
         assert this.adapter_name(adapters(run)[1]) in str(error.value)
-    assert call(None)("generate", prompts=PROMPTS[:1], max_tokens=1, seeds=[0])
+    assert call(None)("generate", prompts=PROMPTS[:1], max_tokens=[1], seeds=[0])
 
 
 def test_a_deadline_ends_a_request_and_the_engine_goes_on(engine):
     run, _, call = engine
     late = EngineCall(proxy_app(run.id), call(None).adapter, 0.001)
     with pytest.raises(Exception, match="TimeoutError"):
-        late("generate", prompts=PROMPTS, max_tokens=80, seeds=[None] * 24)
-    assert len(call(None)("generate", prompts=PROMPTS[:3], max_tokens=4, seeds=[1, 2, 3])) == 3
+        late("generate", prompts=PROMPTS, max_tokens=[80] * 24, seeds=[None] * 24)
+    assert len(call(None)("generate", prompts=PROMPTS[:3], max_tokens=[4] * 3, seeds=[1, 2, 3])) == 3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from proxykd.storage import read_json
+from proxykd.storage import read_json, write_json
 from tests.real.test_run import proxykd
 
 QUESTIONS = 300
@@ -63,7 +64,11 @@ def test_every_generation_is_kept_and_adds_up_to_the_score(by_vllm):
 
 
 def test_transformers_gives_the_same_greedy_answers(by_vllm, tiny, data, tmp_path):
-    limited = evaluate(tiny, data, tmp_path, "--engine", "transformers", "--limit", "20", "--seed", "5")
+    """Whatever the model's folder recommends: greedy is the likeliest token."""
+    model = shutil.copytree(tiny, tmp_path / "model" / "tiny")
+    recommended = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(30, 120))}
+    write_json(model / "generation_config.json", recommended | {"eos_token_id": 2})
+    limited = evaluate(model, data, tmp_path, "--engine", "transformers", "--limit", "20", "--seed", "5")
     assert limited.returncode == 0, limited.stderr
     theirs = {answer["id"]: legible(answer["generation"]) for answer in kept(by_vllm[0], "tiny", "mmlu")}
     ours = {answer["id"]: legible(answer["generation"]) for answer in kept(tmp_path, "tiny", "mmlu")}

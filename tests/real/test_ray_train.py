@@ -116,7 +116,7 @@ def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
         for row in read_slice(run, "alignment")
     ]
     path = run.pairs(1) / "shard-00000.parquet"
-    assert not write_pairs(path, [*rows, {**rows[0], "rejected_ids": []}])["equal"]
+    assert not write_pairs(path, [*rows, {**rows[0], "rejected_ids": []}], "keep")["equal"]
     kept = read_pairs(path)
     assert len(kept) == len(rows)
     sample = {"prompts": [kept[0]["prompt_ids"]], "completions": [kept[0]["completion_ids"]]}

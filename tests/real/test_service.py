@@ -148,6 +148,20 @@ def test_seeds_repeat_streams_agree_and_n_gives_n(client):
     assert [choice.index for choice in batch.choices] == [0, 1]
 
 
+def test_clients_sample_the_distribution_that_rounds_sample(client, engine):
+    """Not what the model's generation_config.json recommends: neither its temperature nor its penalties."""
+    run, _, call = engine
+    directory = directory_of(run, "r01")
+    drawn = call(directory)("generate", prompts=[PROMPT] * 8, max_tokens=[10] * 8, seeds=list(range(8)))
+    tokenizer = load_tokenizer(run.models / "proxy")
+    for seed, generation in enumerate(drawn):
+        for given in ({}, {"temperature": 1.0}):
+            answer = client.completions.create(model="r01", prompt=PROMPT, max_tokens=10, seed=seed, **given)
+            text = tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+            assert answer.choices[0].text == text.rstrip("\ufffd")  # vLLM holds half a character back
+    assert len({tuple(generation.token_ids) for generation in drawn}) > 4
+
+
 def test_stop_strings_and_lengths_end_a_completion(client):
     free = client.completions.create(model="base", prompt="the", max_tokens=12, temperature=0.0)
     text = free.choices[0].text

@@ -81,10 +81,11 @@ def aligned(worker_of):
     warm = [row for path in slice_shards(run, "warmup") for row in read_shard_rows(path)]
     warmup = LOOPS["warmup"](make(warm, loop="warmup"))["adapter"]
     rows = [
-        {**row, "rejected_ids": [40 + i % 9, 41, 2], "seed": 1} for i, row in enumerate(read_slice(run, "alignment"))
+        {**row, "rejected_ids": [40 + i % 9, 41, 2], "rejected_stopped": True, "seed": 1}
+        for i, row in enumerate(read_slice(run, "alignment"))
     ]
     path = run.pairs(1) / "shard-00000.parquet"
-    write_pairs(path, rows[:20])
+    write_pairs(path, rows[:20], "keep")
     pairs = read_pairs(path)
     before = loaded(run, warmup)
     prompt, completion = pairs[0]["prompt_ids"], pairs[0]["completion_ids"]

@@ -59,7 +59,7 @@ def test_the_hash_covers_results_and_not_resources(tmp_path):
         (("corpus.path=null", "corpus.prompts=p"), r"set teacher\.base_url or teacher\.local"),
         (("proxy.method=full",), r"set it to 'lora'"),
         (("corpus.split.warmup=0.5",), r"make them sum to 1"),
-        (("corpus.max_length=64",), r"leaves no room"),
+        (("corpus.max_length=64", "alignment.max_new_tokens=64"), r"leave it out for what each prompt leaves"),
         (("student.method=full",), r"set student\.dtype=float32"),
         (("student.drop_layers=[1,1]",), r"distinct layer indices"),
         (("name=Bad Name",), r"name: "),
@@ -123,7 +123,7 @@ OPEN = {"teacher": {"source": "open"}}
         ),
         (
             {"distillation": {"source": "white_box"}, "white_box": OPEN | {"max_new_tokens": 1024}},
-            "white_box.max_new_tokens 1024 leaves no room",
+            "white_box.max_new_tokens 1024 limits nothing",
         ),
     ],
 )

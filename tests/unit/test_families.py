@@ -12,7 +12,7 @@ from proxykd.config import LoraConfig, ModelConfig
 from proxykd.losses import dpo
 from proxykd.models import initialise, load_scorer, merge_adapter, save_adapter, stop_token_ids
 from proxykd.parallel import full_state
-from proxykd.sampling import sample_completions
+from proxykd.sampling import Room, sample_completions
 from proxykd.tokenizer import load_tokenizer
 from tests.families import FAMILIES, make
 
@@ -104,7 +104,7 @@ def test_samples_are_of_the_tokenizers_words_and_end_with_a_stop_token(family):
     _, prompt, _ = conversation(facts, model)
     scorer = load_scorer(model, config)
     stops = set(stop_token_ids(scorer.model))
-    drawn = sample_completions(scorer, [prompt] * 200, max_tokens=8, max_length=200, seed=1)
+    drawn = sample_completions(scorer, [prompt] * 200, Room(200, 8), seed=1)
     assert max(map(max, drawn)) < scorer.vocabulary
     for completion in drawn:
         assert not stops & set(completion[:-1])

@@ -31,7 +31,8 @@ function neighbours(id, rounds, mine) {
 
 function numbers(round) {
   const facts = [
-    ["pairs", round.pairs], ["NLL a token", number(round.nll_loss)], ["DPO loss", number(round.dpo_loss)],
+    ["pairs", round.pairs], ["samples that ended by length", round.samples && `${round.truncated} of ${round.samples}`],
+    ["NLL a token", number(round.nll_loss)], ["DPO loss", number(round.dpo_loss)],
     ["DPO accuracy after the round", percent(round.dpo_accuracy_after)], ["DPO accuracy over its steps", percent(round.dpo_accuracy)],
     ["mean margin after the round", nats(round.margin_mean_after)], ["mean margin over its steps", nats(round.margin_mean)],
     ["pairs judged after the round", round.pairs_after],

@@ -175,6 +175,7 @@ function rounds({ rounds: all, steps }, id) {
     ["decision", (one) => `${one.decision === "promote" ? "promoted" : "rejected"}: ${one.reason}`, true],
     ["pairs", (one) => whole(one.pairs)],
     ["dropped", (one) => droppedText(one.dropped)],
+    ["ended by length", (one) => (one.samples ? `${whole(one.truncated)} of ${whole(one.samples)}` : "")],
     ["DPO accuracy after it", (one) => number(one.dpo_accuracy_after, 3)],
     ["accuracy over its steps", (one) => number(one.dpo_accuracy, 3)],
     ["margin after it", (one) => number(one.margin_mean_after, 3)],
