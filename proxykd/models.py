@@ -110,16 +110,28 @@ def initialise(config: ModelConfig, directory: Path) -> Path:
 def read_model(directory: Path, dtype: torch.dtype) -> Any:
     """A causal language model from a folder's safetensors, with attention that computes all of its config.
 
+    Without dropout: policy and reference must agree to the last bit.
+
     Raises:
         OSError: no weights in safetensors.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(directory)
+    _without_dropout(config)
     options = {}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):  # torch's own attention leaves it out
         options["attn_implementation"] = "eager"
     return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype, use_safetensors=True, **options)
+
+
+def _without_dropout(config: Any) -> None:
+    """Sets attention_dropout, resid_pdrop, layerdrop and the like to 0, in a config and in the configs in it."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "model_type"):
+            _without_dropout(value)
+        elif "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
 
 
 def end_turns_with(model: Any, stop_token_id: int) -> None:

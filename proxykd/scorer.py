@@ -6,7 +6,8 @@ completion token, in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from proxykd.batching import CompletionBatch
 from proxykd.divergences import forward_kl
+from proxykd.errors import ModelError
 from proxykd.head import Head, normalise_
 from proxykd.top_k import TopK
 
@@ -40,6 +42,7 @@ class CompletionScorer(nn.Module):
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
+        self._recomputes = False
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them; hidden states scaled so give the same.
@@ -75,20 +78,49 @@ class CompletionScorer(nn.Module):
         return TokenScores(token_logps_N, top, ids_NK[:, 0], None if versus is None else kl_N)
 
     def checkpoint_layers(self) -> None:
-        """Recomputes each decoder layer in the backward pass instead of keeping its activations."""
+        """Recomputes each decoder layer in the backward pass instead of keeping its activations.
+
+        Raises:
+            ModelError: the architecture cannot.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        if not all(isinstance(layer, GradientCheckpointingLayer) for layer in self.layers()):
+            raise ModelError(
+                f"{type(self._base()).__name__} cannot recompute its layers; set gradient_checkpointing=false"
+            )
         self._base().gradient_checkpointing_enable({"use_reentrant": False})
+        self._recomputes = True
 
     def layers(self) -> list[nn.Module]:
         return list(self._base().get_decoder().layers)
 
     def hidden(self, batch: CompletionBatch) -> Tensor:
         """Final hidden states at the N positions that predict a completion token: [N, H]."""
-        hidden_BTH: Tensor = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
+        with self._recomputing():
+            output = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False)
+        hidden_BTH: Tensor = output.last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.positions_N]
         return hidden_NH if self._scale == 1 else hidden_NH * self._scale
 
     def head(self) -> Head:
         return Head(self._base().get_output_embeddings(), self.vocabulary, self._softcap)
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Where a gradient is wanted, layers that are to be recomputed count as training; their insides never do.
+
+        transformers checkpoints a layer only in training mode. In that mode attention and routers would draw noise,
+        and a layer would drop the cache that generation hands it.
+        """
+        layers = self.layers() if self._recomputes and torch.is_grad_enabled() else []
+        try:
+            for layer in layers:
+                layer.training = True
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def _base(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

@@ -84,7 +84,7 @@ FAMILIES = {
     ),
     "phi3": Family(
         "Phi3", PHI, ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), None, "<|endoftext|>",
-        "<|end|>",
+        "<|end|>", (("resid_pdrop", 0.25), ("embd_pdrop", 0.25)),
     ),
 }  # fmt: skip
 
@@ -106,6 +106,7 @@ def make(name: str, directory: Path, layers: int = 3) -> Path:
         num_key_value_heads=1,
         max_position_embeddings=512,
         initializer_range=0.15,
+        attention_dropout=0.25,
         bos_token_id=0,
         eos_token_id=ids["eos"],
         pad_token_id=ids["eos"],

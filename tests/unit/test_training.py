@@ -214,16 +214,6 @@ def test_a_loss_that_is_not_finite_is_refused(tiny):
         trainer.step(batch, LOSSES["align"](batch))
 
 
-def test_gradient_checkpointing_changes_nothing(tiny):
-    plain_steps, plain = train(make(tiny, 64), LOSSES["sft"])
-    checkpointed = make(tiny, 64)
-    checkpointed.scorer.checkpoint_layers()
-    steps, weights = train(checkpointed, LOSSES["sft"])
-    assert [s.losses["nll"] for s in steps] == pytest.approx([s.losses["nll"] for s in plain_steps], rel=1e-6)
-    for key, value in plain.items():
-        torch.testing.assert_close(weights[key], value)
-
-
 def _worker(rank, world, mode, store, tiny, out):
     import torch.distributed as dist
 
@@ -231,6 +221,7 @@ def _worker(rank, world, mode, store, tiny, out):
     dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
     workers = Workers.current(mode, torch.device("cpu"))
     trainer = make(tiny, 20, workers)
+    trainer.scorer.checkpoint_layers()
     steps, state = train(trainer, LOSSES["align"])
     held_out = score_records(trainer.scorer, rows(5, seed=9), workers, 20)
     if rank == 0:
@@ -242,7 +233,7 @@ def _worker(rank, world, mode, store, tiny, out):
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_two_workers_train_as_one(tiny, tmp_path, mode):
-    """The loss curve to 1e-4 and the weights, for replicas and for sharded layers, on gloo."""
+    """The loss curve to 1e-4 and the weights, for replicas and for sharded layers that are recomputed, on gloo."""
     one = make(tiny, 20)
     steps, state = train(one, LOSSES["align"])
     out = tmp_path / "two.pt"
