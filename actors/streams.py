@@ -140,7 +140,7 @@ def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps
             scored.top_logps_TK,
             scored.tail_logmass_T,
             scored.token_logps_T,
-            float(scored.token_logps_T.sum()),
+            float(scored.token_logps_T.sum(dtype="float64")),
         )
         for row, scored in zip(rows, results, strict=True)
     ]

@@ -90,7 +90,7 @@ def score_records(
         assert scores.argmax_N is not None
         kl_N = torch.zeros_like(scores.token_logps_N) if scores.kl_N is None else scores.kl_N
         columns = (-scores.token_logps_N, scores.argmax_N == batch.labels_N, kl_N)
-        table[part] = torch.stack([sequence_sums(c.double(), batch.rows_N, batch.rows) for c in columns], dim=1)
+        table[part] = torch.stack([sequence_sums(c, batch.lengths_B) for c in columns], dim=1)
     nll, agreements, true_kl = workers.sum(table).T.tolist()
     tokens = [len(row["completion_ids"]) for row in rows]
     return RecordScores(tokens, nll, agreements, true_kl if teacher else None)
@@ -109,7 +109,7 @@ def teacher_kl(
         teacher = TeacherAt([rows[i] for i in part], workers.device)
         with torch.no_grad():
             kl_N = teacher.kl(scorer(batch, teacher.top.ids_NK).top)
-        sums[part] = sequence_sums(kl_N.double(), batch.rows_N, batch.rows)
+        sums[part] = sequence_sums(kl_N, batch.lengths_B)
     kl, stderr = ratio_of_sums(workers.sum(sums).tolist(), places)
     return {"kl": kl, "stderr": stderr, "tokens": sum(places)}
 

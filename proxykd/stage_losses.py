@@ -63,7 +63,8 @@ class AlignmentLoss:
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         (chosen_B, rejected_B), kl = self._scores(scorer, rows)
         anchor_chosen, anchor_rejected = (
-            torch.tensor([row[key] for row in rows], device=chosen_B.device) for key in REFERENCE_KEYS
+            torch.tensor([row[key] for row in rows], dtype=torch.float64, device=chosen_B.device)
+            for key in REFERENCE_KEYS
         )
         losses_B, margin_B = dpo(chosen_B, rejected_B, anchor_chosen, anchor_rejected, self._beta)
         terms = {"nll": -chosen_B.sum() / self._nll_unit, "dpo": losses_B.sum() / self._pairs}
@@ -99,7 +100,7 @@ def pair_batch(scorer: CompletionScorer, rows: list[Row]) -> CompletionBatch:
 
 
 def _by_side(token_logps_N: Tensor, batch: CompletionBatch) -> tuple[Tensor, Tensor]:
-    chosen_B, rejected_B = sequence_sums(token_logps_N, batch.rows_N, batch.rows).chunk(2)
+    chosen_B, rejected_B = sequence_sums(token_logps_N, batch.lengths_B).chunk(2)
     return chosen_B, rejected_B
 
 
@@ -126,7 +127,7 @@ class DistillationLoss:
         proxy = as_top_k([row["soft_labels"] for row in rows]).to(device)
         scores = scorer(batch, proxy.ids_NK)
         kl_N = self._divergence(proxy, scores.top)
-        kl_B = sequence_sums(kl_N, batch.rows_N, batch.rows)
+        kl_B = sequence_sums(kl_N, batch.lengths_B)
         trust_B = torch.tensor([row["trust"] for row in rows], device=device)
         weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
         terms = {

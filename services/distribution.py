@@ -38,7 +38,7 @@ def describe(
     tokens = [_token(scored, t, question, text, vocabulary) for t in range(len(question.scored_ids))]
     if not question.completion_ids:
         return {"adapter": scored.adapter, "next_token": tokens[0], "sequence": None}
-    logp = float(scored.token_logps_T.sum())
+    logp = float(scored.token_logps_T.sum(dtype="float64"))
     z, weight = trust.judge(logp, len(tokens)) if trust else (None, None)
     sequence: dict[str, Any] = {"logprob": logp, "tokens": len(tokens), "z_score": z, "trust_weight": weight}
     if trust:

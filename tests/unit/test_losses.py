@@ -182,5 +182,33 @@ def test_only_the_tail_bucket_keeps_the_mass_where_the_proxy_has_it():
 
 
 def test_sequence_sums_of_empty_sequences_are_zero():
-    sums = sequence_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2]), 4)
+    sums = sequence_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 1, 0]))
     assert sums.tolist() == [3.0, 0.0, 4.0, 0.0]
+
+
+def long_sequences(lengths=(8000, 1, 4000, 0, 2500)):
+    generator = torch.Generator().manual_seed(4)
+    return [-3 * torch.rand(length, generator=generator) for length in lengths]
+
+
+def sums_of(sequences):
+    return sequence_sums(torch.cat(sequences), torch.tensor([len(one) for one in sequences]))
+
+
+def test_sums_of_long_sequences_are_exact_in_whatever_order_their_tokens_are_added():
+    sequences = long_sequences()
+    exact = [math.fsum(one.tolist()) for one in sequences]
+    assert exact[0] < -10_000
+    assert sums_of(sequences).tolist() == pytest.approx(exact, rel=1e-12)
+    shuffled = [one[torch.randperm(len(one), generator=torch.Generator().manual_seed(5))] for one in sequences]
+    assert sums_of(shuffled).tolist() == pytest.approx(exact, rel=1e-12)
+    # Beside which other sequences one stands makes no difference at all.
+    assert sums_of(sequences[::-1]).tolist() == sums_of(sequences).tolist()[::-1]
+    assert torch.cat([sums_of([one]) for one in sequences]).equal(sums_of(sequences))
+
+
+def test_each_token_takes_the_gradient_of_its_sequence():
+    values = torch.cat(long_sequences((3, 0, 2))).requires_grad_()
+    (sequence_sums(values, torch.tensor([3, 0, 2])) * torch.tensor([0.5, 7.0, -2.0])).sum().backward()
+    assert values.grad.dtype == torch.float32
+    assert values.grad.tolist() == [0.5, 0.5, 0.5, -2.0, -2.0]
