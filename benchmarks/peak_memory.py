@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,36 +24,44 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def tensor_peak(work: Callable[[], object]) -> int:
-    """Bytes of tensors that were alive at once while `work` ran, over those that were before it.
+RESIZING = ("c10d", "fsdp")
+"""Operations about which sharded models let storages grow and shrink that they keep."""
 
-    Seen after every operation, those of backward passes and of sharded tensors' parts included. The same on every machine.
+
+class Alive(TorchDispatchMode):
+    """Within it, `held` and `peak` are the bytes of tensors that came after it was entered and live still, or at once.
+
+    Looked at after every operation, those of backward passes and of sharded tensors' parts included: the same on every
+    machine. What C++ allocates within an operation is not seen.
     """
-    with _Alive() as alive:
-        work()
-    return alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Follows the storage of each tensor that an operation gives, until nothing holds it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._storages: dict[int, StorageWeakRef] = {}
-        self.peak = 0
+        self.held = self.peak = 0
+
+    def restart(self) -> None:
+        """Counts the peak anew from here on."""
+        self.peak = self.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(hasattr(kind, "__torch_dispatch__") and kind.__name__ == "DTensor" for kind in types):
+        if DTensor in types:
             return NotImplemented  # its operations on the parts come by here too
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                reference = StorageWeakRef(tensor.untyped_storage())
-                self._storages.setdefault(reference.cdata, reference)
-        self.peak = max(self.peak, self._held())
+        for tensor in _tensors(found):
+            reference = StorageWeakRef(tensor.untyped_storage())
+            if reference.cdata not in known and reference.cdata not in self._storages:  # no view of what was there
+                self._storages[reference.cdata] = reference
+                self.held += tensor.untyped_storage().nbytes()
+        if func.namespace == "c10d":
+            time.sleep(0.002)  # gloo's threads let go of what they sent once they get Python's lock
+        if self.held > self.peak or func.namespace in RESIZING:
+            self._look()
         return found
 
-    def _held(self) -> int:
+    def _look(self) -> None:
+        """Takes off what has gone since the last look: `held` is an upper bound in between."""
         held = 0
         for key, reference in list(self._storages.items()):
             storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
@@ -60,4 +69,8 @@ class _Alive(TorchDispatchMode):
                 del self._storages[key]
             else:
                 held += storage.nbytes()
-        return held
+        self.held, self.peak = held, max(self.peak, held)
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

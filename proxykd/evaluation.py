@@ -69,8 +69,8 @@ class SealedTeacher:
     def read(self, number: int, batch: CompletionBatch, keep: bool = True) -> None:
         """Runs over micro-batch `number`, the first time, and keeps its hidden states on the CPU for every model.
 
-        Where the teacher is sharded, every worker must call it for every number; one that has no such micro-batch passes
-        another, and does not `keep` it.
+        Where the teacher is sharded, every worker must call it for every number; one that has no such micro-batch
+        passes another, and does not `keep` it.
         """
         if number not in self._hidden:
             with torch.no_grad():

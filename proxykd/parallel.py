@@ -87,8 +87,8 @@ class Workers:
 def full_state(module: nn.Module, trainable_only: bool, keep: bool = True) -> dict[str, Tensor]:
     """The state dict with its tensors whole and on the CPU, where this worker is to `keep` it; else an empty one.
 
-    Every worker must call it: sharded tensors are gathered one after the other, so that a worker that does not keep them
-    never holds more than one. Tied names share one tensor.
+    Every worker must call it: sharded tensors are gathered one after the other, so that a worker that does not keep
+    them never holds more than one. Tied names share one tensor.
     """
     seen: dict[int, Tensor | None] = {}
     found = {}
@@ -113,7 +113,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def placed_like(example: Tensor, tensor: Tensor) -> Tensor:
-    """A copy of a whole tensor, which every worker has, where `example` is and sharded as it is: each cuts its own part."""
+    """A copy of a whole tensor, which every worker has, where `example` is, and of its own part if that is sharded."""
     mesh = getattr(example, "device_mesh", None)
     if mesh is None:
         return tensor.to(example.device, copy=True)

@@ -13,7 +13,7 @@ from proxykd.config import RunConfig
 from proxykd.corpus import Record, read_corpus, read_prompts
 from proxykd.errors import ConfigError
 from proxykd.machine import available_memory_gib
-from proxykd.memory_plan import Footprint, disk_gib, footprints
+from proxykd.memory_plan import Footprint, disk_gib, footprints, machine_disk_gib
 from proxykd.requirements import memory_needed, pool_demands, shared_memory_needed
 from proxykd.time_plan import GPUS, Device, StageEstimate, Text, estimate, this_cpu
 
@@ -107,8 +107,10 @@ def _needs_table(config: RunConfig, text: Text) -> Table:
         )
     disk = disk_gib(config, text.records * text.completion)
     table.caption = (
-        f"on disk {disk:.1f} GiB; shared memory {shared_memory_needed(config):.0f} GiB a node; "
-        f"host memory, if one machine does all, {memory_needed(config):.1f} GiB"
+        f"on disk {disk:.1f} GiB in the run directory, up to {machine_disk_gib(config):.1f} GiB on each machine for models "
+        f"that are\nconverted, pruned or merged (none for those that are used as they come)\n"
+        f"shared memory {shared_memory_needed(config):.0f} GiB a node; host memory, if one machine does all, "
+        f"{memory_needed(config):.1f} GiB"
     )
     table.caption_justify = "left"
     return table
