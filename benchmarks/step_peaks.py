@@ -1,4 +1,4 @@
-"""What training steps hold at most on each of two workers, beside what memory_plan says: all kinds, on a small model."""
+"""What training steps hold at most on each of two workers, and what memory_plan says: all kinds, on a small model."""
 
 from __future__ import annotations
 

@@ -217,8 +217,8 @@ def footprints(config: RunConfig) -> list[Footprint]:
         found.append(trainer_footprint("trainer, assistant", config.proxy, training, config, open_teacher))
     teacher = config.proxy if source == "assistant" else open_teacher
     terms = 2 if config.uses_proxy else 1
-    stages = (config.distillation,)
-    found.append(trainer_footprint("trainer, student", config.student, stages, config, teacher, terms))
+    distilled = (config.distillation,)
+    found.append(trainer_footprint("trainer, student", config.student, distilled, config, teacher, terms))
     if sealed is not None:
         found.append(evaluation_footprint(config, sealed))
     return found

@@ -43,7 +43,8 @@ def print_plan(
         f"({device.peak / 1e12:.3g} TFLOP/s, {device.bandwidth / 1e9:.3g} GB/s)"
     )
     console.print(_memory_table(holders, device))
-    console.print(_needs_table(config, text))
+    console.print(_needs_table(config))
+    console.print(_disks(config, text))
     console.print(_time_table(stages, text))
     over = [holder for holder in holders if config.resources.device == "gpu" and holder.total > device.memory_gib]
     for holder in over:
@@ -99,21 +100,23 @@ def _memory_table(holders: list[Footprint], device: Device) -> Table:
     return table
 
 
-def _needs_table(config: RunConfig, text: Text) -> Table:
+def _needs_table(config: RunConfig) -> Table:
     table = _table("What must be there", "pool", "CPUs", "GPUs", "on one node", "host memory, GiB")
     for pool, demand in pool_demands(config).items():
         table.add_row(
             pool or "any node", str(demand.cpus), str(demand.gpus), str(demand.largest), f"{demand.memory_gib:.1f}"
         )
-    disk = disk_gib(config, text.records * text.completion)
-    table.caption = (
-        f"on disk {disk:.1f} GiB in the run directory, up to {machine_disk_gib(config):.1f} GiB on each machine for models "
-        f"that are\nconverted, pruned or merged (none for those that are used as they come)\n"
-        f"shared memory {shared_memory_needed(config):.0f} GiB a node; host memory, if one machine does all, "
-        f"{memory_needed(config):.1f} GiB"
-    )
-    table.caption_justify = "left"
     return table
+
+
+def _disks(config: RunConfig, text: Text) -> str:
+    disk = disk_gib(config, text.records * text.completion)
+    return (
+        f"on disk: {disk:.1f} GiB in the run directory; on each machine up to {machine_disk_gib(config):.1f} GiB of "
+        f"models that are converted, pruned or merged\n"
+        f"shared memory: {shared_memory_needed(config):.0f} GiB a node\n"
+        f"host memory, if one machine does all: {memory_needed(config):.1f} GiB\n"
+    )
 
 
 def _time_table(stages: list[StageEstimate], text: Text) -> Table:
