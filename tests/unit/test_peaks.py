@@ -32,7 +32,7 @@ def measured(tmp_path_factory):
     """(shape, bytes by worker and case)."""
     folder = tmp_path_factory.mktemp("peaks")
     shape = write_shape(
-        folder / "shape", hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        folder / "shape", hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=512,
     )  # fmt: skip
     mp.spawn(_worker, args=(WORKERS, str(folder / "store"), shape, folder), nprocs=WORKERS)
