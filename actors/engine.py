@@ -53,6 +53,7 @@ class EngineSpec:
     @classmethod
     def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
         """The engine that answers for every proxy of the run."""
+        assert config.engine.adapters is not None  # the whole config resolves it
         return cls._of(run, config, "proxy", config.engine.adapters)
 
     @classmethod

@@ -90,15 +90,15 @@ class ResumableTraining:
         return self._epoch(skip=0)
 
     def save(self) -> None:
-        """Every worker must call it; rank 0 writes."""
+        """Every worker must call it; rank 0 gathers and writes."""
         self._take_up()
-        state = {
-            "trainer": self.trainer.state(),
-            "steps": [asdict(step) for step in self.steps],
-            "notes": self.notes,
-            "seconds": self.seconds,
-        }
-        if self._worker.lead:
+        if (trained := self.trainer.state()) is not None:
+            state = {
+                "trainer": trained,
+                "steps": [asdict(step) for step in self.steps],
+                "notes": self.notes,
+                "seconds": self.seconds,
+            }
             self._checkpoints.save(len(self.steps), state)
         self._saved = time.monotonic()
 

@@ -404,8 +404,8 @@ def evaluate(worker: Worker) -> Facts:
     teacher = None
     if config.teacher.local is not None:
         frozen = config.teacher.local.model_copy(update={"method": "full"})
-        opened = load_scorer(run.models / "teacher", frozen, trainable=False)
-        teacher = SealedTeacher(opened.to(worker.workers.device))
+        opened = worker.workers.place(load_scorer(run.models / "teacher", frozen, trainable=False))
+        teacher = SealedTeacher(opened)
     trust, source = task["trust"], config.distillation.source
     proxies = [*(["base"] if trust or task["adapters"] else []), *task["adapters"]]
     others = ["student_before", "student_after", *(["white_box"] if source in ("white_box", "assistant") else [])]
@@ -455,7 +455,7 @@ def _trust_correlation(judged: Facts, trust: Facts) -> float | None:
 def _save_proxy(
     worker: Worker, scorer: CompletionScorer, prefix: str, facts: Facts, result: Facts, validation: RecordScores
 ) -> Facts:
-    state = full_state(scorer.model, trainable_only=True)
+    state = full_state(scorer.model, trainable_only=True, keep=worker.lead)
     if worker.lead:
         path = save_adapter(
             scorer.model, state, worker.run.adapters, prefix, {**facts, "fidelity": result["validation"]}
@@ -467,7 +467,7 @@ def _save_proxy(
 
 def _save_student(worker: Worker, scorer: CompletionScorer, base: Path, target: Path, fidelity: Facts) -> None:
     student = worker.config.student
-    state = full_state(scorer.model, trainable_only=student.method == "lora")
+    state = full_state(scorer.model, trainable_only=student.method == "lora", keep=worker.lead)
     if not worker.lead:
         return
     if student.method == "lora":

@@ -1,8 +1,9 @@
-"""What `proxykd plan` says against what a finished run of this machine used.
+"""What `proxykd plan` says against what is measured.
 
-    python benchmarks/plan.py RUN
+    python -m benchmarks.plan            memory of training steps, of every kind, on two gloo workers
+    python -m benchmarks.plan RUN        hours of a finished run of this machine, and a step of its models
 
-Seconds are the run's own (stages/*.json). Memory is measured here: a process that loads each model as a Ray Train
+Seconds are the run's own (stages/*.json). Its steps are measured here: a process that loads each model as a Ray Train
 worker does and takes one step on a full micro-batch, its peak resident memory less what it held before the model came.
 """
 
@@ -11,10 +12,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
-from peak_memory import peak_mib, reset_peak_mib
-
+from benchmarks import step_peaks
+from benchmarks.peak_memory import peak_mib, reset_peak_mib
 from proxykd.config import RunConfig
 from proxykd.corpus_store import read_slice
 from proxykd.machine import available_memory_gib
@@ -23,8 +26,43 @@ from proxykd.report import finished_stages
 from proxykd.storage import RunDirectory
 from proxykd.time_plan import Text, estimate, this_cpu
 
+TOKENS = 512
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
 PLANNED = {"warm-up": "warmup", "sample": "align", "align": "align"}
 """The plan tells sampling from training, a run's stages do not."""
+
+
+def steps() -> None:
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory() as folder:
+        shape = step_peaks.write_shape(Path(folder) / "shape", **SHAPE)
+        print(f"MiB of each of {step_peaks.WORKERS} workers, {TOKENS} tokens a micro-batch, {SHAPE}")
+        print(
+            f"{'':<38} {'weights':>8}  {'training':>8}  {'activat.':>8}  {'working':>8} {'planned':>9} {'measured':>9}"
+        )
+        arguments = (step_peaks.WORKERS, f"{folder}/store", shape)
+        mp.spawn(_one_worker, args=arguments, nprocs=step_peaks.WORKERS)
+
+
+def _one_worker(rank: int, world: int, store: str, shape: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+    for case in step_peaks.CASES:
+        measured = torch.tensor(step_peaks.measure(case, shape, TOKENS))
+        dist.all_reduce(measured, op=dist.ReduceOp.MAX)
+        if rank == 0:
+            print(step_peaks.row(case, shape, TOKENS, int(measured)), flush=True)
 
 
 def main(path: str) -> None:
@@ -47,7 +85,9 @@ def main(path: str) -> None:
     for role in ("proxy", "student"):
         gib = planned_gib(config, role)
         measured = json.loads(
-            subprocess.run([sys.executable, __file__, path, role], check=True, capture_output=True, text=True).stdout
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.plan", path, role], check=True, capture_output=True, text=True
+            ).stdout
         )
         print(f"{'trainer, ' + role:<18} {gib:>8.2f} {measured:>8.2f} {gib / measured:>13.2f}")
 
@@ -90,7 +130,9 @@ def peak_of_one_step(run: RunDirectory, role: str) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 1:
+        steps()
+    elif len(sys.argv) == 3:
         print(json.dumps(peak_of_one_step(RunDirectory.open(sys.argv[1]), sys.argv[2])))
     else:
         main(sys.argv[1])

@@ -44,9 +44,14 @@ class Architecture:
         return self.vocabulary * self.hidden
 
     @property
+    def embeddings(self) -> int:
+        """With a head of its own, where the two are not tied."""
+        return self.head * (1 if self.tied else 2)
+
+    @property
     def parameters(self) -> int:
         norms = (2 * self.layers + 1) * self.hidden
-        return self.layers * self.layer_linear + norms + self.head * (1 if self.tied else 2)
+        return self.layers * self.layer_linear + norms + self.embeddings
 
     def lora_parameters(self, rank: int) -> int:
         """Of adapters on all seven matrices of every layer: rank * (inputs + outputs) each."""
@@ -96,6 +101,16 @@ def require_architecture(model: ModelConfig) -> Architecture:
             f"(known by name: {', '.join(PUBLISHED)})"
         )
     return found
+
+
+def own_dtype(model: ModelConfig) -> str | None:
+    """What the source's weights are stored in; None where nothing here says it."""
+    file = Path(model.source) / "config.json"
+    if not file.exists():
+        return None
+    raw: dict[str, Any] = json.loads(file.read_text())
+    dtype: str | None = raw.get("dtype") or raw.get("torch_dtype")
+    return dtype
 
 
 def _from_folder(folder: Path) -> Architecture | None:

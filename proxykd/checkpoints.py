@@ -6,6 +6,8 @@ so that a kill or a torn file costs the steps since the last one and nothing els
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from proxykd.errors import IntegrityError
-from proxykd.storage import delete, verify_shard, write_shard
+from proxykd.storage import delete, is_remote, verify_shard, write_shard
 
 State = dict[str, Any]
 
@@ -25,15 +27,16 @@ class Checkpoints:
         self._directory = directory
 
     def latest(self) -> State | None:
-        """The newest checkpoint that is whole, on the CPU; None where there is none."""
+        """The newest checkpoint that is whole; None where there is none.
+
+        Its tensors are mapped from the file: a worker reads of them what it takes, and copies that.
+        """
         for path in self._finished():
             try:
                 verify_shard(path)
             except IntegrityError:
                 continue
-            with path.open("rb") as file:
-                state: State = torch.load(file, map_location="cpu", weights_only=True)
-            return state
+            return _map(path)
         return None
 
     def save(self, step: int, state: State) -> None:
@@ -50,6 +53,17 @@ class Checkpoints:
 
     def _finished(self) -> list[Path]:
         return sorted((marker.with_suffix(".pt") for marker in self._directory.glob("step-*.ok")), reverse=True)
+
+
+def _map(path: Path) -> State:
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="proxykd-") as scratch:  # what is mapped outlives its name
+            local = Path(scratch) / path.name
+            with path.open("rb") as remote, local.open("wb") as file:
+                shutil.copyfileobj(remote, file)
+            return _map(local)
+    state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state
 
 
 def _write(state: State, target: Path) -> None:

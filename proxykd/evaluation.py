@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from proxykd.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
 from proxykd.corpus import Row
@@ -64,14 +65,26 @@ class SealedTeacher:
 
     def __init__(self, teacher: CompletionScorer):
         self._teacher = teacher
-        self._hidden: dict[int, Tensor] = {}
+        self._hidden: dict[int, Tensor | None] = {}
 
-    def logits_of(self, number: int, batch: CompletionBatch) -> Callable[[slice], Tensor]:
-        """The teacher's logits for slices of micro-batch `number`; its hidden states are kept for the next model."""
+    def read(self, number: int, batch: CompletionBatch, keep: bool = True) -> None:
+        """Runs over micro-batch `number`, the first time, and keeps its hidden states on the CPU for every model.
+
+        Where the teacher is sharded, every worker must call it for every number; one that has no such micro-batch
+        passes another, and does not `keep` it.
+        """
         if number not in self._hidden:
             with torch.no_grad():
-                self._hidden[number] = self._teacher.hidden(batch)
-        return lambda part: self._teacher.head().logits(self._hidden[number][part])
+                hidden_NH = self._teacher.hidden(batch)
+            self._hidden[number] = hidden_NH.cpu() if keep else None
+        if isinstance(self._teacher, FSDPModule):
+            self._teacher.unshard()  # `logits_of` reads the head outside of the model's forward
+
+    def logits_of(self, number: int) -> Callable[[slice], Tensor]:
+        """The teacher's logits for slices of a micro-batch that was read."""
+        head, hidden_NH = self._teacher.head(), self._hidden[number]
+        assert hidden_NH is not None
+        return lambda part: head.logits(hidden_NH[part].to(head.linear.weight.device))
 
 
 def score_records(
@@ -86,8 +99,8 @@ def score_records(
     With a sealed teacher, `true_kl` is each record's sum of the full-vocabulary KL(teacher || model).
     """
     table = torch.zeros(len(rows), 3, dtype=torch.float64, device=workers.device)
-    for number, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens):
-        scores = scorer.score(batch, versus=teacher.logits_of(number, batch) if teacher else None)
+    for number, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens, teacher):
+        scores = scorer.score(batch, versus=teacher.logits_of(number) if teacher else None)
         assert scores.argmax_N is not None
         kl_N = torch.zeros_like(scores.token_logps_N) if scores.kl_N is None else scores.kl_N
         columns = (-scores.token_logps_N, scores.argmax_N == batch.labels_N, kl_N)
@@ -146,15 +159,24 @@ def pair_token_logps(
 
 
 def _my_batches(
-    scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
+    scorer: CompletionScorer,
+    rows: Sequence[Row],
+    workers: Workers,
+    micro_batch_tokens: int,
+    teacher: SealedTeacher | None = None,
 ) -> Iterator[tuple[int, list[int], CompletionBatch]]:
-    """This worker's micro-batches, each with its number and the indices of its rows."""
+    """This worker's micro-batches, each with its number and the indices of its rows; the teacher has read them."""
     plan = plan_micro_batches([row["length"] for row in rows], micro_batch_tokens)
     for number, part in enumerate(share_of_worker(plan, workers.rank, workers.world)):
+        if not part and workers.mode == "ddp":
+            continue
+        batch = _collate(rows, part or plan[0], workers.device)
+        if teacher is not None:
+            teacher.read(number, batch, keep=bool(part))
         if part:
-            yield number, part, _collate(rows, part, workers.device)
-        elif workers.mode == "fsdp2":  # the collectives of a forward pass need every worker
-            scorer.score(_collate(rows, plan[0], workers.device))
+            yield number, part, batch
+        else:  # the collectives of a forward pass need every worker
+            scorer.score(batch)
 
 
 def mass_shares(

@@ -104,10 +104,28 @@ class Workers:
         return gathered
 
 
-def full_state(module: nn.Module, trainable_only: bool) -> dict[str, Tensor]:
-    """The state dict with sharded tensors gathered whole. Every worker must call it."""
-    wanted = {n for n, p in module.named_parameters() if p.requires_grad or not trainable_only}
-    return {name: whole(value) for name, value in module.state_dict().items() if name in wanted or not trainable_only}
+def full_state(module: nn.Module, trainable_only: bool, keep: bool = True) -> dict[str, Tensor]:
+    """The state dict with its tensors whole and on the CPU, where this worker is to `keep` it; else an empty one.
+
+    Every worker must call it: sharded tensors are gathered one after the other, so that a worker that does not keep
+    them never holds more than one. Tied names share one tensor.
+    """
+    seen: dict[int, Tensor | None] = {}
+    found = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if value.requires_grad or not trainable_only:
+            if id(value) not in seen:
+                seen[id(value)] = gathered(value, keep)
+            found[name] = seen[id(value)]
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def gathered(tensor: Tensor, keep: bool) -> Tensor | None:
+    """`tensor` whole and on the CPU where this worker is to `keep` it, else None. Every worker must call it."""
+    if not keep and not hasattr(tensor, "full_tensor"):
+        return None
+    found = whole(tensor.detach())
+    return found.cpu() if keep else None
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -115,13 +133,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def placed_like(example: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor where `example` is, and sharded as it is. Every worker must call it."""
+    """A copy of a whole tensor, which every worker has, where `example` is, and of its own part if that is sharded."""
     mesh = getattr(example, "device_mesh", None)
     if mesh is None:
-        return tensor.to(example.device)
+        return tensor.to(example.device, copy=True)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(example.device), mesh, example.placements)  # type: ignore[attr-defined]
+    return distribute_tensor(tensor, mesh, example.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

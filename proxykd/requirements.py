@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from proxykd.architecture import architecture
-from proxykd.config import RunConfig
+from proxykd.config import ModelConfig, RunConfig
 from proxykd.errors import ResourceError
-from proxykd.memory_plan import disk_gib, footprints
+from proxykd.memory_plan import disk_gib, file_work_gib, footprints, gathered_gib
 
 DATA_CPUS = 2
 RAY_GIB = 1.5
@@ -48,35 +48,40 @@ class Check:
 def stage_demands(config: RunConfig) -> dict[str, list[Demand]]:
     """What each stage holds at once."""
     resources = config.resources
-    host = _host_memory(config)
+    host, known = _host_memory(config), _known(config)
     gpus = resources.engine_tensor_parallel if resources.device == "gpu" else 0
     replicas, pools = resources.engine_replicas, resources.pools
     workers = resources.trainer_workers
     gpu_workers = workers if resources.device == "gpu" else 0
 
     def engine(what: str, count: int) -> Demand:
-        return Demand(pools.engine, count, count * gpus, count * host[f"engine, {what}"], gpus)
+        merged = known and what == "proxy" and config.engine.adapters == "merged"
+        memory = host[f"engine, {what}"] + (file_work_gib(config.proxy, config.engine.dtype) if merged else 0)
+        return Demand(pools.engine, count, count * gpus, count * memory, gpus)
 
-    def trainer(what: str) -> Demand:
-        return Demand(pools.trainer, workers, gpu_workers, workers * host[f"trainer, {what}"])
+    def trainer(what: str, trained: ModelConfig | None = None) -> Demand:
+        gathered = gathered_gib(trained, config) if known and trained is not None else 0
+        return Demand(pools.trainer, workers, gpu_workers, workers * host[f"trainer, {what}"] + gathered)
 
     data = Demand(pools.data, DATA_CPUS, memory_gib=DATA_CPUS * PROCESS_GIB / 2)
-    found: dict[str, list[Demand]] = {}
+    made = max((file_work_gib(model, model.dtype) for model in config.models.values()), default=0) if known else 0
+    found = {"models": [Demand(None, 0, memory_gib=PROCESS_GIB + made)]}
     if config.teacher.local is not None:
         found["collect"] = [engine("sealed teacher", 1)]
     if config.uses_proxy:
-        proxy = engine("proxy", replicas)
+        proxy, training = engine("proxy", replicas), trainer("proxy", config.proxy)
         kept = [proxy] if resources.engine_while_training == "keep" else []
         if config.distillation.source == "proxy":
-            found |= {"warmup": [trainer("proxy"), data], "align": [trainer("proxy"), data, *kept]}
+            found |= {"warmup": [training, data], "align": [training, data, *kept]}
             found |= {"sample": [proxy, data]} if config.alignment.preference else {}
         found["score"] = [proxy, data] if config.score.source == "engine" else [trainer("proxy"), *kept]
     if config.open_teacher is not None:
         found["complete"] = [engine("open teacher", replicas), data]
     if config.distillation.source == "assistant":
-        found["assist"] = [trainer("assistant"), data]
-    evaluated = trainer("proxy" if config.uses_proxy else "student")
-    return found | {"distil": [trainer("student"), data], "evaluate": [evaluated]}
+        found["assist"] = [trainer("assistant", config.proxy), data]
+    sealed = config.teacher.local is not None
+    evaluated = trainer("evaluation" if sealed else "proxy" if config.uses_proxy else "student")
+    return found | {"distil": [trainer("student", config.student), data], "evaluate": [evaluated]}
 
 
 def pool_demands(config: RunConfig) -> dict[str | None, Demand]:
@@ -135,7 +140,10 @@ def require(checks: list[Check], where: str, fix: str) -> None:
 
 def _host_memory(config: RunConfig) -> dict[str, float]:
     """GiB of the host's memory that one process of each kind holds. With GPUs, weights pass through the page cache."""
-    known = all(architecture(model) for model in config.models.values())
-    if not known or config.resources.device == "gpu":
+    if not _known(config) or config.resources.device == "gpu":
         return defaultdict(lambda: PROCESS_GIB if config.resources.device == "cpu" else 4 * PROCESS_GIB)
     return {f.what: PROCESS_GIB + f.total for f in footprints(config)}
+
+
+def _known(config: RunConfig) -> bool:
+    return all(architecture(model) for model in config.models.values())

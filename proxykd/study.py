@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from proxykd.config import (
-    WITHOUT_EFFECT,
     ModelConfig,
     RunConfig,
     Section,
@@ -224,7 +223,8 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
     Runs with equal keys make equal results, so that one may take over the other's. (The teacher is asked once for all
     seeds: they share its text.)
     """
-    whole = config.model_dump(mode="json", exclude={"name", *WITHOUT_EFFECT})
+    whole = config.of_results()
+    del whole["name"]
 
     def of(*keys: str) -> Facts:
         return {key: whole[key] for key in keys}

@@ -18,7 +18,7 @@ from proxykd.batching import plan_micro_batches, share_of_worker
 from proxykd.config import TrainConfig
 from proxykd.corpus import Row
 from proxykd.errors import GateError
-from proxykd.parallel import Workers, placed_like, whole
+from proxykd.parallel import Workers, gathered, placed_like, whole
 from proxykd.scorer import CompletionScorer
 
 
@@ -114,20 +114,20 @@ class Trainer:
         self.steps += 1
         return Step(losses, metrics, norm, grad_norms, len(rows))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any] | None:
         """All that the next step depends on, whole and on the CPU: weights, Adam's moments, steps, the RNG.
 
-        Every worker must call it; any number of workers can go on from it.
+        Every worker must call it. Rank 0 has it, the others get None and hold one tensor of it at a time. Any number of
+        workers can go on from it.
         """
+        keep = self.workers.rank == 0
         moments = [
-            {name: whole(value).cpu() for name, value in self.optimizer.state[p].items()} for p in self.parameters
+            {name: gathered(value, keep) for name, value in self.optimizer.state[p].items()} for p in self.parameters
         ]
-        return {
-            "steps": self.steps,
-            "parameters": [whole(p).cpu() for p in self.parameters],
-            "moments": moments,
-            "rng": torch.get_rng_state(),
-        }
+        parameters = [gathered(p, keep) for p in self.parameters]
+        if not keep:
+            return None
+        return {"steps": self.steps, "parameters": parameters, "moments": moments, "rng": torch.get_rng_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from `state`: the next step is bit for bit the one that would have come (same workers, float32)."""
@@ -137,7 +137,7 @@ class Trainer:
         for parameter, moments in zip(self.parameters, state["moments"], strict=True):
             self.optimizer.state[parameter] = {
                 # Adam counts its steps in a scalar that stays on the CPU.
-                name: value if value.ndim == 0 else placed_like(parameter, value)
+                name: value.clone() if value.ndim == 0 else placed_like(parameter, value)
                 for name, value in moments.items()
             }
         torch.set_rng_state(state["rng"])

@@ -13,7 +13,7 @@ from proxykd.config import RunConfig
 from proxykd.corpus import Record, read_corpus, read_prompts
 from proxykd.errors import ConfigError
 from proxykd.machine import available_memory_gib
-from proxykd.memory_plan import Footprint, disk_gib, footprints
+from proxykd.memory_plan import Footprint, disk_gib, footprints, machine_disk_gib
 from proxykd.requirements import memory_needed, pool_demands, shared_memory_needed
 from proxykd.time_plan import GPUS, Device, StageEstimate, Text, estimate, this_cpu
 
@@ -43,7 +43,8 @@ def print_plan(
         f"({device.peak / 1e12:.3g} TFLOP/s, {device.bandwidth / 1e9:.3g} GB/s)"
     )
     console.print(_memory_table(holders, device))
-    console.print(_needs_table(config, text))
+    console.print(_needs_table(config))
+    console.print(_disks(config, text))
     console.print(_time_table(stages, text))
     over = [holder for holder in holders if config.resources.device == "gpu" and holder.total > device.memory_gib]
     for holder in over:
@@ -99,19 +100,23 @@ def _memory_table(holders: list[Footprint], device: Device) -> Table:
     return table
 
 
-def _needs_table(config: RunConfig, text: Text) -> Table:
+def _needs_table(config: RunConfig) -> Table:
     table = _table("What must be there", "pool", "CPUs", "GPUs", "on one node", "host memory, GiB")
     for pool, demand in pool_demands(config).items():
         table.add_row(
             pool or "any node", str(demand.cpus), str(demand.gpus), str(demand.largest), f"{demand.memory_gib:.1f}"
         )
-    disk = disk_gib(config, text.records * text.completion)
-    table.caption = (
-        f"on disk {disk:.1f} GiB; shared memory {shared_memory_needed(config):.0f} GiB a node; "
-        f"host memory, if one machine does all, {memory_needed(config):.1f} GiB"
-    )
-    table.caption_justify = "left"
     return table
+
+
+def _disks(config: RunConfig, text: Text) -> str:
+    disk = disk_gib(config, text.records * text.completion)
+    return (
+        f"on disk: {disk:.1f} GiB in the run directory; on each machine up to {machine_disk_gib(config):.1f} GiB of "
+        f"models that are converted, pruned or merged\n"
+        f"shared memory: {shared_memory_needed(config):.0f} GiB a node\n"
+        f"host memory, if one machine does all: {memory_needed(config):.1f} GiB\n"
+    )
 
 
 def _time_table(stages: list[StageEstimate], text: Text) -> Table:

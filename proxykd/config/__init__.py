@@ -1,7 +1,8 @@
 """The frozen configuration of a run. Imports neither torch nor transformers.
 
 Defaults are the paper's (DESIGN.md, section 2). `collection`, `resources`, `redis`, `tracking` and `runs_dir` say
-where, how fast and how visibly a run happens; everything else changes its results and is part of the run's hash.
+where, how fast and how visibly a run happens, and so does `engine.adapters`; everything else changes its results and is
+part of the run's hash.
 """
 
 from proxykd.config.machines import ResourceConfig
@@ -16,10 +17,9 @@ from proxykd.config.reading import (
 )
 from proxykd.config.sections import LoraConfig, ModelConfig, Section
 from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceConfig, QualityConfig, TeacherConfig
-from proxykd.config.whole import WITHOUT_EFFECT, CollectConfig, RunConfig
+from proxykd.config.whole import CollectConfig, RunConfig
 
 __all__ = [
-    "WITHOUT_EFFECT",
     "AlignmentConfig",
     "BudgetConfig",
     "CollectConfig",

@@ -12,7 +12,9 @@ from proxykd.config.sections import Dtype, Section
 class EngineConfig(Section):
     """vLLM. `merged` puts one adapter at a time into the weights; `lora` holds several (DESIGN.md, section 5)."""
 
-    adapters: Literal["merged", "lora"] = "merged"
+    adapters: Literal["merged", "lora"] | None = Field(
+        None, description="unset, by resources.device: lora on GPUs, merged on CPUs; no result depends on it"
+    )
     dtype: Dtype = "bfloat16"
     max_loras: int = Field(4, ge=1)
     max_lora_rank: int = Field(16, ge=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,14 @@ class RunConfig(Section):
     resources: ResourceConfig = ResourceConfig()
     redis: RedisConfig = RedisConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        """What is unset and follows from the rest gets its value, so that a run's config.json says what was used."""
+        if self.engine.adapters is None:
+            adapters = "lora" if self.resources.device == "gpu" else "merged"
+            object.__setattr__(self, "engine", self.engine.model_copy(update={"adapters": adapters}))
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -138,8 +146,13 @@ class RunConfig(Section):
 
     @property
     def sha256(self) -> str:
-        frozen = self.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-        return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.of_results(), sort_keys=True).encode()).hexdigest()
+
+    def of_results(self) -> dict[str, Any]:
+        """Everything that changes results, JSON-ready."""
+        # How adapters get into the engine follows the device, which a run may change between attempts.
+        without = dict.fromkeys(WITHOUT_EFFECT, True) | {"engine": {"adapters"}}
+        return self.model_dump(mode="json", exclude=without)
 
     @property
     def run_id(self) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
+
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
+from proxykd import parallel
 from proxykd.checkpoints import Checkpoints
+from proxykd.models import save_model
 from proxykd.parallel import Workers, full_state
 from tests.unit.test_training import LOSSES, make, rows
 
@@ -111,3 +118,95 @@ def test_a_checkpoint_of_two_sharded_workers_serves_one(tiny, tmp_path):
     take(alone, "align", range(4))
     for a, b in zip(one.parameters, alone.parameters, strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def _joined(tensor):
+    """A tensor from every worker's own part of it, put together by hand."""
+    import torch.distributed as dist
+
+    if not hasattr(tensor, "to_local"):
+        return tensor.detach().clone()
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, tensor.detach().to_local())
+    return torch.cat(parts)
+
+
+def _gathering_worker(rank, world, store, tiny, folder):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+    held = _Held()
+    for method in ("full", "lora"):
+        trainer = make(tiny, 20, Workers.current("fsdp2", torch.device("cpu")), method=method)
+        take(trainer, "sft", range(2))
+        scorer = trainer.scorer
+        expected = {name: _joined(value) for name, value in scorer.model.state_dict().items()}
+        moments = [{k: _joined(v) for k, v in trainer.optimizer.state[p].items()} for p in trainer.parameters]
+        trained, largest = (4 * f(p.numel() for p in trainer.parameters) for f in (sum, max))
+        with held:
+            state = trainer.state()
+        peaks = [held.peak]
+        with held:
+            saved = full_state(scorer.model, trainable_only=method == "lora", keep=rank == 0)
+        peaks.append(held.peak)
+        if rank:
+            assert (state, saved) == (None, {})
+            assert peaks == [largest, largest], "one tensor at a time"
+            continue
+        assert peaks[0] == 3 * trained + 4 * len(trainer.parameters), "weights, both moments and Adam's counts"
+        assert peaks[1] == trained
+        for found, whole in zip(state["moments"], moments, strict=True):
+            assert all(torch.equal(found[name], whole[name]) for name in whole)
+        assert saved.keys() == {name for name in expected if method == "full" or "lora_" in name}
+        assert all(torch.equal(value, expected[name]) for name, value in saved.items())
+        if method == "full":
+            folder.mkdir()
+            save_model(scorer.model, tiny, folder, saved)
+            assert trained < (folder / "model.safetensors").stat().st_size < trained + 20_000
+            assert all(torch.equal(v, expected[k]) for k, v in load_file(folder / "model.safetensors").items())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class _Held:
+    """Bytes of the tensors that were made whole and are still held, and the most there were while it is entered."""
+
+    def __enter__(self):
+        self.bytes = self.peak = 0
+        self._whole = parallel.whole
+        parallel.whole = self._count
+
+    def __exit__(self, *_):
+        parallel.whole = self._whole
+
+    def _count(self, tensor):
+        found = self._whole(tensor)
+        self._add(found.nbytes)
+        weakref.finalize(found, self._add, -found.nbytes)
+        return found
+
+    def _add(self, size):
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+def test_of_sharded_workers_the_first_alone_holds_what_is_gathered(tiny, tmp_path):
+    """Checkpoints and saved models are what the parts are, joined by hand; the other worker holds one tensor."""
+    mp.spawn(_gathering_worker, args=(2, str(tmp_path / "store"), tiny, tmp_path / "model"), nprocs=2)
+
+
+def test_a_checkpoint_is_mapped_and_what_is_restored_of_it_a_copy(tiny, store):
+    def mapped():
+        return "step-000002.pt" in Path("/proc/self/maps").read_text()
+
+    trainer = make(tiny, 20)
+    take(trainer, "sft", range(2))
+    checkpoints = Checkpoints(store)
+    checkpoints.save(2, {"trainer": trainer.state()})
+    state = checkpoints.latest()
+    assert mapped()
+    trainer.restore(state["trainer"])
+    del state
+    gc.collect()
+    assert not mapped()

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from proxykd.config import load_config
 from proxykd.describe import describe
 from proxykd.errors import ConfigError
+from proxykd.storage import RunDirectory, read_json
+from services.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("study-"))
@@ -46,6 +49,29 @@ def test_the_hash_covers_results_and_not_resources(tmp_path):
     assert load(tmp_path, "resources.trainer_workers=2", "runs_dir=/elsewhere").hash8 == config.hash8
     assert load(tmp_path, "alignment.beta=0.2").hash8 != config.hash8
     assert config.run_id == f"t-{config.hash8}"
+
+
+def test_adapters_reach_the_engine_as_suits_the_device(tmp_path):
+    """What was used stands in the frozen config; the run is the same on either device, as with other resources."""
+    cpu, gpu = (load(tmp_path, f"resources.device={device}") for device in ("cpu", "gpu"))
+    assert (cpu.engine.adapters, gpu.engine.adapters) == ("merged", "lora")
+    assert cpu.sha256 == gpu.sha256
+    asked = load(tmp_path, "engine.adapters=lora")
+    assert asked.engine.adapters == "lora"
+    assert asked.sha256 == cpu.sha256
+    assert load(tmp_path, "engine.dtype=float32").sha256 != cpu.sha256
+    runs = f"runs_dir={tmp_path / 'runs'}"
+    for device, adapters in (("gpu", "lora"), ("cpu", "merged")):
+        run = RunDirectory.create(load(tmp_path, runs, f"resources.device={device}"))
+        assert read_json(run.root / "config.json")["engine"]["adapters"] == adapters
+    assert run.config() == load(tmp_path, runs)
+    file = tmp_path / "c.yaml"
+    shown = CliRunner().invoke(main, ["config", "show", str(file), "--set", "resources.device=gpu"])
+    assert yaml.safe_load(shown.output)["engine"]["adapters"] == "lora"
+
+
+def test_shipped_configs_leave_the_choice_to_the_device():
+    assert [path.name for path in CONFIGS.rglob("*.yaml") if "adapters:" in path.read_text()] == []
 
 
 @pytest.mark.parametrize(

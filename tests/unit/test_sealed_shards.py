@@ -1,0 +1,78 @@
+"""A sealed teacher over two workers that share its weights: a part on each, and the same true KL as on one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from actors import train_loops
+from proxykd.evaluation import SealedTeacher
+from proxykd.models import initialise
+from proxykd.storage import RunDirectory
+from tests.small_run import run_config
+from tests.unit.test_training import rows
+
+WORKERS = 2
+HELD_OUT = (rows(1, seed=4), rows(7, seed=4))
+"""Of the one record the second worker has no micro-batch of its own at all."""
+
+
+def evaluate(run, held_out):
+    """(facts of the stage, the part of the teacher's weights that this process held once it was placed)."""
+    shares = []
+
+    class Watched(SealedTeacher):
+        def __init__(self, teacher):
+            parts = [getattr(p, "to_local", lambda p=p: p)() for p in teacher.parameters()]
+            shares.append(sum(part.numel() for part in parts) / sum(p.numel() for p in teacher.parameters()))
+            super().__init__(teacher)
+
+    train_loops.SealedTeacher, train_loops.read_slice = Watched, lambda *_: held_out
+    facts = {"run": str(run.root), "trust": None, "adapters": [], "reporter": lambda: lambda *_, **__: None}
+    found = train_loops.evaluate(train_loops.Worker(facts))
+    [share] = shares
+    return found["models"], share
+
+
+def _worker(rank, world, store, run, out):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+    torch.save([evaluate(run, held_out) for held_out in HELD_OUT], f"{out}-{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def run_of(tiny, tmp_path):
+    def run_of(name, **resources):
+        local = {"source": str(tiny), "dtype": "float32"}
+        config = run_config(
+            str(tiny), str(tmp_path / name), teacher={"local": local}, distillation={"source": "none"},
+            resources={"micro_batch_tokens": 40, **resources},
+        )  # fmt: skip
+        run = RunDirectory.create(config)
+        for model, directory in (("teacher", run.models / "teacher"), ("student", run.models / "student")):
+            initialise(config.models[model], directory)
+        initialise(config.student.model_copy(update={"drop_layers": (1, 2)}), run.student)
+        return run
+
+    return run_of
+
+
+def test_two_workers_share_the_teacher_and_find_the_same_true_kl(run_of, tmp_path, monkeypatch):
+    for name in ("SealedTeacher", "read_slice"):
+        monkeypatch.setattr(train_loops, name, getattr(train_loops, name))
+    alone = run_of("one")
+    expected = [evaluate(alone, held_out) for held_out in HELD_OUT]
+    run, out = run_of("two", parallel="fsdp2", trainer_workers=WORKERS), tmp_path / "out"
+    mp.spawn(_worker, args=(WORKERS, str(tmp_path / "store"), run, str(out)), nprocs=WORKERS)
+    for rank in range(WORKERS):
+        found = torch.load(f"{out}-{rank}", weights_only=False)
+        for (ours, share), (theirs, whole) in zip(found, expected, strict=True):
+            assert (share, whole) == (pytest.approx(1 / WORKERS, rel=0.01), 1.0)
+            for model in ("student_before", "student_after"):
+                assert ours[model]["record_kls"] == pytest.approx(theirs[model]["record_kls"], rel=1e-4)
+                assert min(theirs[model]["record_kls"]) > 0.01
