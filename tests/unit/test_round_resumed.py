@@ -32,7 +32,7 @@ class Round:
         for row in rows:
             row |= {"rejected_ids": [20, *row["completion_ids"][:3], 2], "rejected_stopped": True, "seed": 0}
         path = self.run.pairs(1) / "shard-00000.parquet"
-        write_pairs(path, rows)
+        write_pairs(path, rows, "keep")
         self.pairs, self.reference = read_pairs(path), make_adapter(self.run, 0)
 
     def train(self, micro_batch_tokens, steps=None):

@@ -53,7 +53,7 @@ def prepare(source, folder, world=1, mode="ddp"):
             "adapter": "",
             "seed": 0,
         }
-    write_pairs(runs["proxy"].pairs(1) / "shard-00000.parquet", rows)
+    write_pairs(runs["proxy"].pairs(1) / "shard-00000.parquet", rows, "keep")
     return {name: str(run.root) for name, run in runs.items()}
 
 
