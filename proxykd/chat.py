@@ -94,10 +94,6 @@ class ChatFormat:
         before, after = (self.tokenizer.decode(ids) for ids in (self._before, [*self._before, token_id]))
         return str(after)[len(before) :]
 
-    def spelt_control_token(self, text: str) -> str | None:
-        """The first control token that a text spells, or None."""
-        return self._encoder.spells(text)
-
     # -- rendering -----------------------------------------------------------------------------------------------
 
     def _prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
@@ -112,6 +108,7 @@ class ChatFormat:
     def _call(self, record: Record) -> str:
         """The reply that calls tools, as the template writes it after the prompt, with its stop token."""
         reply = {"role": "assistant", "content": record.completion, "tool_calls": list(record.tool_calls)}
+        reply |= {"reasoning_content": record.reasoning} if record.reasoning else {}
         escaped, tools = self._encoder.escape([*record.messages, reply]), self._encoder.escape(list(record.tools))
         prompt = self._render(escaped[:-1], generate=True, tools=tools)
         whole = self._render(escaped, generate=False, tools=tools)

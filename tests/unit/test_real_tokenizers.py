@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from proxykd.chat import ChatFormat
@@ -135,6 +137,9 @@ def test_a_call_of_tools_is_the_familys_own(messages):
     reply = tokenizer.decode(chat.reply_ids(record))
     assert reply == ('<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC <|im_end|>"}}\n</tool_call><|im_end|>')
     assert chat.reply_ids(record).count(chat.stop_token_id) == 1
+    thinking = ChatFormat(load_tokenizer(PUBLISHED["qwen3"].folder(), thinking=True))
+    thought = tokenizer.decode(thinking.reply_ids(replace(record, reasoning="Six.")))
+    assert thought == f"<think>\nSix.\n</think>\n\n{reply}"
     assert "clock" in tokenizer.decode(chat.prompt_ids(record.messages, record.tools))
     llama = ChatFormat(load_tokenizer(PUBLISHED["llama3_1"].folder()))
     with pytest.raises(TemplateError, match="leaves out the tools"):
