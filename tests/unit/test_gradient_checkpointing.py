@@ -10,7 +10,7 @@ from proxykd.batching import collate
 from proxykd.config import AlignmentConfig, LoraConfig, ModelConfig
 from proxykd.errors import ModelError
 from proxykd.models import load_scorer, read_model
-from proxykd.sampling import sample_completions
+from proxykd.sampling import Room, sample_completions
 from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, pair_logps
 from tests.families import FAMILIES, make
 
@@ -99,9 +99,7 @@ def test_training_draws_no_noise_so_that_margins_begin_at_exactly_zero(models):
 def test_samples_drawn_between_the_steps_still_have_their_cache(models):
     """transformers takes the cache away from a layer that it checkpoints."""
     drawn = [
-        sample_completions(
-            scorer_of(models[2], "full", recompute), [[5, 6, 7]] * 4, max_tokens=6, max_length=64, seed=3
-        )
+        sample_completions(scorer_of(models[2], "full", recompute), [[5, 6, 7]] * 4, Room(64, 6), seed=3)
         for recompute in (False, True)
     ]
     assert drawn[0] == drawn[1]

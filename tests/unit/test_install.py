@@ -327,7 +327,9 @@ def test_make_installs_with_the_python_that_is_named(named, target, tmp_path):
     for name in ("Makefile", "pyproject.toml", "requirements"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     command = ["make", "-n", target, *([f"PYTHON={named}"] if named else [])]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")
+    }
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     install = "python3 -m requirements.install" + (f" --python {named}" if named else "")
