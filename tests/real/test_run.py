@@ -299,7 +299,9 @@ def test_the_report_has_every_key_and_its_numbers_hold(finished):
     for entry in report["rounds"]:
         assert entry["step0_margin_max_abs"] < 1e-3
         assert entry["parity_mean_abs"] < 0.01
-        assert set(entry["seconds"]) == {"sample", "reference", "train", "evaluate"}
+        assert set(entry["seconds"]) == {"sample", "reference", "train", "after", "evaluate"}
+        assert entry["pairs_after"] == entry["pairs"]
+        assert entry["margin_mean_after"] > entry["margin_mean"]  # which has the steps on the way to it
         assert entry["nll_grad_norm"] > 0
         assert entry["dpo_grad_norm"] > 0
     assert report["rounds"][1]["reference_adapter"] == report["rounds"][0]["adapter"]
