@@ -20,7 +20,7 @@ from rich.table import Table
 
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig
-from proxykd.corpus import read_prompts
+from proxykd.text.corpus import read_prompts
 from tests.teacher_stub import teacher_stub
 
 CASES = [(known, window) for known in ("config", "headers", "429s") for window in ("bucket", "fixed", "sliding")]

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from proxykd.batching import collate
 from proxykd.config import ModelConfig
-from proxykd.divergences import forward_kl
-from proxykd.models import load_scorer, resolve
-from proxykd.tokenizer import load_tokenizer
+from proxykd.losses.divergences import forward_kl
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer, resolve
+from proxykd.text.tokenizer import load_tokenizer
 
 TOKENS = 1024
 

@@ -47,7 +47,7 @@ def measure(form: str, tokens: int, hidden: int, vocabulary: int) -> dict[str, f
 
 def head_scorer(head, states, vocabulary):
     """A CompletionScorer whose backbone is given: only the head is measured."""
-    from proxykd.scorer import CompletionScorer
+    from proxykd.models.scorer import CompletionScorer
 
     class HeadOnly(CompletionScorer):
         def hidden(self, batch):

@@ -27,8 +27,8 @@ def make(folder: Path, hidden: int, layers: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from proxykd.config import LoraConfig
-    from proxykd.models import attach_lora, save_adapter
-    from proxykd.parallel import full_state
+    from proxykd.models.loading import attach_lora, save_adapter
+    from proxykd.models.parallel import full_state
     from tests.tiny_model import make_model, make_tokenizer
 
     config = LlamaConfig(
@@ -60,7 +60,7 @@ def measure(step: str, folder: Path) -> float:
     import torch
 
     from proxykd.config import ModelConfig
-    from proxykd.models import initialise, merge_adapter, read_model
+    from proxykd.models.loading import initialise, merge_adapter, read_model
 
     [of_tiny], [adapter] = ((folder / name).iterdir() for name in ("adapters-of-tiny", "adapters"))
     if step == "merge":  # what a first model imports is not the memory of a second

@@ -19,12 +19,12 @@ from pathlib import Path
 from benchmarks import step_peaks
 from benchmarks.peak_memory import peak_mib, reset_peak_mib
 from proxykd.config import RunConfig
-from proxykd.corpus_store import read_slice
-from proxykd.machine import available_memory_gib
-from proxykd.memory_plan import trainer_footprint
-from proxykd.report import finished_stages
-from proxykd.storage import RunDirectory
-from proxykd.time_plan import Text, estimate, this_cpu
+from proxykd.data.corpus_store import read_slice
+from proxykd.planning.machine import available_memory_gib
+from proxykd.planning.memory_plan import trainer_footprint
+from proxykd.planning.time_plan import Text, estimate, this_cpu
+from proxykd.report.run_report import finished_stages
+from proxykd.runs.storage import RunDirectory
 
 TOKENS = 512
 SHAPE = {
@@ -109,10 +109,10 @@ def peak_of_one_step(run: RunDirectory, role: str) -> float:
     """GiB that a step on one full micro-batch adds to a process that has imported everything."""
     import torch
 
-    from proxykd.models import load_scorer
-    from proxykd.parallel import Workers
-    from proxykd.stage_losses import SftLoss
-    from proxykd.training import Trainer
+    from proxykd.models.loading import load_scorer
+    from proxykd.models.parallel import Workers
+    from proxykd.training.stage_losses import SftLoss
+    from proxykd.training.trainer import Trainer
 
     config = run.config()
     before = reset_peak_mib()

@@ -18,19 +18,19 @@ import os
 from pathlib import Path
 from statistics import fmean, median
 
-from proxykd.chat import ChatFormat
 from proxykd.config import RunConfig, validate_config
-from proxykd.corpus import read_corpus
-from proxykd.corpus_store import read_slice, write_corpus
-from proxykd.evaluation import pair_token_logps, score_records
-from proxykd.models import initialise, load_scorer, save_adapter
-from proxykd.parallel import Workers, full_state
-from proxykd.rounds import sample_seed
-from proxykd.sampling import Room
-from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss
-from proxykd.storage import RunDirectory, read_json, write_json
-from proxykd.tokenizer import load_tokenizer
-from proxykd.training import Trainer
+from proxykd.data.corpus_store import read_slice, write_corpus
+from proxykd.evaluation.fidelity import pair_token_logps, score_records
+from proxykd.models.loading import initialise, load_scorer, save_adapter
+from proxykd.models.parallel import Workers, full_state
+from proxykd.runs.storage import RunDirectory, read_json, write_json
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import read_corpus
+from proxykd.text.seeds import sample_seed
+from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training.sampling import Room
+from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss
+from proxykd.training.trainer import Trainer
 
 ARMS = {"shard": ("shard's room", "keep"), "keep": ("own room", "keep"), "drop": ("own room", "drop")}
 WARMUP, LOOKED_AT, AGAIN = 16, 8, 16
@@ -125,7 +125,7 @@ class Round:
         return {"adapter": self.save(scorer, "warmup", 0), "validation": self.validation(scorer)}
 
     def sample(self, adapter, rows):
-        from actors.engine import EngineSpec, ProxyEngine
+        from actors.engine.proxy_engine import EngineSpec, ProxyEngine
 
         async def draw():
             spec = EngineSpec.of_run(self.run, self.config)

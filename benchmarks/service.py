@@ -18,15 +18,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from actors import local_cluster
+from actors.hosting import local_cluster
 
 local_cluster.use_token()  # before anything imports ray
 
 import httpx
 import psutil
 
-from proxykd.corpus_store import read_slice
-from proxykd.storage import RunDirectory
+from proxykd.data.corpus_store import read_slice
+from proxykd.runs.storage import RunDirectory
 
 PORT = 8765
 QUERYING = 16
@@ -141,10 +141,10 @@ async def load(http, adapter, clients, seconds):
 
 
 async def measure(run, deployer, arguments):
-    from actors.engine import EngineSpec, ProxyEngine
-    from actors.http_options import HttpOptions
-    from proxykd.adapter_catalogue import catalogue, find
-    from services.proxy_service import ServiceSpec
+    from actors.cluster.http_options import HttpOptions
+    from actors.engine.proxy_engine import EngineSpec, ProxyEngine
+    from proxykd.runs.adapter_catalogue import catalogue, find
+    from services.rest.proxy_service import ServiceSpec
 
     config = run.config()
     spec = EngineSpec.of_run(run, config)
@@ -179,8 +179,8 @@ def main() -> None:
     run = RunDirectory.open(arguments.run)
     resources = run.config().resources
 
-    from actors.http_options import HttpOptions
-    from services.deployments import ServeDeployer, engine_environment
+    from actors.cluster.http_options import HttpOptions
+    from services.rest.deployments import ServeDeployer, engine_environment
 
     os.environ.update(engine_environment(resources))  # the bare engine gets what a replica gets
     with tempfile.TemporaryDirectory() as folder:

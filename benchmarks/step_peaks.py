@@ -11,12 +11,12 @@ import torch
 
 from benchmarks.peak_memory import Alive
 from proxykd.config import AlignmentConfig, LoraConfig, ModelConfig, RunConfig, TrainConfig, validate_config
-from proxykd.memory_plan import GIB, Footprint, trainer_footprint
-from proxykd.models import attach_lora
-from proxykd.parallel import Workers
-from proxykd.scorer import CompletionScorer
-from proxykd.stage_losses import AlignmentLoss, SftLoss
-from proxykd.training import Trainer
+from proxykd.models.loading import attach_lora
+from proxykd.models.parallel import Workers
+from proxykd.models.scorer import CompletionScorer
+from proxykd.planning.memory_plan import GIB, Footprint, trainer_footprint
+from proxykd.training.stage_losses import AlignmentLoss, SftLoss
+from proxykd.training.trainer import Trainer
 
 WORKERS = 2
 STEPS = 2

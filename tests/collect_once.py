@@ -6,7 +6,7 @@ import sys
 
 from proxykd.collection.job import Collection
 from proxykd.config import load_collect_config
-from proxykd.corpus import read_prompts
+from proxykd.text.corpus import read_prompts
 
 
 def main(config_path: str, prompts: str, out: str) -> None:

@@ -9,8 +9,8 @@ from proxykd.collection.collector import Outcome
 from proxykd.collection.dataset import content_digest
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig
-from proxykd.corpus import read_prompts
-from proxykd.storage import read_json, read_table
+from proxykd.runs.storage import read_json, read_table
+from proxykd.text.corpus import read_prompts
 from tests.teacher_stub import KEY, RunningStub
 
 PROMPTS = 60

@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from actors import local_cluster
+from actors.hosting import local_cluster
 
 local_cluster.use_token()  # before anything imports ray, which reads its token mode on import
 

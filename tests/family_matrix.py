@@ -59,8 +59,8 @@ def whole_ids(tokenizer: Any, messages: Sequence[dict[str, str]], completion: st
 
 def row_of(name: str) -> list[str]:
     """One family: its stop token, and how each kind of completion fares over all conversations."""
-    from proxykd.chat import ChatFormat
-    from proxykd.tokenizer import load_tokenizer
+    from proxykd.text.chat import ChatFormat
+    from proxykd.text.tokenizer import load_tokenizer
     from tests.real_tokenizers import PUBLISHED
 
     published = PUBLISHED[name]

@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 import yaml
 
-from proxykd.journal import replay
-from proxykd.storage import RunDirectory
+from proxykd.runs.journal import replay
+from proxykd.runs.storage import RunDirectory
 from tests import tiny_model
 from tests.object_store import free_port
 from tests.ray_nodes import wait_for

@@ -14,8 +14,8 @@ from types import TracebackType
 
 import psutil
 
-from actors.local_cluster import ENVIRONMENT
-from actors.placement import POOL_LABEL
+from actors.cluster.placement import POOL_LABEL
+from actors.hosting.local_cluster import ENVIRONMENT
 from tests.object_store import free_port
 
 BIN = Path(sys.executable).parent

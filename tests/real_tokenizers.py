@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proxykd.storage import cache_folder
+from proxykd.runs.storage import cache_folder
 
 VERSION = "3.7.2"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from actors.engine import EngineSpec
+from actors.engine.proxy_engine import EngineSpec
 from proxykd.config import RunConfig, validate_config
-from proxykd.models import load_scorer, save_adapter
-from proxykd.parallel import full_state
-from proxykd.storage import RunDirectory
+from proxykd.models.loading import load_scorer, save_adapter
+from proxykd.models.parallel import full_state
+from proxykd.runs.storage import RunDirectory
 
 
 def run_config(source: str, runs_dir: str, **sections: object) -> RunConfig:

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from actors import train_loops
-from proxykd.chat import ChatFormat
-from proxykd.corpus import Row, read_corpus
-from proxykd.corpus_store import write_corpus
-from proxykd.models import initialise
-from proxykd.storage import RunDirectory
-from proxykd.tokenizer import load_tokenizer
+from actors.training import train_loops
+from proxykd.data.corpus_store import write_corpus
+from proxykd.models.loading import initialise
+from proxykd.runs.storage import RunDirectory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import Row, read_corpus
+from proxykd.text.tokenizer import load_tokenizer
 from tests import tiny_model
 from tests.small_run import run_config
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from actors.events import EventLog
-from proxykd.corpus_store import write_rows_shard
-from proxykd.inspection import write_inspected
-from proxykd.journal import Journal
-from proxykd.overview import expected
-from proxykd.pairs import SIDES
-from proxykd.soft_label_statistics import label_statistics
-from proxykd.soft_labels import LabelSource, SoftLabels, write_shard_file
-from proxykd.storage import RunDirectory, stage_key, write_json, write_shard
-from proxykd.tokenising import ids_hash
+from actors.telemetry.events import EventLog
+from proxykd.data.corpus_store import write_rows_shard
+from proxykd.data.pairs import SIDES
+from proxykd.data.soft_label_statistics import label_statistics
+from proxykd.data.soft_labels import LabelSource, SoftLabels, write_shard_file
+from proxykd.evaluation.inspection import write_inspected
+from proxykd.report.overview import expected
+from proxykd.runs.journal import Journal
+from proxykd.runs.storage import RunDirectory, stage_key, write_json, write_shard
+from proxykd.text.tokenising import ids_hash
 from tests.small_run import run_config
 
 HOSTILE = '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">'

@@ -136,9 +136,9 @@ def train(name: str, recipe: Recipe, tokenizer: Any, folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from proxykd.batching import collate
-    from proxykd.chat import ChatFormat
-    from proxykd.scorer import CompletionScorer
+    from proxykd.models.batching import collate
+    from proxykd.models.scorer import CompletionScorer
+    from proxykd.text.chat import ChatFormat
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -11,7 +11,7 @@ import csv
 import sys
 from pathlib import Path
 
-from proxykd.study_report import mean_and_interval
+from proxykd.study.study_report import mean_and_interval
 
 MEASURES = ("held_out_nll", "true_kl", "top1_agreement")
 

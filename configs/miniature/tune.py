@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from proxykd.storage import read_json
-from proxykd.study import PRESETS, StudyDirectory, load_study
+from proxykd.runs.storage import read_json
+from proxykd.study.studies import PRESETS, StudyDirectory, load_study
 
 STUDY = Path(__file__).parents[1] / "study-miniature.yaml"
 FOLDER = Path("runs/miniature")

@@ -1,1 +1,4 @@
-"""Asking a black-box teacher: fast to its limits, exact about the money, and never twice."""
+"""The teacher's completions: requests, providers, rate limits, budgets, and the data set that they become.
+
+Nothing that was paid for is asked or lost twice. May import config, runs and text.
+"""

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from proxykd.collection.asks import Ask, Reply
 from proxykd.collection.providers import (
     Body,
     Denied,
@@ -33,8 +32,9 @@ from proxykd.collection.providers import (
     parse_chat,
     parse_message,
 )
+from proxykd.collection.requests import Ask, Reply
 from proxykd.config import TeacherConfig
-from proxykd.storage import read_json, write_json
+from proxykd.runs.storage import read_json, write_json
 
 GATHER_S = 1.0
 """Without a new ask, after which a batch goes out as it is."""

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from proxykd.collection.asks import Ask, Reply
+from proxykd.collection.budget import BudgetSpent, Ledger, Usage, worst_case
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
-from proxykd.collection.money import BudgetSpent, Ledger, Usage, worst_case
-from proxykd.collection.pace import Pace, Slots
 from proxykd.collection.providers import Denied, Limited, Limits, Provider, Rejected, Transient
+from proxykd.collection.rate_limit import Pace, Slots
+from proxykd.collection.requests import Ask, Reply
 from proxykd.collection.response_log import Kept, ResponseLog
 from proxykd.config import CollectConfig
 from proxykd.errors import RunStoppedError, StorageError, TeacherError
-from proxykd.storage import is_remote
+from proxykd.runs.storage import is_remote
 
 BACK_OFF_S, BACK_OFF_MOST_S = 0.5, 60.0
 TICK_S = 0.5

@@ -23,13 +23,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxykd.collection.asks import Ask, request_identity
+from proxykd.collection.requests import Ask, request_identity
 from proxykd.collection.response_log import Kept
 from proxykd.collection.text_quality import flags_of
 from proxykd.config import CollectConfig, Flag
 from proxykd.errors import RunError
-from proxykd.sources import DATASET_FILE, RECORDS
-from proxykd.storage import location, read_json, read_table, shard_facts, unfinished, write_json, write_shard
+from proxykd.runs.storage import location, read_json, read_table, shard_facts, unfinished, write_json, write_shard
+from proxykd.text.sources import DATASET_FILE, RECORDS
 
 Facts = dict[str, Any]
 SHARD_RECORDS = 512

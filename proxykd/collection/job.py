@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from proxykd.collection.asks import Ask, asks_for
 from proxykd.collection.batches import AnthropicBatches, Batching, OpenAIBatches
+from proxykd.collection.budget import Usage, worst_case
 from proxykd.collection.collector import Collector, Outcome, Show
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
-from proxykd.collection.money import Usage, worst_case
-from proxykd.collection.pace import OwnPace, Pace
 from proxykd.collection.providers import Online, Provider
+from proxykd.collection.rate_limit import OwnPace, Pace
+from proxykd.collection.requests import Ask, asks_for
 from proxykd.collection.response_log import read_log
 from proxykd.collection.screening import screen
 from proxykd.config import CollectConfig
-from proxykd.corpus import Record
 from proxykd.errors import ProxykdError, TeacherError
-from proxykd.storage import write_json
+from proxykd.runs.storage import write_json
+from proxykd.text.corpus import Record
 
 Facts = dict[str, Any]
 CHARACTERS_A_TOKEN = 4.0

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from proxykd.collection.asks import Ask, Reply
+from proxykd.collection.requests import Ask, Reply
 from proxykd.config import TeacherConfig
 from proxykd.errors import ConfigError
 

@@ -19,8 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from proxykd.collection.money import Usage
-from proxykd.storage import is_remote
+from proxykd.collection.budget import Usage
+from proxykd.runs.storage import is_remote
 
 Line = dict[str, Any]
 InFlight = defaultdict[str, list[Usage]]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.config import Flag, QualityConfig
-from proxykd.corpus import Record, normalised_prompt
 from proxykd.errors import CorpusError
-from proxykd.sources import read_rows
+from proxykd.text.corpus import Record, normalised_prompt
+from proxykd.text.sources import read_rows
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128

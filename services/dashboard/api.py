@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from actors.events import events_before
-from actors.live_view import LiveView
-from proxykd.inspection import read_inspected
-from proxykd.storage import RunDirectory, read_json
-from proxykd.trust_examples import trust_examples
+from actors.telemetry.events import events_before
+from actors.telemetry.live_view import LiveView
+from proxykd.evaluation.inspection import read_inspected
+from proxykd.evaluation.trust_examples import trust_examples
+from proxykd.runs.storage import RunDirectory, read_json
+from services.access.refusals import ApiError
 from services.dashboard.library import Library
 from services.dashboard.live import Follower
-from services.refusals import ApiError
 
 PING_S = 15
 LAST = 10**9

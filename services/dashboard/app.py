@@ -6,14 +6,14 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
-from actors.http_options import HttpOptions
+from actors.cluster.http_options import HttpOptions
 from proxykd import __version__
-from services.access import PAGE, Guard
+from services.access.keys import PAGE, Guard
+from services.access.refusals import refuse_as_openai_does
 from services.dashboard.api import dashboard_api
 from services.dashboard.library import Library
 from services.dashboard.pages import mount_page
 from services.dashboard.redis_of_run import redis_of_config
-from services.refusals import refuse_as_openai_does
 
 MAX_BODY_BYTES = 2**16
 

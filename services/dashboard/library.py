@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.events import read_live
+from actors.hosting.status import Work, run_status
+from actors.telemetry.events import read_live
 from proxykd.errors import IntegrityError, ProxykdError, RunError
-from proxykd.overview import overview
-from proxykd.storage import RunDirectory, location, read_json
-from proxykd.study import StudyDirectory
-from services.refusals import ApiError
-from services.status import Work, run_status
+from proxykd.report.overview import overview
+from proxykd.runs.storage import RunDirectory, location, read_json
+from proxykd.study.studies import StudyDirectory
+from services.access.refusals import ApiError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
 

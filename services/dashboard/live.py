@@ -13,9 +13,9 @@ from typing import Any
 import anyio
 import redis
 
-from actors.events import is_sign_of_life, last_segment, read_events, read_live
-from actors.live_view import LiveView
-from proxykd.storage import RunDirectory, is_remote
+from actors.telemetry.events import is_sign_of_life, last_segment, read_events, read_live
+from actors.telemetry.live_view import LiveView
+from proxykd.runs.storage import RunDirectory, is_remote
 
 WAIT_S = 0.5
 WAIT_REMOTE_S = 5.0

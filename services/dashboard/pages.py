@@ -15,11 +15,11 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from actors.events import events_before
-from proxykd.inspection import read_inspected
-from proxykd.storage import RunDirectory, write_atomic
-from proxykd.trust_examples import trust_examples
-from services.access import PAGE
+from actors.telemetry.events import events_before
+from proxykd.evaluation.inspection import read_inspected
+from proxykd.evaluation.trust_examples import trust_examples
+from proxykd.runs.storage import RunDirectory, write_atomic
+from services.access.keys import PAGE
 from services.dashboard.library import Library
 
 STATIC = Path(__file__).parent / "static"

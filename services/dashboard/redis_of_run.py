@@ -6,9 +6,9 @@ from typing import Any
 
 import redis
 
-from actors.launch import NAMESPACE, actor_name
-from actors.live_view import LiveView
-from proxykd.storage import RunDirectory
+from actors.cluster.launch import NAMESPACE, actor_name
+from actors.telemetry.live_view import LiveView
+from proxykd.runs.storage import RunDirectory
 
 
 def redis_of_coordinator(run: RunDirectory) -> LiveView:

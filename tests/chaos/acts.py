@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from actors.local_cluster import running, state_file
+from actors.hosting.local_cluster import running, state_file
 from tests.chaos.disks import Disk
 from tests.chaos.runs import PATIENCE_S, POLL_S, AttackedRun, Point, proxykd
 from tests.chaos.victims import pids

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from actors.local_cluster import use_token
+from actors.hosting.local_cluster import use_token
 from tests.chaos.acts import (
     Act,
     Outcome,

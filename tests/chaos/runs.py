@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from actors.events import last_segment, read_events, read_live
-from actors.local_cluster import running
+from actors.hosting.local_cluster import running
+from actors.telemetry.events import last_segment, read_events, read_live
 from proxykd.config import load_config
-from proxykd.storage import RunDirectory, is_remote, read_json, read_table, sha256_file, stage_key
+from proxykd.runs.storage import RunDirectory, is_remote, read_json, read_table, sha256_file, stage_key
 from tests import tiny_model
 from tests.object_store import free_port
 from tests.small_run import run_config
@@ -194,8 +194,8 @@ def results(root: Path) -> dict[str, str]:
 
 def check_records(run: RunDirectory) -> None:
     """Every record of D_p has one pair and every record of D_s its soft labels: none lost, none twice, none alien."""
-    from proxykd.corpus_store import read_slice, slice_shards
-    from proxykd.soft_labels import read_source
+    from proxykd.data.corpus_store import read_slice, slice_shards
+    from proxykd.data.soft_labels import read_source
 
     stage = read_json(run.stages / f"{stage_key('align', 1)}.json")["result"]
     pairs = [row for path in sorted(run.pairs(1).glob("*.parquet")) for row in read_table(path).to_pylist()]

@@ -8,7 +8,7 @@ import re
 import signal
 from pathlib import Path
 
-from actors.local_cluster import TAG, last_known
+from actors.hosting.local_cluster import TAG, last_known
 
 TITLES = {
     "coordinator": r"ray::Coordinator",

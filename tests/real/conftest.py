@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from actors import local_cluster
-from actors.apps import proxy_app
-from actors.http_options import HttpOptions
-from actors.streams import EngineCall
-from proxykd.models import initialise
-from proxykd.storage import RunDirectory, write_json
+from actors.cluster.http_options import HttpOptions
+from actors.data.streams import EngineCall
+from actors.engine.app_names import proxy_app
+from actors.hosting import local_cluster
+from proxykd.models.loading import initialise
+from proxykd.runs.storage import RunDirectory, write_json
 from tests.object_store import free_port
 from tests.small_run import engine_spec, make_adapter, run_config
 
@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iter
 
 @pytest.fixture(scope="session")
 def deployer(cluster: None):
-    from services.deployments import ServeDeployer
+    from services.rest.deployments import ServeDeployer
 
     return ServeDeployer(run_config("any", "any").resources, HttpOptions(port=free_port()))
 

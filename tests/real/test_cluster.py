@@ -9,8 +9,8 @@ import signal
 import pytest
 import yaml
 
-from proxykd.journal import replay
-from proxykd.storage import RunDirectory, read_json, sha256_file
+from proxykd.runs.journal import replay
+from proxykd.runs.storage import RunDirectory, read_json, sha256_file
 from tests import tiny_model
 from tests.chaos.runs import check_records
 from tests.object_store import free_port
@@ -109,7 +109,7 @@ def survived(tiny, tmp_path_factory):
             if p.environ().get("RAY_JOB_CONFIG_JSON_ENV_VAR", "").find(first) > 0 and "python" in p.exe()
         ]
         driver.send_signal(signal.SIGKILL)
-        facts["holders"] = len(nodes.processes("actors.holder"))
+        facts["holders"] = len(nodes.processes("actors.hosting.coordinator_host"))
         nodes.add("engine", 2)
         wait_for(lambda: list(run.checkpoints.glob("align-01/*.ok")), 600, "round 1's training")
         facts["engine while training"] = operator.places("VLLM::EngineCore")
@@ -121,7 +121,9 @@ def survived(tiny, tmp_path_factory):
         facts["left"] = operator.places("ray::Coordinator") | operator.places("VLLM::EngineCore")
         _, facts["end"] = operator.submit(option)
         facts["last status"] = operator.status(root)
-        wait_for(lambda: not nodes.processes("actors.holder"), 60, "the end of what held the run's jobs")
+        wait_for(
+            lambda: not nodes.processes("actors.hosting.coordinator_host"), 60, "the end of what held the run's jobs"
+        )
         yield facts
 
 

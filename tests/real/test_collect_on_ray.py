@@ -9,8 +9,8 @@ import sys
 from proxykd.collection.dataset import content_digest
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig
-from proxykd.corpus import read_prompts
-from proxykd.storage import read_json
+from proxykd.runs.storage import read_json
+from proxykd.text.corpus import read_prompts
 from tests.teacher_stub import KEY, teacher_stub
 
 PROMPTS = 1500
@@ -28,7 +28,7 @@ def test_three_workers_keep_one_limit_and_make_the_same_data_set(tmp_path, monke
         }
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps(raw))
-        command = [sys.executable, "-m", "services.cli", "collect", str(config), "--prompts", str(prompts)]
+        command = [sys.executable, "-m", "services.cli.main", "collect", str(config), "--prompts", str(prompts)]
         command += ["--out", str(tmp_path / "out"), "--workers", "3"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from actors.events import EventLog
+from actors.telemetry.events import EventLog
 from services.dashboard.library import Library
 from services.dashboard.pages import report_page
 from tests.browser import chromium, watched_page

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.apps import proxy_app
-from actors.streams import EngineCall
-from proxykd.batching import collate
-from proxykd.models import load_scorer
+from actors.data.streams import EngineCall
+from actors.engine.app_names import proxy_app
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer
 
 PROMPTS = [[1, 40 + i, 60 + i, 30] for i in range(24)]
 COMPLETIONS = [[70 + i, 80, 90 + i, 2] for i in range(24)]

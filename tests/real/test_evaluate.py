@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from proxykd.storage import read_json, write_json
+from proxykd.runs.storage import read_json, write_json
 from tests.real.test_run import proxykd
 
 QUESTIONS = 300

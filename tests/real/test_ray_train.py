@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from actors.launch import NAMESPACE
-from actors.progress import Reporter
-from actors.streams import stream_corpus, stream_pairs
-from actors.training_runs import TrainTask, train
-from proxykd.chat import ChatFormat
-from proxykd.corpus import read_corpus
-from proxykd.corpus_store import manifest, read_slice, slice_shards, write_corpus
-from proxykd.models import initialise
-from proxykd.pairs import read_pairs, write_pairs
-from proxykd.storage import RunDirectory, read_json, verify_directory
-from proxykd.tokenizer import load_tokenizer
+from actors.cluster.launch import NAMESPACE
+from actors.data.streams import stream_corpus, stream_pairs
+from actors.telemetry.progress import Reporter
+from actors.training.training_runs import TrainTask, train
+from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus
+from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.models.loading import initialise
+from proxykd.runs.storage import RunDirectory, read_json, verify_directory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import read_corpus
+from proxykd.text.tokenizer import load_tokenizer
 from tests import tiny_model
 from tests.object_store import new_bucket
 from tests.small_run import run_config

@@ -21,15 +21,15 @@ import pytest
 import yaml
 from playwright.sync_api import expect
 
-from actors.events import read_events, read_live
-from actors.metrics import GAUGES, REPLICA_GAUGES
-from proxykd.batching import collate
-from proxykd.inspection import read_inspected
-from proxykd.journal import replay
-from proxykd.models import load_scorer
-from proxykd.pairs import SIDES, read_pairs
-from proxykd.storage import RunDirectory, read_json, sha256_file, verify_directory
-from proxykd.tokenizer import load_tokenizer
+from actors.telemetry.events import read_events, read_live
+from actors.telemetry.metrics import GAUGES, REPLICA_GAUGES
+from proxykd.data.pairs import SIDES, read_pairs
+from proxykd.evaluation.inspection import read_inspected
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer
+from proxykd.runs.journal import replay
+from proxykd.runs.storage import RunDirectory, read_json, sha256_file, verify_directory
+from proxykd.text.tokenizer import load_tokenizer
 from tests import tiny_model
 from tests.browser import NO_CHROMIUM, chromium, watched_page
 from tests.chaos.victims import kill

@@ -7,10 +7,10 @@ import json
 import openai
 import pytest
 
-from actors.apps import teacher_app
+from actors.engine.app_names import teacher_app
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig, CorpusConfig
-from proxykd.corpus import read_corpus, read_prompts
+from proxykd.text.corpus import read_corpus, read_prompts
 from tests import tiny_model
 from tests.small_run import engine_spec
 

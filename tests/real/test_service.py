@@ -26,12 +26,12 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
-from actors.apps import rest_app
-from proxykd.batching import collate
-from proxykd.chat import ChatFormat
-from proxykd.models import load_scorer
-from proxykd.tokenizer import load_tokenizer
-from services.proxy_service import ServiceSpec
+from actors.engine.app_names import rest_app
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
+from services.rest.proxy_service import ServiceSpec
 from tests.browser import chromium, watched_page
 from tests.ray_nodes import wait_for
 from tests.small_run import make_adapter
@@ -43,7 +43,7 @@ PROMOTIONS, REQUESTS, AT_ONCE = 10, 1000, 48
 
 @pytest.fixture(scope="module")
 def url(deployer, run_with_adapters):
-    from actors.http_options import HttpOptions
+    from actors.cluster.http_options import HttpOptions
 
     run = run_with_adapters
     spec = ServiceSpec.of_run(run, run.config(), HttpOptions(), beside_run=False)

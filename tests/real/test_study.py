@@ -8,10 +8,10 @@ import json
 import pytest
 import yaml
 
-from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards
-from proxykd.storage import read_json, read_table, verify_directory
-from proxykd.study import StudyDirectory
-from proxykd.tokenizer import load_tokenizer
+from proxykd.data.corpus_store import read_shard_rows, read_slice, slice_shards
+from proxykd.runs.storage import read_json, read_table, verify_directory
+from proxykd.study.studies import StudyDirectory
+from proxykd.text.tokenizer import load_tokenizer
 from tests import families, tiny_model
 from tests.chaos.victims import kill
 from tests.object_store import free_port

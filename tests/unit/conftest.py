@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxykd.storage import location
+from proxykd.runs.storage import location
 from tests.object_store import new_bucket
 
 

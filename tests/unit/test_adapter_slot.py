@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from actors.adapter_slot import AdapterSlot
+from actors.engine.adapter_slot import AdapterSlot
 
 RUN, CLIENT = 0, 1
 

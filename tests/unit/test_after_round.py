@@ -9,18 +9,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors import after_round, resumable_training
-from actors.train_loops import LOOPS, Worker
-from proxykd.batching import collate
-from proxykd.chat import ChatFormat
-from proxykd.corpus import read_corpus
-from proxykd.corpus_store import read_shard_rows, read_slice, slice_shards, write_corpus
-from proxykd.models import initialise, load_scorer
-from proxykd.pairs import read_pairs, write_pairs
-from proxykd.rounds import decide
-from proxykd.storage import RunDirectory
-from proxykd.tokenizer import load_tokenizer
-from proxykd.validation_scores import validation_change
+from actors.training import after_round, resumable_training
+from actors.training.train_loops import LOOPS, Worker
+from proxykd.data.corpus_store import read_shard_rows, read_slice, slice_shards, write_corpus
+from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.evaluation.promotion import decide
+from proxykd.evaluation.validation_scores import validation_change
+from proxykd.models.batching import collate
+from proxykd.models.loading import initialise, load_scorer
+from proxykd.runs.storage import RunDirectory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import read_corpus
+from proxykd.text.tokenizer import load_tokenizer
 from tests import tiny_model
 from tests.small_run import run_config
 

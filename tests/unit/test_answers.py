@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxykd.answers import Question
+from proxykd.evaluation.answers import Question
 
 CHOICE = Question("arc_challenge/test/1", "Which is a mammal?", ("a trout", "a whale", "a hawk", "a newt"), "B")
 INLINE = Question("bbh/date_understanding/3", "Which date?\nOptions:\n(A) 01/02/2003\n(B) 02/02/2003", None, "(B)")

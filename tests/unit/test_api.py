@@ -12,14 +12,14 @@ import pytest
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorDiedError
 
-from actors.engine import CompletionLogps
-from actors.openai_front import Opening
+from actors.engine.openai_front import Opening
+from actors.engine.proxy_engine import CompletionLogps
 from proxykd.errors import ConfigError, EngineError, IntegrityError
-from proxykd.storage import RunDirectory, write_json
-from services.access import key_digests, require_keys_beyond_loopback
-from services.api import build_app
+from proxykd.runs.storage import RunDirectory, write_json
+from services.access.keys import key_digests, require_keys_beyond_loopback
 from services.dashboard.redis_of_run import redis_of_config
-from services.proxy_service import ProxyService, ServiceSpec
+from services.rest.api import build_app
+from services.rest.proxy_service import ProxyService, ServiceSpec
 from tests.small_run import run_config
 from tests.unit.test_catalogue import fake_adapter
 
@@ -356,5 +356,5 @@ def test_a_slow_engine_is_given_up_after_the_deadline(front, monkeypatch):
 
     monkeypatch.setattr(engine, "_answer", never)
     assert client(ready_within_s=0.2).get("/readyz").status_code == 504
-    monkeypatch.setattr("services.proxy_service.GRACE_S", 0.1)
+    monkeypatch.setattr("services.rest.proxy_service.GRACE_S", 0.1)
     assert client(deadline_s=0.1).post("/v1/proxy/distribution", json=QUESTION).status_code == 504

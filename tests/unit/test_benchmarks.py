@@ -8,10 +8,10 @@ import math
 
 import pytest
 
-from proxykd.answers import Question
-from proxykd.benchmarks import Grade, parse_tasks, read_questions, subset, summarise
 from proxykd.errors import BenchmarkError
-from proxykd.harness import _from_row, hub_questions
+from proxykd.evaluation.answers import Question
+from proxykd.evaluation.benchmarks import Grade, parse_tasks, read_questions, subset, summarise
+from proxykd.evaluation.harness import _from_row, hub_questions
 
 ROW = {"id": "mmlu/test/anatomy/0", "question": "Which?", "choices": ["a", "b"], "answer": "B"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxykd.adapter_catalogue import UnknownAdapterError, catalogue, find, trust_of_run
-from proxykd.storage import RunDirectory, publish_directory, write_json
+from proxykd.runs.adapter_catalogue import UnknownAdapterError, catalogue, find, trust_of_run
+from proxykd.runs.storage import RunDirectory, publish_directory, write_json
 from tests.small_run import run_config
 
 

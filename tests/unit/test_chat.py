@@ -7,13 +7,13 @@ from datetime import date
 
 import pytest
 
-from proxykd.chat import ChatFormat
-from proxykd.chat_template import fitted_template, template_text
 from proxykd.config.sections import TEMPLATE_DATE
-from proxykd.corpus import Record
 from proxykd.errors import ModelError, TemplateError
-from proxykd.tokenising import tokenise_all
-from proxykd.tokenizer import load_tokenizer, require_same_tokenizer, tokenizer_hash
+from proxykd.text.chat import ChatFormat
+from proxykd.text.chat_template import fitted_template, template_text
+from proxykd.text.corpus import Record
+from proxykd.text.tokenising import tokenise_all
+from proxykd.text.tokenizer import load_tokenizer, require_same_tokenizer, tokenizer_hash
 
 
 def record(completion="a red cat", stopped=True, prompt="the dog?", record_id="r"):

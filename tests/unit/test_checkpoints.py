@@ -11,10 +11,10 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from proxykd import parallel
-from proxykd.checkpoints import Checkpoints
-from proxykd.models import save_model
-from proxykd.parallel import Workers, full_state
+from proxykd.models import parallel
+from proxykd.models.loading import save_model
+from proxykd.models.parallel import Workers, full_state
+from proxykd.runs.checkpoints import Checkpoints
 from tests.unit.test_training import LOSSES, make, rows
 
 
@@ -68,7 +68,7 @@ def test_only_the_newest_is_kept_and_none_after_the_stage(store):
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(store, torn, monkeypatch):
     checkpoints = Checkpoints(store)
     checkpoints.save(1, {"step": 1})
-    monkeypatch.setattr("proxykd.checkpoints._remove", lambda path: None)  # killed before the old one went
+    monkeypatch.setattr("proxykd.runs.checkpoints._remove", lambda path: None)  # killed before the old one went
     checkpoints.save(2, {"step": 2})
     newest = store / "step-000002.pt"
     match torn:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from actors.capacity import _may_be_added
-from actors.placement import POOL_LABEL
+from actors.cluster.capacity import _may_be_added
+from actors.cluster.placement import POOL_LABEL
 
 ROOT = Path(__file__).parents[2]
 FILES = ["cluster.yaml", "cluster-onprem.yaml"]

@@ -11,10 +11,10 @@ import yaml
 from click.testing import CliRunner
 
 from proxykd.config import load_config
-from proxykd.describe import describe
 from proxykd.errors import ConfigError
-from proxykd.storage import RunDirectory, read_json
-from services.cli import main
+from proxykd.planning.describe import describe
+from proxykd.runs.storage import RunDirectory, read_json
+from services.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("study-"))
@@ -124,7 +124,7 @@ def test_parity_threshold_follows_the_dtypes(tmp_path):
 
 def test_checking_a_config_and_help_load_neither_torch_nor_ray():
     code = (
-        "import sys; from click.testing import CliRunner; from services.cli import main\n"
+        "import sys; from click.testing import CliRunner; from services.cli.main import main\n"
         f"result = CliRunner().invoke(main, ['config', 'check', {str(CONFIGS / 'quickstart.yaml')!r}])\n"
         "assert result.exit_code == 0, result.output\n"
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"

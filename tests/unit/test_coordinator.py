@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import time
 
-from actors.coordinator import failure
-from actors.events import EventLog, gives_signs_of_life, read_events, read_live
+from actors.run.coordinator import failure
+from actors.telemetry.events import EventLog, gives_signs_of_life, read_events, read_live
 from proxykd.config import validate_config
 from proxykd.errors import GateError
-from proxykd.storage import RunDirectory, read_json
-from services.terminal import event_line, progress_line
+from proxykd.runs.storage import RunDirectory, read_json
+from services.cli.terminal import event_line, progress_line
 
 RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from proxykd.config import CorpusConfig, SplitConfig
-from proxykd.corpus import normalised_prompt, parse_row, read_corpus, read_prompts, slice_of
 from proxykd.errors import CorpusError
-from proxykd.sources import BadRow
+from proxykd.text.corpus import normalised_prompt, parse_row, read_corpus, read_prompts, slice_of
+from proxykd.text.sources import BadRow
 
 
 def write(path, rows):

@@ -7,17 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from proxykd.chat import ChatFormat
 from proxykd.collection import dataset as datasets
 from proxykd.collection.job import Collection
 from proxykd.config import AlignmentConfig, CollectConfig
-from proxykd.corpus import read_prompts, slice_of
-from proxykd.corpus_segments import read_sources, sources, take_added
-from proxykd.corpus_store import committed_segments, manifest, read_slice, slice_shards, write_corpus, write_rows_shard
+from proxykd.data.corpus_segments import read_sources, sources, take_added
+from proxykd.data.corpus_store import (
+    committed_segments,
+    manifest,
+    read_slice,
+    slice_shards,
+    write_corpus,
+    write_rows_shard,
+)
+from proxykd.data.round_records import growing_round, round_slice
 from proxykd.errors import ConfigError
-from proxykd.rounds import growing_round, round_slice
-from proxykd.storage import RunDirectory, sha256_file
-from proxykd.study import validate_study
+from proxykd.runs.storage import RunDirectory, sha256_file
+from proxykd.study.studies import validate_study
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import read_prompts, slice_of
 from tests.small_run import run_config
 from tests.teacher_stub import RunningStub, teacher_stub
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from proxykd.chat import ChatFormat
-from proxykd.corpus import Reading, Record, slice_of
-from proxykd.corpus_store import SLICES, prompt_of, read_slice, write_corpus
-from proxykd.storage import RunDirectory
+from proxykd.data.corpus_store import SLICES, prompt_of, read_slice, write_corpus
+from proxykd.runs.storage import RunDirectory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import Reading, Record, slice_of
 from tests.small_run import run_config
 
 

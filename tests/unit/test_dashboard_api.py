@@ -8,8 +8,8 @@ import json
 import pytest
 from fastapi.testclient import TestClient
 
-from proxykd.inspection import token_texts
-from proxykd.storage import read_json, write_json
+from proxykd.evaluation.inspection import token_texts
+from proxykd.runs.storage import read_json, write_json
 from services.dashboard.app import dashboard_app
 from services.dashboard.library import Library
 from services.dashboard.pages import report_page

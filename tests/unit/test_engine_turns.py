@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from actors.engine_turns import EngineTurns
+from actors.engine.engine_turns import EngineTurns
 
 
 class Watched:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from proxykd.config import ModelConfig
-from proxykd.evaluation import SealedTeacher, mass_shares, score_records, spearman
-from proxykd.models import initialise, load_scorer
-from proxykd.parallel import Workers
+from proxykd.evaluation.fidelity import SealedTeacher, mass_shares, score_records, spearman
+from proxykd.models.loading import initialise, load_scorer
+from proxykd.models.parallel import Workers
 from tests.unit.test_standard_errors import by_loops
 from tests.unit.test_training import rows
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from proxykd.batching import collate
-from proxykd.chat import ChatFormat
 from proxykd.config import LoraConfig, ModelConfig
-from proxykd.losses import dpo
-from proxykd.models import initialise, load_scorer, merge_adapter, save_adapter, stop_token_ids
-from proxykd.parallel import full_state
-from proxykd.sampling import Room, sample_completions
-from proxykd.tokenizer import load_tokenizer
+from proxykd.losses.sequence_losses import dpo
+from proxykd.models.batching import collate
+from proxykd.models.loading import initialise, load_scorer, merge_adapter, save_adapter, stop_token_ids
+from proxykd.models.parallel import full_state
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training.sampling import Room, sample_completions
 from tests.families import FAMILIES, make
 
 USER = ({"role": "user", "content": "the red dog?"},)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from proxykd.batching import collate
 from proxykd.config import AlignmentConfig, LoraConfig, ModelConfig
 from proxykd.errors import ModelError
-from proxykd.models import load_scorer, read_model
-from proxykd.sampling import Room, sample_completions
-from proxykd.stage_losses import REFERENCE_KEYS, AlignmentLoss, pair_logps
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer, read_model
+from proxykd.training.sampling import Room, sample_completions
+from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, pair_logps
 from tests.families import FAMILIES, make
 
 WIDTH, HIDDEN, ROWS = 96, 64, 2

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from proxykd.batching import collate
-from proxykd.chat import ChatFormat
 from proxykd.config import AlignmentConfig, ModelConfig
-from proxykd.evaluation import teacher_kl
-from proxykd.grey_box import TeacherAt, TokensByText
-from proxykd.models import load_scorer
-from proxykd.parallel import Workers
-from proxykd.stage_losses import AlignmentLoss
+from proxykd.data.teacher_logprobs import TeacherAt, TokensByText
+from proxykd.evaluation.fidelity import teacher_kl
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer
+from proxykd.models.parallel import Workers
+from proxykd.text.chat import ChatFormat
+from proxykd.training.stage_losses import AlignmentLoss
 from tests.unit.test_training import rows as training_rows
 
 

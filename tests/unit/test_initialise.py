@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from actors.means import Alone
-from actors.preparation import prepare_models
-from proxykd.chat import ChatFormat
-from proxykd.checkpoint_files import Checkpoint
+from actors.run.means import Alone
+from actors.run.preparation import prepare_models
 from proxykd.config import ModelConfig, validate_config
 from proxykd.errors import ConfigError, IntegrityError, ModelError
-from proxykd.model_sources import TEXTS, WEIGHTS, resolve
-from proxykd.models import initialise, load_scorer, require_one_vocabulary
-from proxykd.run_models import local_model, voice
-from proxykd.storage import RunDirectory, is_remote, read_json
-from proxykd.tokenizer import load_tokenizer
+from proxykd.models.checkpoint_files import Checkpoint
+from proxykd.models.loading import initialise, load_scorer, require_one_vocabulary
+from proxykd.models.model_sources import TEXTS, WEIGHTS, resolve
+from proxykd.models.run_models import local_model, voice
+from proxykd.runs.storage import RunDirectory, is_remote, read_json
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
 from tests.families import FAMILIES, make
 from tests.tiny_model import make_model
 
@@ -119,7 +119,7 @@ def without_hard_links(monkeypatch):
     def refuse(*_):
         raise OSError("Invalid cross-device link")
 
-    monkeypatch.setattr("proxykd.links.os.link", refuse)
+    monkeypatch.setattr("proxykd.runs.links.os.link", refuse)
 
 
 def test_a_machine_on_which_a_link_leads_nowhere_makes_the_weights_for_itself(

@@ -10,13 +10,13 @@ import psutil
 import pytest
 import redis
 
-from actors import live_view
-from actors.embedded_redis import EmbeddedRedis
-from actors.events import EventLog, gives_signs_of_life, read_events, read_live
-from actors.live_view import LiveView, connect
+from actors.cluster.embedded_redis import EmbeddedRedis
+from actors.telemetry import live_view
+from actors.telemetry.events import EventLog, gives_signs_of_life, read_events, read_live
+from actors.telemetry.live_view import LiveView, connect
 from proxykd.config import validate_config
 from proxykd.errors import ConfigError
-from proxykd.storage import RunDirectory
+from proxykd.runs.storage import RunDirectory
 from tests.redis_servers import PASSWORD, behind_tls, own_server
 
 RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}

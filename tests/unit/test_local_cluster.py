@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from actors import local_cluster
-from actors.http_options import HttpOptions
-from actors.local_cluster import TAG, LocalCluster, running, state_file
+from actors.cluster.http_options import HttpOptions
+from actors.hosting import local_cluster
+from actors.hosting.local_cluster import TAG, LocalCluster, running, state_file
 from proxykd.errors import ResourceError
-from proxykd.storage import write_json
-from services.cli import main
+from proxykd.runs.storage import write_json
+from services.cli.main import main
 
 
 def process(tag, preparation, work):

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from proxykd.divergences import forward_kl
-from proxykd.losses import (
+from proxykd.losses.divergences import forward_kl
+from proxykd.losses.sequence_losses import (
     DIVERGENCES,
     dpo,
     kl_both_renormalised,
@@ -17,7 +17,7 @@ from proxykd.losses import (
     kl_truncated,
     sequence_sums,
 )
-from proxykd.top_k import TopK
+from proxykd.losses.top_k import TopK
 
 
 def numerical_gradient(function, values, step=1e-6):

@@ -19,9 +19,9 @@ from benchmarks.model_files import in_a_process
 from benchmarks.model_files import make as make_files
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.errors import IntegrityError
-from proxykd.models import attach_lora, load_scorer, merge_adapter, read_model, save_adapter, save_model
-from proxykd.parallel import full_state
-from proxykd.storage import read_json
+from proxykd.models.loading import attach_lora, load_scorer, merge_adapter, read_model, save_adapter, save_model
+from proxykd.models.parallel import full_state
+from proxykd.runs.storage import read_json
 from tests.families import FAMILIES, make
 from tests.tiny_model import CHATML, make_model, make_tokenizer
 

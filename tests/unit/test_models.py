@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from proxykd.batching import collate
 from proxykd.config import ModelConfig
 from proxykd.errors import IntegrityError, ModelError
-from proxykd.model_sources import resolve
-from proxykd.models import (
+from proxykd.models.batching import collate
+from proxykd.models.loading import (
     attach_lora,
     initialise,
     load_scorer,
@@ -20,9 +19,10 @@ from proxykd.models import (
     read_adapter,
     save_adapter,
 )
-from proxykd.parallel import full_state
-from proxykd.storage import verify_directory
-from proxykd.tokenizer import load_tokenizer
+from proxykd.models.model_sources import resolve
+from proxykd.models.parallel import full_state
+from proxykd.runs.storage import verify_directory
+from proxykd.text.tokenizer import load_tokenizer
 
 BATCH = collate([[1, 7, 9], [1, 8]], [[40, 41, 2], [50, 2]])
 

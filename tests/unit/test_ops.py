@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.metrics import GAUGES, REPLICA_GAUGES
+from actors.telemetry.metrics import GAUGES, REPLICA_GAUGES
 
 EXPOSED = {f"ray_{name}": set(tags) for name, (_, tags) in (GAUGES | REPLICA_GAUGES).items()}
 DASHBOARD = json.loads(Path("ops/grafana/proxykd.json").read_text())

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from proxykd.collection.pace import PaceState, Slots
+from proxykd.collection.rate_limit import PaceState, Slots
 from tests.teacher_stub import Limiter, Settings
 
 MINUTES = 10

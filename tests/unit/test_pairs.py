@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from actors.engine import Generation
-from actors.streams import Sampler
+from actors.data.streams import Sampler
+from actors.engine.proxy_engine import Generation
+from proxykd.data.pairs import count_pairs, read_pairs, write_pairs
 from proxykd.errors import CorpusError
-from proxykd.pairs import count_pairs, read_pairs, write_pairs
-from proxykd.rounds import sample_seed
-from proxykd.sampling import Room
+from proxykd.text.seeds import sample_seed
+from proxykd.training.sampling import Room
 
 STOP = 2
 ROWS = [{"id": f"r{n}", "prompt_ids": [1] * n, "completion_ids": [50, 51, STOP]} for n in (700, 12, 300)]

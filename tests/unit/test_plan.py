@@ -10,11 +10,13 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from proxykd import head, memory_plan
-from proxykd.architecture import PUBLISHED, Architecture, architecture, require_architecture
 from proxykd.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, validate_config
 from proxykd.errors import ModelError
-from proxykd.memory_plan import (
+from proxykd.losses import head
+from proxykd.models.architecture import PUBLISHED, Architecture, architecture, require_architecture
+from proxykd.models.loading import attach_lora
+from proxykd.planning import memory_plan
+from proxykd.planning.memory_plan import (
     disk_gib,
     engine_footprint,
     file_work_gib,
@@ -24,9 +26,8 @@ from proxykd.memory_plan import (
     machine_disk_gib,
     trainer_footprint,
 )
-from proxykd.models import attach_lora
-from proxykd.time_plan import GPUS, Text, estimate
-from services.cli import main
+from proxykd.planning.time_plan import GPUS, Text, estimate
+from services.cli.main import main
 
 PARAMETERS = {
     "llama-2-7b": 6_738_415_616,

@@ -12,21 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from proxykd.batching import plan_micro_batches
-from proxykd.chat import ChatFormat
-from proxykd.chat_facts import chat_facts, generation_ends
 from proxykd.collection.dataset import Dataset
 from proxykd.config import ModelConfig, ResourceConfig, TrainConfig, validate_config
-from proxykd.corpus import read_corpus, slice_of
-from proxykd.corpus_store import read_slice, write_corpus
-from proxykd.padding import Stage, packing
-from proxykd.preview import preview, read
-from proxykd.record_lengths import QUANTILES, Lengths, spread
-from proxykd.rounds import round_slice
-from proxykd.storage import RunDirectory, write_json, write_shard
-from proxykd.token_spans import Span, spans
-from proxykd.tokenizer import load_tokenizer
-from services.cli import main
+from proxykd.data.corpus_store import read_slice, write_corpus
+from proxykd.data.round_records import round_slice
+from proxykd.models.batching import plan_micro_batches
+from proxykd.planning.chat_facts import chat_facts, generation_ends
+from proxykd.planning.padding import Stage, packing
+from proxykd.planning.preview import preview, read
+from proxykd.planning.record_lengths import QUANTILES, Lengths, spread
+from proxykd.runs.storage import RunDirectory, write_json, write_shard
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import read_corpus, slice_of
+from proxykd.text.token_spans import Span, spans
+from proxykd.text.tokenizer import load_tokenizer
+from services.cli.main import main
 from tests.tiny_model import CHATML, WORDS, corpus_rows, make_tokenizer
 
 REFUSING = "{% if messages[0]['role'] == 'system' and 'never' in messages[0]['content'] %}{{ raise_exception('no such system') }}{% endif %}"
@@ -438,7 +438,7 @@ def test_nothing_is_started_and_nothing_heavy_loaded(folder, corpus, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(config_of(folder, corpus).model_dump_json())
     code = (
-        "import sys; from services.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "import sys; from services.cli.main import main; main(sys.argv[1:], standalone_mode=False); "
         "print('loaded:', {'torch', 'ray', 'vllm'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code, "preview", file], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxykd.chat import ChatFormat
-from proxykd.tokenizer import load_tokenizer
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
 from tests.family_matrix import COMPLETIONS, CONVERSATIONS, FORGERIES, control_ids, whole_ids
 from tests.real_tokenizers import PUBLISHED
 
@@ -126,8 +126,8 @@ def test_thoughts_stand_where_the_family_writes_them(tmp_path):
 
 def test_a_call_of_tools_is_the_familys_own(messages):
     """Qwen 3's template writes it; Llama 3.1's (as packaged here, without tools) does not, and says so."""
-    from proxykd.corpus import Record
     from proxykd.errors import TemplateError
+    from proxykd.text.corpus import Record
 
     tools = ({"type": "function", "function": {"name": "clock", "description": "The time.", "parameters": {}}},)
     calls = ({"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC <|im_end|>"}}},)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.report import sealed_teacher
+from proxykd.report.run_report import sealed_teacher
 
 
 def kl(value):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from actors.capacity import Node, _may_be_added, checks
-from actors.placement import POOL_LABEL
+from actors.cluster.capacity import Node, _may_be_added, checks
+from actors.cluster.placement import POOL_LABEL
 from proxykd.config import validate_config
 from proxykd.errors import ResourceError
-from proxykd.machine import require_machine
-from proxykd.requirements import Check, cpus_needed, gpus_needed, pool_demands, require
+from proxykd.planning.machine import require_machine
+from proxykd.planning.requirements import Check, cpus_needed, gpus_needed, pool_demands, require
 
 RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
 UP = """

@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 
-from actors import train_loops
-from proxykd.checkpoints import Checkpoints
-from proxykd.corpus_store import read_slice
-from proxykd.pairs import read_pairs, write_pairs
-from proxykd.storage import RunDirectory
-from proxykd.training import Trainer
+from actors.training import train_loops
+from proxykd.data.corpus_store import read_slice
+from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.runs.checkpoints import Checkpoints
+from proxykd.runs.storage import RunDirectory
+from proxykd.training.trainer import Trainer
 from tests.small_run import make_adapter
 from tests.stage_ranks import Ranks, make_run
 

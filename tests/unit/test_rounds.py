@@ -6,19 +6,12 @@ import math
 
 import pytest
 
-from proxykd import gates
 from proxykd.config import AlignmentConfig
+from proxykd.data.round_records import growing_round, require_rounds, round_slice
 from proxykd.errors import CorpusError, GateError
-from proxykd.rounds import (
-    Change,
-    Decision,
-    decide,
-    growing_round,
-    require_rounds,
-    round_slice,
-    sample_seed,
-    stop_reason,
-)
+from proxykd.evaluation.promotion import Change, Decision, decide, stop_reason
+from proxykd.text.seeds import sample_seed
+from proxykd.training import gates
 
 
 @pytest.mark.parametrize(("records", "rounds"), [(152, 3), (7, 3), (16, 16), (100, 7)])

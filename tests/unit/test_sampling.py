@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from proxykd.config import ModelConfig
-from proxykd.models import load_scorer
-from proxykd.sampling import Room, sample_completions
+from proxykd.models.loading import load_scorer
+from proxykd.training.sampling import Room, sample_completions
 
 PROMPTS = [[1, 40, 41, 42, 50, 51], [1, 60], [1, 33, 34]]
 ROOM = Room(64, 6)

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from proxykd import head as head_module
-from proxykd.batching import collate, plan_micro_batches, share_of_worker
 from proxykd.config import ModelConfig
-from proxykd.head import Head
-from proxykd.models import load_scorer
-from proxykd.scorer import CompletionScorer
+from proxykd.losses import head as head_module
+from proxykd.losses.head import Head
+from proxykd.models.batching import collate, plan_micro_batches, share_of_worker
+from proxykd.models.loading import load_scorer
+from proxykd.models.scorer import CompletionScorer
 
 PROMPTS = [[1, 7, 9, 30], [1, 8], [1, 12, 13, 14, 15]]
 COMPLETIONS = [[40, 41, 2], [2], [50, 51, 52, 53, 54, 2]]

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from actors import train_loops
-from proxykd.evaluation import SealedTeacher
-from proxykd.models import initialise
-from proxykd.storage import RunDirectory
+from actors.training import train_loops
+from proxykd.evaluation.fidelity import SealedTeacher
+from proxykd.models.loading import initialise
+from proxykd.runs.storage import RunDirectory
 from tests.small_run import run_config
 from tests.unit.test_training import rows
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import redis
 
-from actors.embedded_redis import EmbeddedRedis
-from actors.shared_pace import SharedPace, pace_name
+from actors.cluster.embedded_redis import EmbeddedRedis
+from actors.data.shared_rate_limit import SharedPace, pace_name
 from proxykd.config import TeacherConfig
 from tests.redis_servers import PASSWORD, own_server, password_in_the_environment
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxykd.errors import IntegrityError
-from proxykd.soft_label_statistics import label_statistics
-from proxykd.soft_labels import (
+from proxykd.data.soft_label_statistics import label_statistics
+from proxykd.data.soft_labels import (
     LabelSource,
     SoftLabels,
     as_top_k,
@@ -20,8 +19,9 @@ from proxykd.soft_labels import (
     unpack,
     write_shard_file,
 )
-from proxykd.storage import verify_shard, write_shard
-from proxykd.tokenising import ids_hash
+from proxykd.errors import IntegrityError
+from proxykd.runs.storage import verify_shard, write_shard
+from proxykd.text.tokenising import ids_hash
 
 
 def labels(tokens, vocabulary, top_k=10, seed=0, sharpness=4.0, record_id="r"):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proxykd.corpus import read_prompts
 from proxykd.errors import CorpusError
+from proxykd.text.corpus import read_prompts
 
 
 def asked(source) -> list[str]:

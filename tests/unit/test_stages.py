@@ -6,20 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors import stages
-from actors.events import EventLog
-from actors.means import Alone
-from actors.stages import Pipeline
-from actors.workbench import Workbench
-from proxykd.chat import ChatFormat
-from proxykd.corpus import Reading, Record
-from proxykd.corpus_store import write_corpus
+from actors.run import pipeline as stages
+from actors.run.means import Alone
+from actors.run.pipeline import Pipeline
+from actors.run.workbench import Workbench
+from actors.telemetry.events import EventLog
+from proxykd.data.corpus_store import write_corpus
 from proxykd.errors import CorpusError
-from proxykd.evaluation import RecordScores
-from proxykd.journal import Journal
-from proxykd.report import ROUND_KEYS
-from proxykd.storage import RunDirectory, read_json, write_json
-from proxykd.validation_scores import write_validation
+from proxykd.evaluation.fidelity import RecordScores
+from proxykd.evaluation.validation_scores import write_validation
+from proxykd.report.run_report import ROUND_KEYS
+from proxykd.runs.journal import Journal
+from proxykd.runs.storage import RunDirectory, read_json, write_json
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import Reading, Record
 from tests.small_run import run_config
 
 

@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 
-from proxykd.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
-from proxykd.pairs import read_pairs, write_pairs
-from proxykd.soft_label_statistics import label_statistics
-from proxykd.soft_labels import LabelSource
-from proxykd.storage import read_table
-from proxykd.tokenizer import load_tokenizer
+from proxykd.data.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
+from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.soft_label_statistics import label_statistics
+from proxykd.data.soft_labels import LabelSource
+from proxykd.runs.storage import read_table
+from proxykd.text.tokenizer import load_tokenizer
 from tests.stage_ranks import Ranks, make_run, on_ranks
 
 RECOMPUTED = {"gradient_checkpointing": True}

@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy.special import stdtrit
 
-from proxykd.standard_errors import ratio_of_sums, student_t
+from proxykd.evaluation.standard_errors import ratio_of_sums, student_t
 
 
 def drawn(prompts, samples, seed=0, own=0.5, common=0.5):

@@ -10,8 +10,8 @@ import pytest
 
 from proxykd.config import validate_config
 from proxykd.errors import ConfigError, IntegrityError, RunError, RunStoppedError, StaleEpochError
-from proxykd.journal import Journal, replay
-from proxykd.storage import (
+from proxykd.runs.journal import Journal, replay
+from proxykd.runs.storage import (
     RunDirectory,
     create_if_absent,
     delete,
@@ -280,7 +280,7 @@ def test_a_refused_write_is_known_through_every_library(tmp_path):
     """The kernel's own full device; torch says nothing of it but in its cause."""
     import torch
 
-    from proxykd.checkpoints import _write
+    from proxykd.runs.checkpoints import _write
 
     for write in (
         lambda: Path("/dev/full").write_bytes(b"x"),

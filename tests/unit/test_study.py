@@ -10,12 +10,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from proxykd.adoption import adopt
 from proxykd.errors import ConfigError
-from proxykd.storage import RunDirectory, read_json, write_json, write_shard
-from proxykd.study import PRESETS, StudyDirectory, load_study, stage_keys, validate_study
-from proxykd.study_report import mean_and_interval, table
-from services.cli import main
+from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shard
+from proxykd.study.adoption import adopt
+from proxykd.study.studies import PRESETS, StudyDirectory, load_study, stage_keys, validate_study
+from proxykd.study.study_report import mean_and_interval, table
+from services.cli.main import main
 from tests.small_run import run_config
 
 OPEN = {"teacher": {"source": "open"}, "max_new_tokens": 12}

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from proxykd.figures import as_png, as_svg, figures
-from proxykd.study import validate_study
-from proxykd.study_page import page
-from proxykd.study_report import as_csv, as_markdown, benchmark_table, costs, flat, table
+from proxykd.study.figures import as_png, as_svg, figures
+from proxykd.study.studies import validate_study
+from proxykd.study.study_page import page
+from proxykd.study.study_report import as_csv, as_markdown, benchmark_table, costs, flat, table
 
 WITH_PROXY = ("proxy_kd", "without_trust")
 NAMES = (*WITH_PROXY, "black_box_kd", "jsd")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from proxykd.errors import BenchmarkError
-from proxykd.harness import Answerer
-from proxykd.storage import RunDirectory, write_json
-from proxykd.study import StudyDirectory, validate_study
-from services.subjects import of_run, of_study
+from proxykd.evaluation.harness import Answerer
+from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.study.studies import StudyDirectory, validate_study
+from services.cli.subjects import of_run, of_study
 from tests.small_run import run_config
 
 PLAIN = Answerer(model="unused")

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from actors import study as study_module
-from actors.study import Together
-from actors.training_runs import TrainTask
+from actors.run import study_coordinator as study_module
+from actors.run.study_coordinator import Together
+from actors.training.training_runs import TrainTask
 from proxykd.errors import RunStoppedError
-from proxykd.storage import write_json
-from proxykd.study import StudyDirectory, validate_study
+from proxykd.runs.storage import write_json
+from proxykd.study.studies import StudyDirectory, validate_study
 
 RUN = {"corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
 

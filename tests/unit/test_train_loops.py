@@ -9,10 +9,10 @@ import os
 import pytest
 import torch
 
-from actors import train_loops
+from actors.training import train_loops
 from proxykd.errors import GateError
-from proxykd.parallel import Workers
-from proxykd.storage import RunDirectory, read_json
+from proxykd.models.parallel import Workers
+from proxykd.runs.storage import RunDirectory, read_json
 from tests.small_run import run_config
 
 

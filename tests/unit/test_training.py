@@ -8,17 +8,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from proxykd.batching import collate
 from proxykd.config import AlignmentConfig, DistillationConfig, ModelConfig, TrainConfig
-from proxykd.divergences import FORMS, Divergence
+from proxykd.data.soft_labels import SoftLabels
 from proxykd.errors import GateError
-from proxykd.evaluation import score_records
-from proxykd.losses import DIVERGENCES
-from proxykd.models import load_scorer
-from proxykd.parallel import Workers, full_state
-from proxykd.soft_labels import SoftLabels
-from proxykd.stage_losses import AlignmentLoss, DistillationLoss, SftLoss, WhiteBoxLoss, pair_logps
-from proxykd.training import Trainer
+from proxykd.evaluation.fidelity import score_records
+from proxykd.losses.divergences import FORMS, Divergence
+from proxykd.losses.sequence_losses import DIVERGENCES
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer
+from proxykd.models.parallel import Workers, full_state
+from proxykd.training.stage_losses import AlignmentLoss, DistillationLoss, SftLoss, WhiteBoxLoss, pair_logps
+from proxykd.training.trainer import Trainer
 
 
 def rows(count=7, seed=0, vocabulary=300, top_k=4):

@@ -9,11 +9,11 @@ from statistics import pstdev
 import numpy as np
 import pytest
 
-from actors.streams import trust_of
-from proxykd.soft_label_statistics import label_statistics
-from proxykd.soft_labels import LabelSource, SoftLabels, write_shard_file
-from proxykd.storage import write_shard
-from proxykd.trust import Trust, scores, trust_statistics, trust_weights
+from actors.data.streams import trust_of
+from proxykd.data.soft_label_statistics import label_statistics
+from proxykd.data.soft_labels import LabelSource, SoftLabels, write_shard_file
+from proxykd.losses.trust import Trust, scores, trust_statistics, trust_weights
+from proxykd.runs.storage import write_shard
 
 SCORES = [-10.0, -35.5, -80.25, -12.0]
 TENTHS = [-0.1 * 3] * 7

@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from proxykd.adoption import adopt
 from proxykd.config import AlignmentConfig
 from proxykd.errors import IntegrityError, RunError
-from proxykd.evaluation import RecordScores
-from proxykd.rounds import Change, decide, stop_reason
-from proxykd.standard_errors import ratio_of_sums
-from proxykd.storage import RunDirectory, write_json
-from proxykd.validation_scores import validation_change, write_validation
+from proxykd.evaluation.fidelity import RecordScores
+from proxykd.evaluation.promotion import Change, decide, stop_reason
+from proxykd.evaluation.standard_errors import ratio_of_sums
+from proxykd.evaluation.validation_scores import validation_change, write_validation
+from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.study.adoption import adopt
 from tests.small_run import run_config
 
 

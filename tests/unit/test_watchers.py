@@ -9,15 +9,15 @@ from itertools import pairwise
 
 import pytest
 
-from actors import watchers
-from actors.events import EventLog, History, read_events
-from actors.logs import LogOfEvents
-from actors.trackers import MLflow, TensorBoard, WeightsAndBiases, trackers
-from actors.watchers import Silent
+from actors.telemetry import watchers
+from actors.telemetry.events import EventLog, History, read_events
+from actors.telemetry.logs import LogOfEvents
+from actors.telemetry.trackers import MLflow, TensorBoard, WeightsAndBiases, trackers
+from actors.telemetry.watchers import Silent
 from proxykd.errors import ConfigError
-from proxykd.machine import require_trackers
-from proxykd.milestones import milestones
-from proxykd.storage import read_json
+from proxykd.planning.machine import require_trackers
+from proxykd.report.milestones import milestones
+from proxykd.runs.storage import read_json
 from tests.told_run import tell_run
 
 MARKER = {

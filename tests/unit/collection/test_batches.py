@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from proxykd.storage import read_json
+from proxykd.runs.storage import read_json
 from tests.collecting import PROMPTS, config_for, rows_of, whole
 from tests.teacher_stub import KEY, teacher_stub
 

@@ -20,7 +20,7 @@ def test_the_command_line_shows_the_estimate_the_cost_and_where_it_lies(prompts,
         config.write_text(json.dumps(config_for(stub, prices=prices).model_dump(mode="json")))
         command = [
             "-m",
-            "services.cli",
+            "services.cli.main",
             "collect",
             str(config),
             "--prompts",
@@ -53,7 +53,7 @@ def test_two_do_not_collect_the_same_data_set(prompts, tmp_path):
     with teacher_stub(latency_s=0.5) as stub:
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps(config_for(stub, concurrency=1).model_dump(mode="json")))
-        command = [sys.executable, "-m", "services.cli", "collect", str(config), "--prompts", str(prompts)]
+        command = [sys.executable, "-m", "services.cli.main", "collect", str(config), "--prompts", str(prompts)]
         command += ["--out", str(tmp_path / "out")]
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while not stub.stats()["in_flight"]:

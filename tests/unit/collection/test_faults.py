@@ -12,12 +12,12 @@ import time
 
 import pytest
 
+from proxykd.collection.budget import Usage
 from proxykd.collection.dataset import Dataset, content_digest
 from proxykd.collection.job import Collection
-from proxykd.collection.money import Usage
 from proxykd.collection.response_log import ResponseLog, read_log
-from proxykd.corpus import read_prompts
 from proxykd.errors import ConfigError, StorageError, TeacherError
+from proxykd.text.corpus import read_prompts
 from tests.collecting import PROMPTS, assert_no_key_in, collect, config_for, digest, rows_of, whole
 from tests.teacher_stub import KEY, RunningStub, teacher_stub
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from proxykd.collection.asks import asks_for
+from proxykd.collection.budget import BudgetSpent, Ledger, Usage, worst_case
 from proxykd.collection.job import Collection
-from proxykd.collection.money import BudgetSpent, Ledger, Usage, worst_case
+from proxykd.collection.requests import asks_for
 from proxykd.config import BudgetConfig, PriceConfig
-from proxykd.corpus import read_prompts
+from proxykd.text.corpus import read_prompts
 from tests.collecting import PROMPTS, config_for, whole
 from tests.teacher_stub import RunningStub, teacher_stub
 

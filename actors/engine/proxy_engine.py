@@ -1,0 +1,343 @@
+"""The engine: vLLM with one base model, answering for every adapter of a run. Every request names its adapter.
+
+With openai_front.py, the only module that imports vllm. Sampling takes and returns token ids; scoring returns the
+log-probs of a completion's tokens with the top-K and the tail's mass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.engine.adapter_slot import AdapterSlot
+from proxykd.config import RunConfig
+from proxykd.errors import EngineError, ModelError
+from proxykd.models.loading import merge_adapter
+from proxykd.models.run_models import local_model
+from proxykd.runs.adapter_catalogue import UnknownAdapterError, adapter_name
+from proxykd.runs.storage import RunDirectory, fetch, location, verify_directory
+
+PROBE, RUN, CLIENT = -1, 0, 1
+"""Priorities: the run's own requests come before those of clients, and the probe of its life before both."""
+SMALLEST_TAIL = 1e-9
+"""Tail mass where the engine's float32 top-K sums to 1: its complement cannot be had from there."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """All that an engine needs to know. `prefix` is what the run's adapter names begin with."""
+
+    model: str
+    adapters_dir: str
+    prefix: str
+    mode: str
+    dtype: str
+    max_length: int
+    max_seqs: int
+    max_loras: int
+    max_lora_rank: int
+    tensor_parallel: int
+    gpu_share: float
+    on_gpu: bool
+    max_logprobs: int = 20
+
+    @classmethod
+    def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine that answers for every proxy of the run."""
+        assert config.engine.adapters is not None  # the whole config resolves it
+        return cls._of(run, config, "proxy", config.engine.adapters)
+
+    @classmethod
+    def of_teacher(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine of a local teacher, without adapters."""
+        return cls._of(run, config, "teacher", "merged")
+
+    @classmethod
+    def of_white_box(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine of the open teacher, without adapters; beside the proxy's, and so with a name of its own."""
+        return replace(cls._of(run, config, "white_box", "merged"), prefix=f"{run.id}-white-box")
+
+    @classmethod
+    def _of(cls, run: RunDirectory, config: RunConfig, model: str, mode: str) -> EngineSpec:
+        engine, resources = config.engine, config.resources
+        return cls(
+            model=str(run.models / model),
+            adapters_dir=str(run.adapters),
+            prefix=run.id,
+            mode=mode,
+            dtype=engine.dtype,
+            # Prompt and completion fill max_length; prompt log-probs ask for one token more.
+            max_length=config.corpus.max_length + 1,
+            max_seqs=resources.engine_max_seqs,
+            max_loras=engine.max_loras,
+            max_lora_rank=engine.max_lora_rank,
+            tensor_parallel=resources.engine_tensor_parallel,
+            gpu_share=resources.engine_gpu_share,
+            on_gpu=resources.device == "gpu",
+        )
+
+    def adapter_name(self, directory: str | None) -> str:
+        return adapter_name(self.prefix, directory)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A sampled completion. It ends with one of the model's stop tokens unless it ended by length (`stopped` False)."""
+
+    token_ids: list[int]
+    stopped: bool
+    adapter: str
+
+
+@dataclass(frozen=True)
+class CompletionLogps:
+    """T completion tokens: their log-probs, the K most likely with theirs (sorted), and the log-mass of the rest."""
+
+    token_logps_T: np.ndarray
+    top_ids_TK: np.ndarray
+    top_logps_TK: np.ndarray
+    tail_logmass_T: np.ndarray
+    adapter: str
+    ranks_T: np.ndarray | None = None
+    """Each token's place in the whole vocabulary, from 1; known where the engine scored."""
+
+
+class ProxyEngine:
+    """Holds vLLM's AsyncLLM. Start it within a running event loop."""
+
+    def __init__(self, spec: EngineSpec):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._spec = spec
+        self._base = local_model(location(spec.model))
+        arguments: dict[str, Any] = {
+            "model": str(self._base),
+            "dtype": spec.dtype,
+            "max_model_len": spec.max_length,
+            "max_num_seqs": spec.max_seqs,
+            "max_logprobs": spec.max_logprobs,
+            "tensor_parallel_size": spec.tensor_parallel,
+            # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine; prompt log-probs build
+            # float32 logits for a whole batch of tokens, which this bounds.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(spec.max_length, 2048),
+            "scheduling_policy": "priority",
+            "load_format": "safetensors",
+            # Clients sample what was aligned: of the model's generation_config.json the stop tokens alone count.
+            "generation_config": "vllm",
+        }
+        if spec.on_gpu:
+            arguments["gpu_memory_utilization"] = spec.gpu_share
+        else:
+            arguments["enforce_eager"] = True
+        if spec.mode == "lora":
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": spec.max_loras,
+                "max_lora_rank": spec.max_lora_rank,
+                # Without names vLLM wraps the head too, whose wrapper kills the engine on prompt log-probs.
+                "lora_target_modules": _linear_layers(str(self._base)),
+            }
+        self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        merged = spec.mode == "merged"
+        self._slot: AdapterSlot[Any] = AdapterSlot(
+            self._merge if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
+        )
+        self._loras: dict[str, Any] = {}
+        self._lora_lock = asyncio.Lock()
+
+    async def generate(
+        self,
+        adapter: str,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: Sequence[int],
+        seeds: Sequence[int | None],
+        deadline_s: float,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> list[Generation]:
+        """One completion a prompt, each within its own `max_tokens`, from the full distribution (top-k off).
+
+        Raises:
+            UnknownAdapterError: no finished adapter of that name.
+            TimeoutError: the deadline passed; the requests are aborted.
+            EngineError: the engine died.
+        """
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(max_tokens=most, temperature=temperature, top_p=top_p, seed=seed, detokenize=False)
+            for most, seed in zip(max_tokens, seeds, strict=True)
+        ]
+        async with asyncio.timeout(deadline_s), self.answering_as(adapter, RUN) as lora:
+            calls = [self._run(prompt, each, lora, RUN) for prompt, each in zip(prompts, params, strict=True)]
+            outputs = await asyncio.gather(*calls)
+        return [
+            Generation(list(o.token_ids), o.finish_reason == "stop", adapter) for o in (r.outputs[0] for r in outputs)
+        ]
+
+    async def score(
+        self,
+        adapter: str,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        *,
+        top_k: int,
+        deadline_s: float,
+        priority: int = RUN,
+    ) -> list[CompletionLogps]:
+        """Log-probs of given completions, from prompt log-probs. Raises as `generate` does."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
+        )
+        async with asyncio.timeout(deadline_s), self.answering_as(adapter, priority) as lora:
+            rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+            outputs = await asyncio.gather(*[self._run(row, params, lora, priority) for row in rows])
+        return [
+            _completion_logps(output.prompt_logprobs, row, len(prompt), top_k, adapter)
+            for output, row, prompt in zip(outputs, rows, prompts, strict=True)
+        ]
+
+    async def probe(self, deadline_s: float) -> str:
+        """Makes one real token with the weights in place, ahead of everything else, and names their adapter.
+
+        A hung engine passes `check_health`; it does not pass this. Raises as `generate` does.
+        """
+        from vllm import SamplingParams
+
+        async with asyncio.timeout(deadline_s), self._slot.hold_loaded() as loaded:
+            with translated():
+                await self._run([0], SamplingParams(max_tokens=1, detokenize=False), None, PROBE)
+            return loaded
+
+    async def check_health(self) -> None:
+        """Raises EngineError once the engine has died: Serve then replaces the replica."""
+        with translated():
+            await self.client.check_health()
+
+    def shutdown(self) -> None:
+        self.client.shutdown()
+
+    @asynccontextmanager
+    async def answering_as(self, adapter: str, priority: int) -> AsyncIterator[Any]:
+        """Within it the engine answers as `adapter`: as merged weights, or by the LoRA request it yields."""
+        directory = self._directory(adapter)
+        # vLLM's CPU kernels answer with another adapter's weights where one batch holds several (0.32, tested in
+        # tests/real/test_engine.py): there LoRA adapters take turns too. On GPUs they share batches.
+        takes_turns = self._spec.mode == "merged" or not self._spec.on_gpu
+        with translated():
+            async with self._slot.hold(adapter, priority) if takes_turns else nullcontext():
+                if self._spec.mode == "merged" or directory is None:
+                    yield None
+                else:
+                    yield await self._lora_request(adapter, directory)
+
+    async def _run(self, token_ids: Sequence[int], params: Any, lora: Any, priority: int) -> Any:
+        from vllm.inputs import TokensPrompt
+
+        last = None
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        stream = self.client.generate(prompt, params, uuid.uuid4().hex, lora_request=lora, priority=priority)
+        async for output in stream:
+            last = output
+        return last
+
+    def _directory(self, adapter: str) -> Path | None:
+        """The adapter's directory, None for the base.
+
+        Raises:
+            UnknownAdapterError: not an adapter of this run, or not finished.
+        """
+        root = location(self._spec.adapters_dir)
+        known: dict[str, Path | None] = {self._spec.adapter_name(None): None}
+        known |= {self._spec.adapter_name(path.name): path for path in RunDirectory.ready_directories(root)}
+        if adapter not in known:
+            raise UnknownAdapterError(f"unknown adapter {adapter!r}; known: {', '.join(sorted(known))}")
+        return known[adapter]
+
+    async def _merge(self, adapter: str) -> Path:
+        """Writes base + adapter as a checkpoint to load; the base is one already."""
+        directory = self._directory(adapter)
+        if directory is None:
+            return self._base
+        scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
+        try:
+            return await asyncio.to_thread(merge_adapter, self._base, directory, scratch / "model", self._spec.dtype)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+    async def _load(self, checkpoint: Path) -> None:
+        """Puts a checkpoint in place of the weights, without a restart. The slot has drained the requests."""
+        try:
+            await self.client.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint)})
+            if not await self.client.reset_prefix_cache():
+                raise EngineError("the engine kept cached prompts of the adapter before")
+        finally:
+            if checkpoint != self._base:
+                shutil.rmtree(checkpoint.parent, ignore_errors=True)
+
+    async def _lora_request(self, adapter: str, directory: Path) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        async with self._lora_lock:
+            if adapter not in self._loras:
+                local = await asyncio.to_thread(fetch, directory)
+                await asyncio.to_thread(verify_directory, local)
+                self._loras[adapter] = LoRARequest(adapter, len(self._loras) + 1, str(local))
+        return self._loras[adapter]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns the death of vLLM's engine process into our own error."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError("the engine died while it answered; a replacement starts") from error
+
+
+async def _nothing(_: Any) -> None:
+    """LoRA weights come with each request."""
+
+
+def _linear_layers(model: str) -> list[str]:
+    """Names of the decoder's linear layers (without the head), read from a skeleton without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        skeleton: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
+    decoder = skeleton.get_decoder()
+    return sorted({n.rsplit(".", 1)[-1] for n, m in decoder.named_modules() if isinstance(m, torch.nn.Linear)})
+
+
+def _completion_logps(flat: Any, row: Sequence[int], start: int, top_k: int, adapter: str) -> CompletionLogps:
+    """Reads vLLM's flat prompt log-probs: a position holds the actual token first, then the top-K."""
+    begins = np.asarray(flat.start_indices[start:], dtype=np.int64)
+    token_ids, logprobs = np.asarray(flat.token_ids, dtype=np.int64), np.asarray(flat.logprobs, dtype=np.float64)
+    at_TK = begins[:, None] + 1 + np.arange(top_k)[None, :]
+    actual = token_ids[begins]
+    if not np.array_equal(actual, np.asarray(row[start:])):
+        raise ModelError(
+            "the engine's prompt log-probs are not of the tokens that were sent: another vLLM than the lock's?"
+        )
+    top_logps = logprobs[at_TK]
+    tail = np.maximum(-np.expm1(np.logaddexp.reduce(top_logps, axis=1)), SMALLEST_TAIL)
+    ranks = np.asarray(flat.ranks, dtype=np.int64)[begins]
+    return CompletionLogps(logprobs[begins], token_ids[at_TK], top_logps, np.log(tail), adapter, ranks)

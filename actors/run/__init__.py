@@ -1,0 +1,4 @@
+"""The coordinator of a run or a study, and the pipeline that it goes through.
+
+May import every other room but hosting.
+"""

@@ -1,0 +1,78 @@
+"""What is asked of the teacher, and what comes back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from proxykd.config import TeacherConfig
+from proxykd.text.corpus import Record
+from proxykd.text.layouts import Message
+from proxykd.text.seeds import sample_seed
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: sample `sample` of a prompt. `key` is a hash of everything that its answer depends on."""
+
+    key: str
+    id: str
+    prompt_id: str
+    sample: int
+    messages: tuple[Message, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the provider answered. `finish_reason` in OpenAI's words, whoever answered.
+
+    `top_logprobs` is there only where the teacher gives it: for each token its text, its log-prob and the pairs of
+    text and log-prob that the provider names as most likely there, in nats.
+    """
+
+    text: str
+    finish_reason: str
+    model: str
+    request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    top_logprobs: list[dict[str, Any]] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def asks_for(prompts: Iterable[Record], teacher: TeacherConfig, seed: int) -> list[Ask]:
+    """`teacher.samples` requests a prompt, in the order of the prompts."""
+    parameters = request_identity(teacher)
+    asks = []
+    for prompt in prompts:
+        messages = with_system(prompt.messages, teacher.system)
+        for sample in range(teacher.samples):
+            drawn = sample_seed(seed, sample, prompt.id)
+            identity = [parameters, list(messages), sample, drawn]
+            key = hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+            record_id = prompt.id if teacher.samples == 1 else f"{prompt.id}-{sample}"
+            asks.append(Ask(key, record_id, prompt.id, sample, messages, drawn))
+    return asks
+
+
+def request_identity(teacher: TeacherConfig) -> dict[str, Any]:
+    """What of the configuration an answer depends on. A key is no part of it, nor is a local teacher's address."""
+    shared = teacher.model_dump(mode="json", include=set(SENT))
+    where = "local" if teacher.local else teacher.base_url
+    return {**shared, "provider": teacher.provider, "endpoint": where}
+
+
+SENT = ("model", "max_tokens", "temperature", "top_p", "top_logprobs", "extra_body")
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The conversation with `system` before it, unless it brings a system message of its own."""
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    return ({"role": "system", "content": system}, *messages)

@@ -1,0 +1,251 @@
+"""The run's corpus on disk: split, ordered and tokenised once. corpus/<slice>/shard-00000.parquet with markers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxykd.config import RunConfig
+from proxykd.errors import CorpusError
+from proxykd.runs.storage import (
+    RunDirectory,
+    read_json,
+    read_table,
+    unfinished,
+    verify_shard,
+    write_json,
+    write_shard,
+)
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import Reading, Record, Row, prompt_key, slice_of
+from proxykd.text.tokenising import TokenisedRecord, ids_hash, tokenise_all
+from proxykd.text.tokenizer import tokenizer_hash
+
+if TYPE_CHECKING:
+    from proxykd.data.teacher_logprobs import Place, TokensByText
+
+SLICES = ("validation", "test", "warmup", "alignment", "distillation")
+GROWING = ("alignment", "distillation")
+"""Slices that take what a data set adds while the run goes on (corpus_segments.py)."""
+IDS = pa.list_(pa.int32())
+TEACHER_TOP = pa.list_(pa.struct([("position", pa.int32()), ("ids", IDS), ("logps", pa.list_(pa.float32()))]))
+"""What a grey box tells of its distribution, where it does (proxykd/data/teacher_logprobs.py)."""
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_ids", IDS),
+        ("completion_ids", IDS),
+        ("teacher_top", TEACHER_TOP),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("prompt_key", pa.string()),
+    ]
+)
+
+
+def write_corpus(
+    run: RunDirectory, config: RunConfig, reading: Reading, chat: ChatFormat, sources: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Splits, tokenises and writes every slice; returns and stores the counts.
+
+    `sources` are the shards of a data set that grows which it was made of, for take_added to know.
+
+    Raises:
+        CorpusError: a slice would be empty, or alignment.teacher_kl has nothing to go by.
+    """
+    require_grey_box(config, reading)
+    placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
+    facts = _write_slices(run, config, SLICES, placed, chat, "shard")
+    require_few_refused(facts["refused"], len(placed), config)
+    dropped = Counter(reading.dropped) + Counter(facts["dropped"])
+    value = {
+        **facts,
+        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "bad_lines": reading.bad_lines,
+        "thoughts": reading.thoughts,
+        "tokenizer": tokenizer_hash(chat.tokenizer),
+        "sources": list(sources),
+    }
+    require_slices(config, facts, value["dropped"])
+    write_json(run.corpus / "manifest.json", value)
+    return value
+
+
+def require_grey_box(config: RunConfig, reading: Reading) -> None:
+    """Raises:
+    CorpusError: alignment.teacher_kl has nothing to go by.
+    """
+    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
+        raise CorpusError(
+            "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
+            "teacher.top_logprobs, or set alignment.teacher_kl=0"
+        )
+
+
+def require_slices(config: RunConfig, records: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+    """`records` are counted by slice.
+
+    Raises:
+        CorpusError: a slice that the run needs would be empty.
+    """
+    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
+    if empty := [name for name in needed if not records[name]]:
+        raise CorpusError(
+            f"{sum(records[name] for name in SLICES)} usable records (dropped: {dict(dropped) or 'none'}) leave the "
+            f"slice(s) {', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
+        )
+
+
+def training_order(seed: int, record_id: str) -> bytes:
+    """The key by which a slice's records are sorted: shuffled by the seed, wherever in the corpus they stood."""
+    return hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
+
+
+def require_few_refused(refused: Sequence[dict[str, str]], records: int, config: RunConfig) -> None:
+    """Raises CorpusError where the chat template refuses more of the records than `corpus.max_bad_share`."""
+    if len(refused) > config.corpus.max_bad_share * records:
+        listed = "\n".join(f"  {one['id']}: {one['reason']}" for one in refused[:10])
+        raise CorpusError(
+            f"the chat template cannot render {len(refused)} of {records} records, above corpus.max_bad_share "
+            f"{config.corpus.max_bad_share:g}; mend them, raise the share, or name another template with "
+            f"proxy.chat_template:\n{listed}"
+        )
+
+
+def write_segment_slice(
+    run: RunDirectory, config: RunConfig, number: int, placed: list[tuple[Record, str]], chat: ChatFormat
+) -> dict[str, Any]:
+    """The records of segment `number` (from 1), each with its slice; returns the counts."""
+    return _write_slices(run, config, GROWING, placed, chat, f"segment-{number:03d}")
+
+
+def _write_slices(
+    run: RunDirectory,
+    config: RunConfig,
+    names: tuple[str, ...],
+    placed: list[tuple[Record, str]],
+    chat: ChatFormat,
+    prefix: str,
+) -> dict[str, Any]:
+    from proxykd.data.teacher_logprobs import TokensByText  # brings torch
+
+    records, slices = [record for record, _ in placed], [name for _, name in placed]
+    found = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
+    texts, grey = {record.id: record for record in records}, TokensByText(chat)
+    counts = {}
+    for name in names:
+        rows = [record for record in found.records if record.slice == name]
+        rows.sort(key=lambda r: training_order(config.seed, r.id))
+        _write_slice(run.corpus / name, prefix, rows, texts, grey, config.corpus.shard_records)
+        counts[name] = len(rows)
+    dropped = Counter(found.notes)
+    truncated = dropped.pop("truncated", 0)
+    tokens = sum(len(r.completion_ids) for r in found.records)
+    shape = {"records": len(found.records), **counts, "truncated": truncated, "tokens": tokens}
+    return {**shape, "dropped": dict(dropped), "refused": found.refused}
+
+
+def _write_slice(
+    directory: Path,
+    prefix: str,
+    records: list[TokenisedRecord],
+    texts: dict[str, Record],
+    grey: TokensByText,
+    shard_records: int,
+) -> None:
+    for number, start in enumerate(range(0, len(records), shard_records)):
+        part = records[start : start + shard_records]
+        columns = {
+            "id": [r.id for r in part],
+            "prompt_ids": [r.prompt_ids for r in part],
+            "completion_ids": [r.completion_ids for r in part],
+            "teacher_top": [_told(texts[r.id], len(r.completion_ids), grey) for r in part],
+            "prompt": [texts[r.id].messages[-1]["content"] for r in part],
+            "completion": [texts[r.id].completion for r in part],
+            "prompt_key": [prompt_key(texts[r.id].messages) for r in part],
+        }
+        table = pa.table(columns, schema=SCHEMA)
+        write_shard(directory / f"{prefix}-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
+
+
+def _told(record: Record, tokens: int, grey: TokensByText) -> list[Place] | None:
+    return None if record.top_logprobs is None else grey.places(record.completion, record.top_logprobs, tokens)
+
+
+def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Path]:
+    """Rows of the corpus as shards of their own; finished ones stand."""
+    paths = []
+    for number, start in enumerate(range(0, len(rows), shard_records)):
+        path = directory / f"shard-{number:05d}.parquet"
+        write_rows_shard(path, rows[start : start + shard_records])
+        paths.append(path)
+    return paths
+
+
+def write_rows_shard(path: Path, rows: list[Row]) -> None:
+    if unfinished(path):
+        table = pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
+        write_shard(path, partial(_write_table, table), {"records": len(rows)})
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def manifest(run: RunDirectory, segments: int | None = None) -> dict[str, Any]:
+    """The counts of the corpus, with those of its first `segments` segments (None: of all)."""
+    value: dict[str, Any] = read_json(run.corpus / "manifest.json")
+    for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
+        added = read_json(_segment(run, number))
+        for key in (*GROWING, "records", "truncated", "tokens"):
+            value[key] += added[key]
+        value["dropped"] = dict(sorted((Counter(value["dropped"]) + Counter(added["dropped"])).items()))
+        value["refused"] += added["refused"]
+        value["sources"] += added["sources"]
+    return value
+
+
+def committed_segments(run: RunDirectory) -> int:
+    """How many segments the corpus has grown by. They have no gaps."""
+    number = 0
+    while _segment(run, number + 1).exists():
+        number += 1
+    return number
+
+
+def _segment(run: RunDirectory, number: int) -> Path:
+    return run.corpus / "segments" / f"{number:03d}.json"
+
+
+def slice_shards(run: RunDirectory, name: str, segments: int | None = None) -> list[Path]:
+    """The shards of a slice in order: those it began with, then those of its first `segments` segments (or all)."""
+    shards = sorted((run.corpus / name).glob("shard-*.parquet"))
+    for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
+        shards += sorted((run.corpus / name).glob(f"segment-{number:03d}-*.parquet"))
+    return shards
+
+
+def read_shard_rows(path: Path) -> list[Row]:
+    """A corpus shard's rows after its checksum was verified, each with its `length` in tokens."""
+    verify_shard(path)
+    rows: list[Row] = read_table(path).to_pylist()
+    for row in rows:
+        row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
+    return rows
+
+
+def prompt_of(row: Row) -> str:
+    """The key of a row's normalised prompt; of its tokens, where an earlier version wrote the row."""
+    return row.get("prompt_key") or ids_hash(list(row["prompt_ids"]))
+
+
+def read_slice(run: RunDirectory, name: str, segments: int | None = None) -> list[Row]:
+    """All rows of a slice, in order. For the held-out slices and record counts; training streams instead."""
+    return [row for path in slice_shards(run, name, segments) for row in read_shard_rows(path)]

@@ -1,0 +1,94 @@
+"""Preference pairs on disk: the teacher's completion against the proxy's own. rounds/<i>/pairs/shard-*.parquet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxykd.data.corpus_store import IDS, TEACHER_TOP
+from proxykd.errors import CorpusError
+from proxykd.runs.storage import read_table, shard_facts, verify_shard, write_shard
+from proxykd.text.corpus import Row
+
+Truncated = Literal["keep", "drop"]
+"""What becomes of a pair whose sample ended by length: `alignment.truncated_samples`."""
+SIDES = {"chosen": "completion_ids", "rejected": "rejected_ids"}
+"""Of a pair, and the columns of their tokens."""
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_ids", IDS),
+        ("completion_ids", IDS),
+        ("teacher_top", TEACHER_TOP),
+        ("rejected_ids", IDS),
+        ("rejected_stopped", pa.bool_()),
+        ("adapter", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+
+
+def write_pairs(path: Path, rows: list[Row], truncated: Truncated) -> Counter[str]:
+    """Writes the rows whose sides differ and are not empty, and those whose sample ended by length only where
+    `truncated` keeps them; returns what was dropped and why."""
+    dropped: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        reason = _reason_to_drop(row, truncated)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append({name: row.get(name) for name in SCHEMA.names})
+    table = pa.Table.from_pylist(kept, schema=SCHEMA)
+    facts = {
+        "records": len(kept),
+        "dropped": dict(dropped),
+        "samples": len(rows),
+        "truncated": sum(not row["rejected_stopped"] for row in rows),
+        "tokens": sum(len(row["rejected_ids"]) for row in rows),
+    }
+    write_shard(path, lambda target: pq.write_table(table, target, compression="zstd"), facts)
+    return dropped
+
+
+def _reason_to_drop(row: Row, truncated: Truncated) -> str | None:
+    if not row["rejected_ids"]:
+        return "empty"
+    if row["rejected_ids"] == row["completion_ids"]:
+        return "equal"
+    return "truncated" if truncated == "drop" and not row["rejected_stopped"] else None
+
+
+def count_pairs(shards: Sequence[Path]) -> dict[str, Any]:
+    """Of a round's finished shards: `pairs`, what was `dropped` and why, all `samples` and how many of them were
+    `truncated`, kept or not.
+
+    Raises:
+        CorpusError: no pair is left.
+    """
+    made = [shard_facts(path) or {} for path in shards]
+    dropped = sum((Counter(facts["dropped"]) for facts in made), Counter[str]())
+    counts = {key: sum(facts[key] for facts in made) for key in ("samples", "truncated")}
+    pairs = sum(facts["records"] for facts in made)
+    if not pairs:
+        raise CorpusError(
+            f"every pair was dropped ({dict(dropped)}): equal samples repeat the teacher, truncated ones ran out "
+            f"of their room (raise corpus.max_length or alignment.max_new_tokens, or set "
+            f"alignment.truncated_samples=keep)"
+        )
+    return {"pairs": pairs, "dropped": dict(dropped), **counts}
+
+
+def read_pairs(path: Path) -> list[Row]:
+    """A shard's rows after its checksum was verified; `length` is the cost of both sides in one padded batch."""
+    verify_shard(path)
+    rows: list[Row] = read_table(path).to_pylist()
+    for row in rows:
+        longest = max(len(row["completion_ids"]), len(row["rejected_ids"]))
+        row["length"] = 2 * (len(row["prompt_ids"]) + longest)
+    return rows

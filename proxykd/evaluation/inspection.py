@@ -1,0 +1,113 @@
+"""Some pairs of a round, token by token, as the proxy saw them before it and after: rounds/<i>/inspected.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxykd.config import RunConfig
+from proxykd.data.pairs import SIDES, read_pairs
+from proxykd.losses.trust import reduction_of, scores, trust_statistics, trust_weights
+from proxykd.runs.storage import RunDirectory, read_table, shard_facts, write_shard
+from proxykd.text.corpus import Row
+
+PAIRS = 64
+"""Of a round, from its first on: enough to look through, little beside the round's own work."""
+
+LOGPS = pa.list_(pa.float32())
+TEXTS = pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", TEXTS),
+        ("chosen_before", LOGPS),
+        ("chosen_after", LOGPS),
+        ("rejected", TEXTS),
+        ("rejected_before", LOGPS),
+        ("rejected_after", LOGPS),
+        ("margin", pa.float64()),
+        ("trust", pa.float64()),
+    ]
+)
+"""Tokens as texts, and their log-probs in nats by the proxy that the round began with and by the one that it made."""
+
+Logps = list[list[float]]
+UNDECODED = "\N{REPLACEMENT CHARACTER}"
+UTF8_BYTES = 4
+"""That a character takes at most."""
+
+
+def first_pairs(run: RunDirectory, number: int) -> list[Row]:
+    paths = sorted(run.pairs(number).glob("shard-*.parquet"))
+    return list(islice((row for path in paths for row in read_pairs(path)), PAIRS))
+
+
+def write_inspected(
+    run: RunDirectory,
+    number: int,
+    pairs: Sequence[Row],
+    before: dict[str, Logps],
+    after: dict[str, Logps],
+    tokenizer: Any,
+) -> None:
+    """`margin` is beta * (change of log p(chosen) - change of log p(rejected)), equation (4)'s, in nats; `trust`
+    equation (9)'s weight of the teacher's completion, mu and gamma over these pairs."""
+    config = run.config()
+    trust = _trust(config, after["chosen"])
+    rows = []
+    for i, pair in enumerate(pairs):
+        row: dict[str, Any] = {"id": pair["id"], "prompt": tokenizer.decode(pair["prompt_ids"]), "trust": trust[i]}
+        gained = {}
+        for side, key in SIDES.items():
+            row[side] = token_texts(tokenizer, pair[key])
+            row[f"{side}_before"], row[f"{side}_after"] = before[side][i], after[side][i]
+            gained[side] = sum(after[side][i]) - sum(before[side][i])
+        rows.append(row | {"margin": config.alignment.beta * (gained["chosen"] - gained["rejected"])})
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    write = partial(pq.write_table, table, compression="zstd")
+    write_shard(_path(run, number), write, {"records": len(rows)})
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each token's own text. A character that several tokens make up stands at the last of them.
+
+    Decoded after the token before, since many tokenizers drop a space at the beginning of what they decode.
+    """
+    texts: list[str] = []
+    before: list[int] = []
+    pending: list[int] = []
+    for token in ids:
+        pending.append(token)
+        text = tokenizer.decode([*before, *pending])[len(tokenizer.decode(before)) :]
+        incomplete = text.endswith(UNDECODED) and len(pending) < UTF8_BYTES
+        texts.append("" if incomplete else text)
+        if not incomplete:
+            before, pending = pending, []
+    if pending:
+        texts[-1] = text
+    return texts
+
+
+def has_inspected(run: RunDirectory, number: int) -> bool:
+    return shard_facts(_path(run, number)) is not None
+
+
+def read_inspected(run: RunDirectory, number: int) -> list[dict[str, Any]] | None:
+    """The round's inspected pairs, or None where it has none (yet)."""
+    return read_table(_path(run, number)).to_pylist() if has_inspected(run, number) else None
+
+
+def _trust(config: RunConfig, chosen: Logps) -> list[float]:
+    judged = scores(list(map(sum, chosen)), list(map(len, chosen)), reduction_of(config.distillation.trust))
+    return trust_weights(judged, *trust_statistics(judged))
+
+
+def _path(run: RunDirectory, number: int) -> Path:
+    return run.round(number) / "inspected.parquet"

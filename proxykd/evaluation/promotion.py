@@ -1,0 +1,90 @@
+"""Whether a round's adapter is promoted, and when to stop: policies, which say why; the coordinator executes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from proxykd.config import AlignmentConfig
+from proxykd.evaluation.standard_errors import student_t
+
+SURE = 0.95
+"""How sure a one-sided statement about a change has to be."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of the validation NLL, nats a token, from one adapter to the next, compared record by record: what all records
+    have in common cancels, so that its error is far below that of either NLL."""
+
+    before: float
+    after: float
+    stderr: float | None
+    """None where a single prompt says nothing about others."""
+    prompts: int
+
+    @property
+    def nll(self) -> float:
+        return self.after - self.before
+
+    def surely_above(self, bound: float) -> bool:
+        """Whether the change on other text like this is above `bound`, by a one-sided t-test at `SURE`."""
+        if self.stderr is None:
+            return False
+        error = student_t(SURE, self.prompts - 1) * self.stderr if self.stderr else 0.0
+        return self.nll - error > bound
+
+    def kept(self) -> Change:
+        """None at all, where this one was rejected: the adapter before stays in force."""
+        return Change(self.before, self.before, 0.0, self.prompts)
+
+    @property
+    def error(self) -> str:
+        return "" if self.stderr is None else f" ± {self.stderr:.4f}"
+
+    def facts(self) -> dict[str, float | int | None]:
+        return {"nll": self.nll, "stderr": self.stderr, "prompts": self.prompts}
+
+    def __str__(self) -> str:
+        change = f"{self.nll:+.4f}{self.error} nats a token"
+        return f"validation NLL {self.before:.4f} -> {self.after:.4f} ({change})"
+
+
+@dataclass(frozen=True)
+class Decision:
+    verdict: Literal["promote", "reject"]
+    reason: str
+    warning: bool = False
+
+
+def decide(change: Change, config: AlignmentConfig) -> Decision:
+    """Promote, unless the validation NLL has surely risen by more than `reject_above` nats a token; warn where it has
+    surely risen, or may have risen by so much."""
+    if change.surely_above(config.reject_above):
+        return Decision("reject", f"{change}, a rise above {config.reject_above:g}", warning=True)
+    if change.surely_above(0.0):
+        return Decision("promote", f"{change}: fidelity fell, not surely by {config.reject_above:g}", warning=True)
+    if change.nll > config.reject_above:
+        reason = f"{change}: a rise above {config.reject_above:g}, but within its error; validate on more prompts"
+        return Decision("promote", reason, warning=True)
+    return Decision("promote", str(change))
+
+
+def stop_reason(changes: Sequence[Change], config: AlignmentConfig) -> str | None:
+    """Why the alignment ends after the rounds so far, or None. `changes` are those of the proxy in force, by round.
+
+    A round is idle where it has surely improved the validation NLL by less than `min_improvement`: noise that hides
+    an improvement is no convergence.
+    """
+    rounds = len(changes)
+    if rounds >= config.rounds:
+        return f"all {config.rounds} rounds done"
+    last = changes[-config.patience :]
+    if rounds >= config.patience and all(change.surely_above(-config.min_improvement) for change in last):
+        told = ", ".join(f"{change.nll:+.4f}{change.error}" for change in last)
+        return (
+            f"converged: validation NLL improved by less than {config.min_improvement:g} nats a token "
+            f"for {config.patience} rounds ({told})"
+        )
+    return None

@@ -1,0 +1,58 @@
+"""Every validation record's NLL under an adapter, kept so that two adapters are compared record by record.
+
+validation/<adapter>/records.parquet, in the slice's order.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxykd.errors import RunError
+from proxykd.evaluation.promotion import Change
+from proxykd.evaluation.standard_errors import ratio_of_sums
+from proxykd.runs.storage import RunDirectory, read_table, shard_facts, verify_shard, write_shard
+
+if TYPE_CHECKING:  # torch comes with it
+    from proxykd.evaluation.fidelity import RecordScores
+
+SCHEMA = pa.schema([("prompt", pa.string()), ("tokens", pa.int32()), ("nll", pa.float64())])
+"""The prompt's key, completion tokens, and their summed NLL in nats."""
+
+
+def write_validation(run: RunDirectory, adapter: str, scores: RecordScores) -> None:
+    columns = {"prompt": scores.prompts, "tokens": scores.tokens, "nll": scores.nll}
+    write = partial(pq.write_table, pa.table(columns, schema=SCHEMA), compression="zstd")
+    write_shard(_path(run, adapter), write, {"records": len(scores.tokens)})
+
+
+def validation_change(run: RunDirectory, before: str, after: str) -> Change:
+    """What one adapter changed against another on the validation slice, with its paired standard error.
+
+    Raises:
+        RunError: the scores of one of them are not there, or not of the same records.
+    """
+    first, second = _read(run, before), _read(run, after)
+    if any(first[key] != second[key] for key in ("prompt", "tokens")):
+        raise RunError(f"{before} and {after} were not judged by the same validation records; begin the run anew")
+    differences = [b - a for a, b in zip(first["nll"], second["nll"], strict=True)]
+    _, stderr = ratio_of_sums(differences, first["tokens"], first["prompt"])
+    tokens = sum(first["tokens"])
+    return Change(sum(first["nll"]) / tokens, sum(second["nll"]) / tokens, stderr, len(set(first["prompt"])))
+
+
+def _read(run: RunDirectory, adapter: str) -> dict[str, list[Any]]:
+    path = _path(run, adapter)
+    if shard_facts(path) is None:
+        raise RunError(f"{path} is not there, by which a round is judged: an earlier version began the run; begin anew")
+    verify_shard(path)
+    columns: dict[str, list[Any]] = read_table(path).to_pydict()
+    return columns
+
+
+def _path(run: RunDirectory, adapter: str) -> Path:
+    return run.validation(adapter) / "records.parquet"

@@ -1,0 +1,78 @@
+"""What a config would run, in words: `proxykd config check`."""
+
+from __future__ import annotations
+
+from proxykd.config import ModelConfig, RunConfig
+from proxykd.models.architecture import architecture
+from proxykd.planning.memory_plan import footprints
+from proxykd.planning.requirements import cpus_needed, gpus_needed
+
+
+def describe(config: RunConfig) -> list[str]:
+    """What `proxykd config check` prints."""
+    resources = config.resources
+    corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
+    split = config.corpus.split
+    rest = 1 - split.validation - split.test
+    shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
+    lines = [
+        f"{config.name}: valid; the run would be {config.runs_dir}/{config.run_id}",
+        f"  corpus        {corpus}",
+        f"  slices        validation {split.validation:.1%}, test {split.test:.1%}, "
+        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
+        f"  proxy         {_model(config.proxy)}",
+        f"  student       {_model(config.student)}, method {config.student.method}",
+        *_method(config),
+        f"  engine        vLLM, adapters {config.engine.adapters}, {config.engine.dtype}",
+        f"  needs         {cpus_needed(config)} logical CPUs of {resources.logical_cpus} announced; "
+        f"{gpus_needed(config)} GPUs ({resources.trainer_workers} trainer worker(s), {resources.parallel})",
+    ]
+    return lines + _memory(config)
+
+
+def _method(config: RunConfig) -> list[str]:
+    """What the student learns from, and how."""
+    warmup, alignment, distillation, white_box = config.warmup, config.alignment, config.distillation, config.white_box
+    lines = []
+    if distillation.source == "proxy":
+        dpo = f" + DPO (beta {alignment.beta:g})" if alignment.preference else ", without the preference loss"
+        lines = [
+            f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
+            f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}){dpo}, "
+            + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
+        ]
+    if config.uses_proxy:
+        whose = "" if distillation.source == "proxy" else ", of the unaligned base"
+        lines.append(f"  score         top-{config.score.top_k} + tail, by the {config.score.source}{whose}")
+        loss = (
+            f"NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
+            f"{distillation.kl_reduction})"
+        )
+    elif white_box is None or distillation.source == "none":
+        loss = "NLL on the teacher's text alone (black-box KD)"
+    else:
+        student = "its own completions" if white_box.on_policy else "the open teacher's completions"
+        whose = "an assistant of the open teacher's" if distillation.source == "assistant" else "the open teacher's"
+        lines.append(f"  open teacher  {_model(white_box.teacher.model_copy(update={'method': 'full'}))}")
+        loss = f"{white_box.divergence} from {whose} whole distribution, on {student}"
+    training = _training(distillation.learning_rate, distillation.global_batch, distillation.epochs)
+    return [*lines, f"  distil        {loss}, {training}"]
+
+
+def _model(model: ModelConfig) -> str:
+    pruned = f", without layers {list(model.drop_layers)}" if model.drop_layers else ""
+    lora = f", LoRA r={model.lora.rank} alpha={model.lora.alpha}" if model.method == "lora" else ""
+    return f"{model.source}{pruned}, {model.dtype}{lora}"
+
+
+def _training(learning_rate: float, batch: int, epochs: int) -> str:
+    return f"Adam {learning_rate:g}, batch {batch}, {epochs} epoch(s)"
+
+
+def _memory(config: RunConfig) -> list[str]:
+    unknown = [m.source for m in (config.proxy, config.student) if architecture(m) is None]
+    if unknown:
+        return [f"  memory        unknown: nothing says how large {' and '.join(unknown)} is"]
+    return [
+        f"  memory        {f.what}: {f.total:.1f} GiB on each of {f.processes} device(s)" for f in footprints(config)
+    ] + ["                proxykd plan CONFIG says what of, and how long it takes"]

@@ -1,0 +1,107 @@
+"""What of a stage's micro-batches is padding, from the lengths of its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from proxykd.config import ResourceConfig, RunConfig, TrainConfig
+from proxykd.data.round_records import round_slice
+from proxykd.models.batching import plan_micro_batches
+
+
+class Tokens(NamedTuple):
+    """The lengths of a record's sides as they are trained on."""
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains on: an epoch's global batches, each the lengths of its rows."""
+
+    name: str
+    slices: tuple[str, ...]
+    train: TrainConfig
+    batches: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the global batches of a stage fall into micro-batches."""
+
+    stage: str
+    slices: tuple[str, ...]
+    """Whose records it trains on."""
+    records: int
+    """Of one epoch."""
+    steps: int
+    """Of all epochs."""
+    micro_batches: float
+    """A step, on average."""
+    padding: float
+    """The share of the tokens in the padded micro-batches that are no record's."""
+    largest: int
+    """Tokens of the largest micro-batch, padding included."""
+    over_budget: int
+    """Records that are longer than resources.micro_batch_tokens and so stand alone."""
+    idle: float
+    """The share of the workers' turns in which a worker has no micro-batch: the others' padding."""
+
+
+def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[Packing]:
+    """Of every training stage, given each slice's records in the order in which training sees them.
+
+    A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
+    completions of an open teacher.
+    """
+    warmup, alignment, distillation = config.warmup, config.alignment, config.distillation
+    stages = []
+    if distillation.source == "proxy":
+        stages.append(Stage("warm-up", ("warmup",), warmup, _batches(slices["warmup"], warmup)))
+        stages.append(Stage(f"{alignment.rounds} rounds", ("alignment",), alignment, _rounds(config, slices)))
+    if distillation.source == "assistant":
+        assert config.white_box is not None
+        train, both = config.white_box.assistant, [*slices["warmup"], *slices["alignment"]]
+        stages.append(Stage("assistant", ("warmup", "alignment"), train, _batches(both, train)))
+    batches = _batches(slices["distillation"], distillation)
+    stages.append(Stage("distillation", ("distillation",), distillation, batches))
+    return [packing(stage, config.resources) for stage in stages if stage.batches]
+
+
+def packing(stage: Stage, resources: ResourceConfig) -> Packing:
+    budget, workers = resources.micro_batch_tokens, resources.trainer_workers
+    plans = [[[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in stage.batches]
+    padded = [len(part) * max(part) for plan in plans for part in plan]
+    tokens = sum(map(sum, stage.batches))
+    turns = sum(-(-len(plan) // workers) * workers for plan in plans)
+    return Packing(
+        stage=stage.name,
+        slices=stage.slices,
+        records=sum(map(len, stage.batches)),
+        steps=stage.train.epochs * len(stage.batches),
+        micro_batches=fmean(map(len, plans)),
+        padding=1 - tokens / sum(padded),
+        largest=max(padded),
+        over_budget=sum(length > budget for batch in stage.batches for length in batch),
+        idle=1 - len(padded) / turns,
+    )
+
+
+def _rounds(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[list[int]]:
+    """The global batches of all rounds. A pair counts both of its sides, as proxykd/data/pairs.py has it."""
+    alignment, records = config.alignment, slices["alignment"]
+    sides = 2 if alignment.preference else 1
+    batches: list[list[int]] = []
+    for number in range(1, alignment.rounds + 1 if records else 1):
+        taken = [records[i] for i in round_slice(number, len(records), alignment)]
+        batches += _batches(taken, alignment, sides)
+    return batches
+
+
+def _batches(records: Sequence[Tokens], train: TrainConfig, sides: int = 1) -> list[list[int]]:
+    lengths = [sides * (record.prompt + record.completion) for record in records]
+    return [lengths[start : start + train.global_batch] for start in range(0, len(lengths), train.global_batch)]

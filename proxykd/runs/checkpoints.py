@@ -1,0 +1,77 @@
+"""Where a training stage goes on after a death: RUN/checkpoints/<stage>/step-000012.pt, each with its marker.
+
+A checkpoint is written whole before the one before it goes, and one that is not what its marker says is passed over,
+so that a kill or a torn file costs the steps since the last one and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxykd.errors import IntegrityError
+from proxykd.runs.storage import delete, is_remote, verify_shard, write_shard
+
+State = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage. One process writes (rank 0); any may read."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def latest(self) -> State | None:
+        """The newest checkpoint that is whole; None where there is none.
+
+        Its tensors are mapped from the file: a worker reads of them what it takes, and copies that.
+        """
+        for path in self._finished():
+            try:
+                verify_shard(path)
+            except IntegrityError:
+                continue
+            return _map(path)
+        return None
+
+    def save(self, step: int, state: State) -> None:
+        path = self._directory / f"step-{step:06d}.pt"
+        write_shard(path, partial(_write, state), {"step": step})
+        for old in self._finished():
+            if old.name < path.name:
+                _remove(old)
+
+    def clear(self) -> None:
+        """The stage is done: its result stands elsewhere."""
+        for path in self._finished():
+            _remove(path)
+
+    def _finished(self) -> list[Path]:
+        return sorted((marker.with_suffix(".pt") for marker in self._directory.glob("step-*.ok")), reverse=True)
+
+
+def _map(path: Path) -> State:
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="proxykd-") as scratch:  # what is mapped outlives its name
+            local = Path(scratch) / path.name
+            with path.open("rb") as remote, local.open("wb") as file:
+                shutil.copyfileobj(remote, file)
+            return _map(local)
+    state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state
+
+
+def _write(state: State, target: Path) -> None:
+    with target.open("wb") as file:  # given a path, torch does not say why a write failed
+        torch.save(state, file)
+
+
+def _remove(path: Path) -> None:
+    """The marker goes first: what is left of a removal that was cut short counts for nothing."""
+    delete(path.with_suffix(".ok"))
+    delete(path)

@@ -1,0 +1,52 @@
+"""A study's report as files: JSON, one self-contained page, figures (SVG and PNG), tables (CSV)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from proxykd.runs.storage import write_atomic, write_json
+from proxykd.study.figures import as_png, as_svg, figures
+from proxykd.study.studies import StudyDirectory
+from proxykd.study.study_report import (
+    MEASURES,
+    as_csv,
+    as_markdown,
+    build_study_report,
+    flat,
+    known_measures,
+    known_tasks,
+)
+
+TEMPLATE = Path(__file__).parent / "templates" / "study.html.j2"
+
+
+def write_study_report(directory: StudyDirectory) -> None:
+    report = build_study_report(directory)
+    folder = directory.report.parent
+    drawn = figures(report)
+    for name, figure in drawn.items():
+        write_atomic(folder / "figures" / f"{name}.svg", as_svg(figure).encode())
+        write_atomic(folder / "figures" / f"{name}.png", as_png(figure))
+    write_atomic(folder / "arms.csv", as_csv([flat(arm) for arm in report["arms"]]))
+    write_atomic(folder / "table.csv", as_csv(report["table"]))
+    write_atomic(folder / "table.md", as_markdown(report).encode())
+    if report["benchmarks"]:
+        write_atomic(folder / "benchmarks.csv", as_csv(report["benchmarks"]))
+    write_atomic(folder / "report.html", page(report, drawn).encode())
+    write_json(directory.report, report)
+
+
+def page(report: dict[str, Any], drawn: dict[str, Figure]) -> str:
+    """No script, no network, the figures inline."""
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text())
+    return template.render(
+        report=report,
+        measures=known_measures(report),
+        tasks=known_tasks(report),
+        measured=lambda arm, key: MEASURES[key][1](arm),
+        figures={name: as_svg(figure) for name, figure in drawn.items()},
+    )

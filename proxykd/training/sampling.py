@@ -1,0 +1,108 @@
+"""Completions drawn from a model under training, where it stands; and how long any sampled completion may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxykd.models.loading import stop_token_ids
+from proxykd.models.scorer import CompletionScorer
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many tokens a sampled completion may have, its stop token included: what its own prompt leaves of
+    `max_length`, and no more than `max_new_tokens` where that is set."""
+
+    max_length: int
+    max_new_tokens: int | None = None
+
+    def of(self, prompt: Sequence[int]) -> int:
+        """Of one prompt.
+
+        Raises:
+            ValueError: the prompt leaves none. A run's corpus has no such record.
+        """
+        left = self.max_length - len(prompt)
+        if left < 1:
+            raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room within max_length {self.max_length}")
+        return left if self.max_new_tokens is None else min(left, self.max_new_tokens)
+
+
+@torch.no_grad()
+def sample_completions(
+    scorer: CompletionScorer, prompts: Sequence[Sequence[int]], room: Room, seed: int
+) -> list[list[int]]:
+    """One completion a prompt, with its stop token unless it ran out of its room.
+
+    Drawn at temperature 1 from the whole distribution that the scorer's own log-probs describe; of the model's
+    generation_config only the stop tokens count, any of which ends a completion, as in the engine. The same seed
+    draws the same, whatever was drawn before; the global random state stays as it is.
+    """
+    if not prompts:
+        return []
+    rooms, stops = [room.of(prompt) for prompt in prompts], set(stop_token_ids(scorer.model))
+    drawn: list[list[int]] = [[] for _ in prompts]
+    with _evaluating(scorer):
+        decoding = _Decoding(scorer, prompts, seed)
+        while decoding.rows:
+            for row, token_id in zip(decoding.rows, decoding.next_tokens(), strict=True):
+                drawn[row].append(token_id)
+            decoding.keep(
+                [row for row in decoding.rows if drawn[row][-1] not in stops and len(drawn[row]) < rooms[row]]
+            )
+    return drawn
+
+
+class _Decoding:
+    """Prompts side by side, one token each at a time. `rows` are those that still go on.
+
+    Ended rows leave the batch: they would cost as much as the others, and their positions would pass what the model
+    was made for.
+    """
+
+    def __init__(self, scorer: CompletionScorer, prompts: Sequence[Sequence[int]], seed: int):
+        self.rows = list(range(len(prompts)))
+        self._scorer = scorer
+        self._device = next(scorer.parameters()).device
+        self._draws = torch.Generator(self._device).manual_seed(seed)
+        longest = max(map(len, prompts))
+        # Left-padded, so that every row's next token is predicted at the same place; the mask hides the padding.
+        self._ids_BT = self._tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        self._mask_BS = self._tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        self._cache: Any = None
+
+    def next_tokens(self) -> list[int]:
+        """A token of each row, drawn."""
+        positions_BT = (self._mask_BS.cumsum(1) - 1).clamp(min=0)[:, -self._ids_BT.shape[1] :]
+        logits_BV, self._cache = self._scorer.next_logits(self._ids_BT, self._mask_BS, positions_BT, self._cache)
+        self._ids_BT = torch.multinomial(logits_BV.softmax(-1), 1, generator=self._draws)
+        self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(self._mask_BS), 1)], 1)
+        return list(map(int, self._ids_BT[:, 0].tolist()))
+
+    def keep(self, rows: list[int]) -> None:
+        if rows and len(rows) < len(self.rows):
+            places = self._tensor([self.rows.index(row) for row in rows])
+            self._ids_BT, self._mask_BS = self._ids_BT[places], self._mask_BS[places]
+            self._cache.batch_select_indices(places)
+        self.rows = rows
+
+    def _tensor(self, values: list[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+@contextmanager
+def _evaluating(scorer: nn.Module) -> Iterator[None]:
+    """Without dropout, and with the cache that a layer in training recomputes instead of keeping."""
+    training = [module for module in scorer.modules() if module.training]
+    scorer.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

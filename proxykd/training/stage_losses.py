@@ -1,0 +1,163 @@
+"""What each training stage minimises.
+
+Rows are dicts with `prompt_ids`, `completion_ids`, `length` and what the stage adds.
+
+Every class is built for one global batch (all of its rows, on every worker) and called on its micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from proxykd.config import AlignmentConfig, DistillationConfig
+from proxykd.data.soft_labels import as_top_k
+from proxykd.data.teacher_logprobs import TeacherAt, places_known
+from proxykd.losses.divergences import Divergence
+from proxykd.losses.sequence_losses import DIVERGENCES, dpo, sequence_sums
+from proxykd.models.batching import CompletionBatch, collate
+from proxykd.models.scorer import CompletionScorer
+from proxykd.text.corpus import Row
+
+
+def completion_tokens(rows: Sequence[Row]) -> int:
+    return max(1, sum(len(row["completion_ids"]) for row in rows))
+
+
+class SftLoss:
+    """Equation (1): -log p(y given x), averaged over the global batch's completion tokens, or over its sequences."""
+
+    terms: tuple[str, ...] = ("nll",)
+    metrics: tuple[str, ...] = ()
+
+    def __init__(self, global_batch: Sequence[Row], by_sequence: bool = False):
+        self._unit = len(global_batch) if by_sequence else completion_tokens(global_batch)
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
+        return {"nll": -scorer(batch).token_logps_N.sum() / self._unit}, {}
+
+
+class AlignmentLoss:
+    """Equations (3)-(6): NLL of the chosen completion plus DPO of chosen against rejected.
+
+    Rows add `rejected_ids` and the reference's sequence log-probs, `reference_chosen` and `reference_rejected`. With
+    `teacher_kl`, the KL from what a grey box tells of its distribution (`teacher_top`) is added, averaged over the
+    tokens at which it does.
+    """
+
+    metrics: tuple[str, ...] = ("correct", "margin")
+
+    def __init__(self, global_batch: Sequence[Row], config: AlignmentConfig):
+        self.terms: tuple[str, ...] = ("nll", "dpo", *(["teacher_kl"] if config.teacher_kl else []))
+        self._teacher_kl = config.teacher_kl / max(1, places_known(global_batch))
+        self._pairs = len(global_batch)
+        self._beta = config.beta
+        self.largest_margin = 0.0
+        """The largest absolute margin that this worker has met, in nats."""
+        sums = config.nll_reduction == "sequence_sum"
+        self._nll_unit = self._pairs if sums else completion_tokens(global_batch)
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        (chosen_B, rejected_B), kl = self._scores(scorer, rows)
+        anchor_chosen, anchor_rejected = (
+            torch.tensor([row[key] for row in rows], dtype=torch.float64, device=chosen_B.device)
+            for key in REFERENCE_KEYS
+        )
+        losses_B, margin_B = dpo(chosen_B, rejected_B, anchor_chosen, anchor_rejected, self._beta)
+        terms = {"nll": -chosen_B.sum() / self._nll_unit, "dpo": losses_B.sum() / self._pairs}
+        if kl is not None:
+            terms["teacher_kl"] = self._teacher_kl * kl
+        margin = margin_B.detach()
+        self.largest_margin = max(self.largest_margin, float(margin.abs().max()))
+        return terms, {"correct": float((margin > 0).sum()), "margin": float(margin.sum())}
+
+    def _scores(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        if not self._teacher_kl:
+            return pair_logps(scorer, rows), None
+        sides = [*rows, *({"completion_ids": row["rejected_ids"]} for row in rows)]
+        teacher = TeacherAt(sides, _device(scorer))
+        batch = pair_batch(scorer, rows)
+        scores = scorer(batch, teacher.top.ids_NK)
+        return _by_side(scores.token_logps_N, batch), teacher.kl(scores.top).sum()
+
+
+REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
+
+
+def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    """log p(y given x) and log p(y^ given x) of B pairs, in one padded batch of 2B rows: policy and reference alike."""
+    batch = pair_batch(scorer, rows)
+    return _by_side(scorer(batch).token_logps_N, batch)
+
+
+def pair_batch(scorer: CompletionScorer, rows: list[Row]) -> CompletionBatch:
+    prompts = [row["prompt_ids"] for row in rows]
+    completions = [row["completion_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+    return collate(prompts + prompts, completions).to(_device(scorer))
+
+
+def _by_side(token_logps_N: Tensor, batch: CompletionBatch) -> tuple[Tensor, Tensor]:
+    chosen_B, rejected_B = sequence_sums(token_logps_N, batch.lengths_B).chunk(2)
+    return chosen_B, rejected_B
+
+
+class DistillationLoss:
+    """Equations (7)-(11): the student's NLL (sequence sum) + alpha * w(x, y) * KL(proxy to student).
+
+    Rows add `soft_labels` and `trust`. Both terms are averaged over the global batch's sequences; the KL is first
+    averaged over a sequence's tokens (`sequence_mean`, the paper's form), or summed over them (`token_sum`, where
+    both terms are averaged over tokens instead).
+    """
+
+    terms: tuple[str, ...] = ("nll", "kl")
+    metrics: tuple[str, ...] = ("sequence_kl",)
+
+    def __init__(self, global_batch: Sequence[Row], config: DistillationConfig):
+        self._by_token = config.kl_reduction == "token_sum"
+        self._unit = completion_tokens(global_batch) if self._by_token else len(global_batch)
+        self._alpha = config.alpha
+        self._divergence = DIVERGENCES[config.divergence]
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        device = _device(scorer)
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
+        proxy = as_top_k([row["soft_labels"] for row in rows]).to(device)
+        scores = scorer(batch, proxy.ids_NK)
+        kl_N = self._divergence(proxy, scores.top)
+        kl_B = sequence_sums(kl_N, batch.lengths_B)
+        trust_B = torch.tensor([row["trust"] for row in rows], device=device)
+        weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
+        terms = {
+            "nll": -scores.token_logps_N.sum() / self._unit,
+            "kl": self._alpha * weighted_B.sum() / self._unit,
+        }
+        return terms, {"sequence_kl": float(kl_N.detach().sum())}
+
+
+class WhiteBoxLoss:
+    """A dense divergence from an open teacher, averaged over the global batch's completion tokens: the baselines that a
+    black box does not allow. Rows are completions that this teacher wrote, or the student itself (on-policy)."""
+
+    terms: tuple[str, ...] = ("divergence",)
+    metrics: tuple[str, ...] = ()
+
+    def __init__(self, global_batch: Sequence[Row], teacher: CompletionScorer, divergence: Divergence):
+        self._tokens = completion_tokens(global_batch)
+        self._teacher = teacher
+        self._divergence = divergence
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
+        with torch.no_grad():
+            teacher_hidden_NH = self._teacher.hidden(batch)
+        values_N = self._divergence.by_token(
+            self._teacher.head(), teacher_hidden_NH, scorer.head(), scorer.hidden(batch)
+        )
+        return {"divergence": values_N.sum() / self._tokens}, {}
+
+
+def _device(scorer: CompletionScorer) -> torch.device:
+    return next(scorer.parameters()).device

@@ -1,0 +1,4 @@
+"""Who may ask, and how a refusal looks: API keys, errors as JSON.
+
+Imports no other room of services.
+"""

@@ -1,0 +1,245 @@
+"""`proxykd collect`: prompts in, a data set out, with the progress and the cost on screen."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from actors.cluster.embedded_redis import EmbeddedRedis
+from proxykd.collection.collector import Outcome
+from proxykd.collection.collector import Progress as Standing
+from proxykd.collection.job import Collection
+from proxykd.config import CollectConfig
+from proxykd.errors import ConfigError, RunError
+from proxykd.runs.storage import is_remote
+from proxykd.text.corpus import read_prompts
+
+PLAIN_EVERY_S = 15.0
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who asks: this process alone, or `workers` on a Ray cluster (at `address`, or one of this machine)."""
+
+    workers: int = 1
+    address: str | None = None
+
+
+def collect(config: CollectConfig, prompts: str, out: str, crew: Crew, limit: int | None, dry_run: bool) -> None:
+    """Collects the data set at `out` as far as it is missing.
+
+    Raises:
+        ProxykdError: why it stopped, with what is kept.
+    """
+    collection = Collection(out, config, read_prompts(prompts)[:limit])
+    console = Console(highlight=False)
+    estimate = collection.estimate()
+    console.print(_estimate_line(estimate))
+    if dry_run:
+        console.print(_estimate_table(estimate))
+        return
+    _print_terms(console, config)
+    with _alone_on(collection.dataset.root), _stoppable(console) as stop_asked, _Display(console, estimate) as display:
+        collection.refresh()  # another process may have ended meanwhile
+        outcome = _collect(collection, crew, display.show, stop_asked)
+        summary = collection.conclude(outcome)
+    console.print(_summary_table(summary))
+    collection.require_whole(outcome)
+    console.print(f"data set: {collection.dataset.root}", soft_wrap=True)
+    console.print(f"use it:   proxykd run CONFIG --set corpus.path={out}", soft_wrap=True)
+
+
+def _collect(
+    collection: Collection, crew: Crew, show: Callable[[Standing], None], stop_asked: Callable[[], bool]
+) -> Outcome:
+    config = collection.config
+    if crew.workers > 1:
+        if config.collection.batch is not None:
+            raise ConfigError("collection.batch and --workers: one process submits batches; leave --workers out")
+        return _on_ray(collection, crew, show, stop_asked)
+    pace = None
+    if config.redis.url is not None:  # a limit that others share, wherever they are
+        from actors.data.collectors import shared_pace
+
+        pace = shared_pace(config, config.redis.url, workers=1)
+    return collection.run(config.teacher.address, show, pace, stop_asked)
+
+
+def _on_ray(
+    collection: Collection, crew: Crew, show: Callable[[Standing], None], stop_asked: Callable[[], bool]
+) -> Outcome:
+    import ray
+
+    from actors.cluster.launch import NAMESPACE
+    from actors.data.collectors import collect_on_cluster
+    from actors.hosting.local_cluster import start
+
+    url = collection.config.redis.url
+    if url is None and crew.address is not None:
+        raise ConfigError(
+            "workers on a cluster share their pace through Redis; set redis.url to one that all can reach"
+        )
+    cluster = None if crew.address else start(collection.dataset.root, crew.workers)
+    own = None if url else EmbeddedRedis()
+    try:
+        address = cluster.address if cluster else crew.address
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+        return collect_on_cluster(collection, crew.workers, url or own.url, show, stop_asked)  # type: ignore[union-attr]
+    finally:
+        ray.shutdown()
+        if own is not None:
+            own.close()
+        if cluster is not None:
+            cluster.stop()
+
+
+@contextlib.contextmanager
+def _alone_on(root: Path) -> Iterator[None]:
+    """Two that collect the same data set would pay twice. The lock goes with its process, however that ends.
+
+    Raises:
+        RunError: another process collects it.
+    """
+    if is_remote(root):
+        yield
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{root} is being collected by another process; wait for it, or stop it") from None
+        yield
+
+
+@contextlib.contextmanager
+def _stoppable(console: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the asking, and what is in flight comes home; a second one does not wait for that."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.print("\nstopping: what is in flight comes home first (again to stop at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Display:
+    """A bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, console: Console, estimate: Facts):
+        self._console = console
+        self._currency = estimate["currency"]
+        self._priced = estimate["cost_at_most"] > 0
+        self._began = self._shown_at = time.monotonic()
+        self._first: int | None = None
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[told]}", style="dim"),
+        )
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("collect", total=None, told="")
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, now: Standing) -> None:
+        told = self._told(now)
+        self._bar.update(self._task, completed=now.done + now.screened, total=now.total, told=told)
+        ended = now.done + now.screened + now.failed >= now.total
+        if not self._console.is_terminal and (ended or time.monotonic() - self._shown_at > PLAIN_EVERY_S):
+            self._shown_at = time.monotonic()
+            self._console.print(f"{_clock(self._shown_at - self._began)}  {told}", soft_wrap=True)
+
+    def _told(self, now: Standing) -> str:
+        self._first = now.done if self._first is None else self._first
+        parts = [f"{now.done}/{now.total - now.screened} answers", f"{now.minute} a minute"]
+        if self._priced:
+            parts.append(f"{now.cost:.4f} {self._currency}")
+        parts.append(f"{now.tokens} tokens")
+        parts += [f"{value} {name}" for name, value in (("failed", now.failed), ("429s", now.limited)) if value]
+        if gained := now.done - self._first:
+            left = (now.total - now.screened - now.done) * (time.monotonic() - self._began) / gained
+            parts.append(f"{_clock(left)} left")
+        return " | ".join(parts)
+
+
+def _print_terms(console: Console, config: CollectConfig) -> None:
+    if config.collection.terms is None:
+        console.print(
+            "Many providers restrict what their outputs may train. Check yours, and name what you found in "
+            "collection.terms; the data set keeps it."
+        )
+
+
+def _estimate_line(estimate: Facts) -> str:
+    repeated = f" ({estimate['duplicates']} stood twice)" if estimate["duplicates"] else ""
+    return f"{estimate['prompts']} prompts{repeated}, {estimate['requests']} requests to send"
+
+
+def _estimate_table(estimate: Facts) -> Table:
+    table = _table("What it will take", "", "")
+    table.add_row("requests", str(estimate["requests"]))
+    table.add_row("prompt tokens, at 4 characters a token", str(estimate["prompt_tokens"]))
+    table.add_row("completion tokens, at most", str(estimate["completion_tokens_at_most"]))
+    currency = estimate["currency"]
+    table.add_row("cost with completions at their limit", f"{estimate['cost']:.4f} {currency}")
+    table.add_row("cost, at most", f"{estimate['cost_at_most']:.4f} {currency}")
+    minutes = estimate["minutes"]
+    table.add_row("time at the pace of the config", "learned on the way" if minutes is None else f"{minutes:.1f} min")
+    return table
+
+
+def _summary_table(summary: Facts) -> Table:
+    table = _table("Collected", "", "")
+    for name in ("prompts", "duplicates", "records", "failed", "retried", "limited"):
+        table.add_row(name, str(summary[name]))
+    for reason, count in summary["dropped"].items():
+        table.add_row(f"apart: {reason}", str(count))
+    for flag, count in summary["flags"].items():
+        table.add_row(f"flag: {flag}", str(count))
+    for model, count in summary["models"].items():
+        table.add_row(f"answers of {model}", str(count))
+    table.add_row("tokens in, out", f"{summary['prompt_tokens']}, {summary['completion_tokens']}")
+    table.add_row("cost", f"{summary['cost']:.4f} {summary['currency']}")
+    if summary["unanswered_tokens_at_most"]:
+        lost = f"{summary['unanswered_cost_at_most']:.4f} {summary['currency']}"
+        table.add_row(
+            "for requests without an answer, at most", f"{summary['unanswered_tokens_at_most']} tokens, {lost}"
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,337 @@
+"""`proxykd`: the command line. Heavy imports stay inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from proxykd import __version__
+from proxykd.errors import ProxykdError, RunError
+
+if TYPE_CHECKING:
+    from actors.cluster.http_options import HttpOptions
+
+OVERRIDES = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a config value."
+)
+ADDRESS = click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    help="A running Ray cluster (host:port or auto); default: $RAY_ADDRESS, which Ray sets in a job, else a local one.",
+)
+
+
+def http_options(command: Callable[..., None], port: int = 8000) -> Callable[..., None]:
+    """Adds --http-host, --http-port and --api-keys, and hands the command their sum as `http`."""
+
+    @click.option("--http-host", default="127.0.0.1", show_default=True, help="Address that the routes bind to.")
+    @click.option(
+        "--http-port",
+        type=click.IntRange(1, 65535),
+        help=f"Port of the routes; default: {port}, or the next that is free.",
+    )
+    @click.option("--api-keys", metavar="FILE", help="API keys, one a line; default: $PROXYKD_API_KEYS, by commas.")
+    @functools.wraps(command)
+    def with_http(http_host: str, http_port: int | None, api_keys: str | None, **arguments: Any) -> None:
+        from actors.cluster.http_options import HttpOptions
+        from services.access.keys import key_digests, require_keys_beyond_loopback
+
+        digests = key_digests(api_keys)
+        require_keys_beyond_loopback(http_host, digests)
+        command(http=HttpOptions(http_host, http_port or port, digests, or_next=http_port is None), **arguments)
+
+    return with_http
+
+
+class Group(click.Group):
+    """A ProxykdError ends the command with its message alone and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ProxykdError as error:
+            click.echo(f"proxykd: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Proxy-KD: from a proprietary model's text to a small model of your own."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@ADDRESS
+@http_options
+@click.option("--fresh", is_flag=True, help="Delete what an earlier run of this config left, and start over.")
+@click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
+def run(
+    config: str, overrides: tuple[str, ...], address: str | None, http: HttpOptions, fresh: bool, detach: bool
+) -> None:
+    """Run CONFIG from text to student; resumes where an earlier attempt ended."""
+    from proxykd.config import load_config
+    from services.cli.runs import start_run
+
+    start_run(load_config(config, overrides), address=address, http=http, fresh=fresh, detach=detach)
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--prompts", required=True, metavar="FILE|DIR|hf:NAME", help="JSONL (also .gz) or Parquet of prompts.")
+@click.option("--out", required=True, metavar="DATASET", help="A folder, or s3://bucket/prefix; goes on where it is.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="That ask, on Ray.")
+@ADDRESS
+@click.option("--dry-run", is_flag=True, help="Say what it would take, in tokens, money and time; send nothing.")
+def collect(
+    config: str,
+    overrides: tuple[str, ...],
+    prompts: str,
+    out: str,
+    limit: int | None,
+    workers: int,
+    address: str | None,
+    dry_run: bool,
+) -> None:
+    """Ask the teacher of CONFIG for completions of PROMPTS; never twice for the same."""
+    from proxykd.config import load_collect_config
+    from services.cli.collect import Crew
+    from services.cli.collect import collect as collect_dataset
+
+    crew = Crew(workers, address)
+    collect_dataset(load_collect_config(config, overrides), prompts, out, crew, limit, dry_run)
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@OVERRIDES
+@ADDRESS
+@http_options
+@click.option("--fresh", is_flag=True, help="Delete what an earlier attempt at this study left, and start over.")
+@click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
+def study(
+    config: str, overrides: tuple[str, ...], address: str | None, http: HttpOptions, fresh: bool, detach: bool
+) -> None:
+    """Compare methods: every arm of CONFIG with every seed, sharing what they can; resumes like a run."""
+    from proxykd.study.studies import load_study
+    from services.cli.runs import start_study
+
+    start_study(load_study(config, overrides), address=address, http=http, fresh=fresh, detach=detach)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@ADDRESS
+@http_options
+@click.option("--detach", is_flag=True, help="Return once the coordinator runs.")
+def resume(run_directory: str, address: str | None, http: HttpOptions, detach: bool) -> None:
+    """Go on with RUN where it ended."""
+    from actors.hosting.status import Work
+    from services.cli.runs import follow_or_start
+
+    follow_or_start(Work.at(run_directory), address=address, http=http, detach=detach)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--adapter", default="aligned", show_default=True, help="Who answers where a request names nobody.")
+@ADDRESS
+@http_options
+def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptions) -> None:
+    """Serve the proxy of a finished RUN, until Ctrl-C."""
+    from proxykd.runs.storage import RunDirectory
+    from services.cli.serving import serve_run
+
+    serve_run(RunDirectory.open(run_directory), adapter, address=address, http=http)
+
+
+@main.command()
+@click.argument("runs_dir", default="runs", type=click.Path(file_okay=False))
+@functools.partial(http_options, port=8100)
+def dashboard(runs_dir: str, http: HttpOptions) -> None:
+    """Show all runs and studies in RUNS_DIR (default: runs) in a browser, those at work live; until Ctrl-C.
+
+    A run that is at work shows itself too, at /dashboard/ beside its routes.
+    """
+    from services.dashboard.app import serve_dashboard
+
+    serve_dashboard(runs_dir, http)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Go on showing it until it ends; Ctrl-C leaves the run as it is.")
+def status(run_directory: str, as_json: bool, watch: bool) -> None:
+    """Say where RUN stands: from storage, and whether its coordinator is alive."""
+    from actors.hosting.status import Work, run_status
+    from services.cli.terminal import status_lines, watch_run
+
+    work = Work.at(run_directory)
+    facts = run_status(work)
+    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(status_lines(facts)))
+    if watch and facts["alive"]:
+        watch_run(work)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--now", is_flag=True, help="Do not wait for the shard or step in hand: it will be done again.")
+def stop(run_directory: str, now: bool) -> None:
+    """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
+    from actors.hosting.status import Work
+    from services.cli.runs import stop_run
+
+    stop_run(Work.at(run_directory), now)
+    click.echo(f"stopped; go on with: proxykd resume {run_directory}")
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--html", metavar="FILE", type=click.Path(dir_okay=False), help="Write the run's page there instead.")
+def report(run_directory: str, html: str | None) -> None:
+    """Print a finished RUN's table, or a study's; or write the page of a run, finished or not, as one file."""
+    from actors.hosting.status import Work
+
+    work = Work.at(run_directory)
+    if html is None:
+        from services.cli.terminal import print_report
+
+        print_report(work)
+        return
+    if work.study is not None:
+        raise RunError(f"{work.run.id} is a study, whose page is {work.study.report.with_suffix('.html')}")
+    from services.dashboard.pages import write_report_page
+
+    click.echo(f"wrote {write_report_page(work.run, Path(html))}")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--tasks", required=True, help="Of bbh, agieval, arc_challenge, csqa, gsm8k and mmlu, by commas.")
+@click.option("--data-dir", type=click.Path(file_okay=False), help="Records in <task>.jsonl[.gz]; default: the hub.")
+@click.option("--limit", type=click.IntRange(min=2), help="At most so many questions a task, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the run's, or the model's own.")
+@click.option("--max-length", default=2048, show_default=True, help="Tokens of prompt and answer together.")
+@click.option("--chat-template", metavar="NAME|FILE", help="For a model that has none.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False),
+    help="Default: benchmarks/ in the run or study, or evaluations/<model>.",
+)
+def evaluate(
+    model: str,
+    tasks: str,
+    data_dir: str | None,
+    limit: int | None,
+    seed: int,
+    engine: str,
+    dtype: str | None,
+    max_length: int,
+    chat_template: str | None,
+    output: str | None,
+) -> None:
+    """Benchmark MODEL (a folder, a hub name), or the proxies and students of a RUN or a STUDY.
+
+    Zero-shot, greedy, generated answers.
+    Goes on where an earlier attempt ended. Every generation is kept for inspection.
+    """
+    from proxykd.evaluation.benchmarks import parse_tasks
+    from services.cli.evaluate import Settings
+    from services.cli.evaluate import evaluate as evaluate_model
+
+    names = tuple(parse_tasks(tasks))
+    settings = Settings(names, data_dir, limit, seed, engine, dtype, max_length, chat_template)
+    evaluate_model(model, settings, output)
+
+
+@main.command()
+@click.argument("file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--device", help="A GPU by name (default a100-80g), or `this` for this machine's cores (CPU configs).")
+@click.option("--records", type=int, help="Records of the corpus; default: counted, where it lies here.")
+@click.option("--prompt-tokens", type=float, help="Mean tokens of a prompt; default: a quarter of its characters.")
+@click.option("--completion-tokens", type=float, help="Mean tokens of a completion.")
+def plan(
+    file: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    records: int | None,
+    prompt_tokens: float | None,
+    completion_tokens: float | None,
+) -> None:
+    """Say what CONFIG needs on machines you need not have: memory by its parts, tokens and hours a stage."""
+    from proxykd.config import load_config
+    from services.cli.plan import print_plan
+
+    print_plan(load_config(file, overrides), device, records, prompt_tokens, completion_tokens)
+
+
+@main.command()
+@click.argument("file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--records", type=click.IntRange(min=0), default=3, show_default=True, help="That are shown as text.")
+def preview(file: str, overrides: tuple[str, ...], records: int) -> None:
+    """Show what the models of CONFIG, a run's or a study's first, will see of its corpus: records as they are
+    rendered, lengths, what is left out and cut, padding. Starts nothing."""
+    from proxykd.config import load_config, read_yaml
+    from services.cli.preview import print_preview
+
+    if "arms" not in read_yaml(file):
+        print_preview(load_config(file, overrides), records)
+        return
+    from proxykd.study.studies import load_study
+
+    print_preview(load_study(file, overrides).expand()[0].config, records)
+
+
+@main.group()
+def config() -> None:
+    """Look at configs without loading a model."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@OVERRIDES
+def check(file: str, overrides: tuple[str, ...]) -> None:
+    """Validate FILE, a run's or a study's; print what would run and what it would need."""
+    from proxykd.config import load_config, read_yaml
+    from proxykd.planning.describe import describe
+    from proxykd.study.studies import load_study
+
+    if "arms" not in read_yaml(file):
+        click.echo("\n".join(describe(load_config(file, overrides))))
+        return
+    study = load_study(file, overrides)
+    runs = study.expand()
+    click.echo(
+        f"{study.id}: valid; {len(study.arms)} arms by {len(study.seeds)} seeds are {len(runs)} runs; the first:"
+    )
+    click.echo("\n".join(describe(runs[0].config)))
+
+
+@config.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@OVERRIDES
+def show(file: str, overrides: tuple[str, ...]) -> None:
+    """Print FILE with every default filled in, as YAML."""
+    import yaml
+
+    from proxykd.config import load_config
+
+    click.echo(yaml.safe_dump(load_config(file, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+if __name__ == "__main__":
+    main(prog_name=Path(sys.argv[0]).name)

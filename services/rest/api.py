@@ -1,0 +1,198 @@
+"""The REST routes: OpenAI's, the proxy's own, health and metrics. `docs/api.md` shows each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+
+from actors.engine.openai_front import Opening, Route
+from proxykd import __version__
+from proxykd.runs.adapter_catalogue import AdapterCard
+from services.access.keys import Guard
+from services.access.refusals import ApiError, body_of, first_problem, refuse_as_openai_does
+from services.dashboard.api import Views, dashboard_api
+from services.dashboard.library import Library
+from services.dashboard.pages import mount_page
+from services.rest.proxy_service import ProxyService
+from services.rest.schemas import ChatBody, CompletionBody, DistributionBody, SamplingBody
+
+ADAPTER_HEADER = "X-Proxykd-Adapter"
+NDJSON = "application/x-ndjson"
+BATCH_LINES = 1024
+BATCH_AT_ONCE = 16
+NDJSON_BODY = {"requestBody": {"content": {NDJSON: {"schema": {"type": "string"}}}}}
+
+_ERROR = {"description": "An error as OpenAI shapes it: `error.message` names the value and the fix."}
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 409, 413, 429, 503, 504), _ERROR)
+
+
+def build_app(service: ProxyService, views: Views) -> FastAPI:
+    """`views` gives the Redis behind a run's live stream."""
+    app = FastAPI(
+        title="proxykd",
+        version=__version__,
+        description="The proxy as a service: a window into a model that shows no probabilities.",
+        responses=ERRORS,
+    )
+    app.add_middleware(Guard, key_digests=service.spec.key_digests, max_body_bytes=service.spec.max_body_bytes)
+
+    refuse_as_openai_does(app)
+
+    @app.get("/v1/models", tags=["openai"])
+    async def models() -> dict[str, Any]:
+        """The base and every adapter, each with its round, sha256 and fidelity."""
+        return {"object": "list", "data": [_model_card(card, service) for card in service.adapters()]}
+
+    @app.get("/v1/models/{name}", tags=["openai"])
+    async def model(name: str) -> dict[str, Any]:
+        """One of them, by name or alias."""
+        return _model_card(service.adapter(name), service)
+
+    @app.post("/v1/completions", tags=["openai"])
+    async def completions(body: CompletionBody) -> Response:
+        """OpenAI's completions: text or token-id prompts, echo with the prompt's log-probs, streaming."""
+        return await _openai(service, "completions", body)
+
+    @app.post("/v1/chat/completions", tags=["openai"])
+    async def chat(body: ChatBody) -> Response:
+        """OpenAI's chat, by the proxy's chat template."""
+        return await _openai(service, "chat", body)
+
+    proxy = APIRouter(route_class=_batched_by_lines(service), tags=["proxy"])
+
+    @proxy.post("/v1/proxy/distribution", openapi_extra=NDJSON_BODY)
+    @proxy.post("/v1/proxy/logits", openapi_extra=NDJSON_BODY)
+    async def distribution(body: DistributionBody) -> dict[str, Any]:
+        """The proxy's distribution at every completion token, or at the next token where there is no completion.
+
+        Log-probs are logits less their logsumexp, in nats. As `application/x-ndjson`, one object a line, the answers
+        come as lines in the same order.
+        """
+        return await service.distribution(body)
+
+    @proxy.get("/v1/proxy/adapters")
+    async def adapters() -> dict[str, Any]:
+        """Every adapter with its manifest's facts, which one is the default, and mu and gamma of the trust weight."""
+        return service.facts()
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """Alive: this front answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["health"])
+    async def readyz() -> dict[str, str]:
+        """Ready: the engine has just made a real token, with the adapter that is named."""
+        return {"status": "ready", "adapter": await service.ready()}
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Prometheus: this front's figures and vLLM's own."""
+        return PlainTextResponse(await service.exposition(), media_type="text/plain; version=0.0.4")
+
+    app.include_router(proxy)
+    app.include_router(dashboard_api(Library.of_run(service.run), views))
+    mount_page(app)
+    _document_what_is_true(app)
+    return app
+
+
+def _document_what_is_true(app: FastAPI) -> None:
+    """FastAPI documents 422 for every body; here it is 400, in OpenAI's shape."""
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _batched_by_lines(service: ProxyService) -> type[APIRoute]:
+    """A route that takes its JSON body, or as NDJSON one such body a line."""
+
+    class LinesRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            answer_one = super().get_route_handler()
+
+            async def answer(request: Request) -> Response:
+                if request.headers.get("content-type", "").split(";")[0].strip().lower() != NDJSON:
+                    return await answer_one(request)
+                lines = [line for line in (await request.body()).splitlines() if line.strip()]
+                if not 0 < len(lines) <= BATCH_LINES:
+                    raise ApiError(400, f"{len(lines)} lines; a batch has 1 to {BATCH_LINES}")
+                return StreamingResponse(_answers_by_line(service, lines), media_type=NDJSON)
+
+            return answer
+
+    return LinesRoute
+
+
+async def _answers_by_line(service: ProxyService, lines: list[bytes]) -> AsyncIterator[str]:
+    """Answers in the order of the lines, several at work; a line's error is its answer."""
+    at_once = asyncio.Semaphore(BATCH_AT_ONCE)
+
+    async def answer(line: bytes) -> str:
+        async with at_once:
+            try:
+                facts = await service.distribution(DistributionBody.model_validate_json(line))
+            except ValidationError as error:
+                facts = body_of(first_problem(error.errors()))
+            except ApiError as error:
+                facts = body_of(error)
+            return json.dumps(facts, allow_nan=False) + "\n"
+
+    tasks = [asyncio.create_task(answer(line)) for line in lines]
+    try:
+        for task in tasks:
+            yield await task
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _openai(service: ProxyService, route: Route, body: SamplingBody) -> Response:
+    card = service.adapter(body.model)
+    parts = service.openai(route, card.name, body.engine_body())
+    opening = await anext(parts)
+    assert isinstance(opening, Opening)
+    headers = {ADAPTER_HEADER: card.name}
+    if opening.body is None:
+        return StreamingResponse(_events(parts), media_type="text/event-stream", headers=headers)
+    async for _ in parts:
+        """The engine ends its answer."""
+    return Response(opening.body, opening.status, headers, "application/json")
+
+
+async def _events(parts: AsyncIterator[Opening | str]) -> AsyncIterator[str]:
+    """The answer's events; a failure after the first becomes an error event, since the status has been sent."""
+    try:
+        async for part in parts:
+            if isinstance(part, str):
+                yield part
+    except ApiError as error:
+        yield f"data: {json.dumps(body_of(error))}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+def _model_card(card: AdapterCard, service: ProxyService) -> dict[str, Any]:
+    facts = {"round": card.round, "sha256": card.sha256, "fidelity": card.fidelity, "aliases": card.aliases}
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": service.started_at,
+        "owned_by": "proxykd",
+        "parent": card.parent,
+        "max_model_len": service.spec.max_length,
+        **facts,
+    }

@@ -1,0 +1,182 @@
+"""The Serve deployments of a run, bound in one place: the proxy's engine and the sealed teacher."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import AsyncIterator
+from functools import lru_cache
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import generate_latest
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from actors.cluster.http_options import HttpOptions
+from actors.cluster.placement import in_pool
+from actors.engine.app_names import proxy_app, rest_app, teacher_app
+from actors.engine.openai_front import OpenAIFront, Opening, Route
+from actors.engine.proxy_engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
+from actors.telemetry.logs import log_of
+from actors.telemetry.metrics import ReplicaMetrics
+from proxykd.config import ResourceConfig, RunConfig
+from proxykd.runs.storage import RunDirectory, location
+from services.dashboard.pages import write_report_page
+from services.dashboard.redis_of_run import redis_of_coordinator
+from services.rest.api import build_app
+from services.rest.proxy_service import ProxyService, ServiceSpec
+
+
+class ProxyReplica:
+    """The engine behind a Serve handle. A call carries a batch; vLLM interleaves the rows of all calls."""
+
+    async def __init__(self, spec: EngineSpec):  # type: ignore[misc]  # Serve awaits it; the engine needs a loop
+        began = time.monotonic()
+        self._engine = ProxyEngine(spec)
+        self._front = OpenAIFront(self._engine)
+        self._metrics = ReplicaMetrics(spec.prefix, serve.get_replica_context().replica_id.unique_id)
+        log = log_of(RunDirectory(location(spec.adapters_dir).parent), "engine")
+        log.info("engine up", extra={"facts": {"seconds": time.monotonic() - began, "mode": spec.mode}})
+
+    async def generate(self, adapter: str, **request: Any) -> list[Generation]:
+        with self._metrics.call(adapter):
+            return await self._engine.generate(adapter, **request)
+
+    async def score(self, adapter: str, **request: Any) -> list[CompletionLogps]:
+        with self._metrics.call(adapter):
+            return await self._engine.score(adapter, **request)
+
+    async def openai(
+        self, route: Route, adapter: str, body: dict[str, Any], deadline_s: float
+    ) -> AsyncIterator[Opening | str]:
+        with self._metrics.call(adapter):
+            async for part in self._front.answer(route, adapter, body, deadline_s):
+                yield part
+
+    async def probe(self, deadline_s: float) -> str:
+        return await self._engine.probe(deadline_s)
+
+    async def metrics(self) -> str:
+        return generate_latest().decode()
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+
+class Rest:
+    """The REST front: no weights, so that it answers with a status while the engine is away."""
+
+    def __init__(self, spec: ServiceSpec):
+        # Looked up once there is one; the handle finds later replicas, and later engines of the run, by itself.
+        app = proxy_app(RunDirectory(spec.run).id)
+        self._service = ProxyService(spec, lru_cache(lambda: serve.get_app_handle(app)))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._service, redis_of_coordinator)
+
+
+class ServeDeployer:
+    """Starts and stops applications. The coordinator gets it injected, so that actors/ never imports services/."""
+
+    def __init__(self, resources: ResourceConfig, http: HttpOptions):
+        self._resources = resources
+        self._http = http
+        self._serve_is_up = False
+
+    def deploy_proxy(self, spec: EngineSpec) -> Any:
+        """Starts the proxy's engine and returns its handle once a replica answers. HTTP reaches it by REST alone.
+
+        One that a coordinator before started serves this one too.
+        """
+        if (handle := self._running(proxy_app(spec.prefix))) is not None:
+            return handle
+        options = engine_options(self._resources, self._resources.engine_replicas)
+        replica: Any = serve.deployment(ProxyReplica)
+        app = replica.options(name="ProxyEngine", **options).bind(spec)
+        return serve.run(app, name=proxy_app(spec.prefix), route_prefix=None)
+
+    def deploy_rest(self, spec: ServiceSpec) -> str:
+        """Starts the REST front, once for the life of a run, and returns its base URL."""
+        front: Any = serve.deployment(serve.ingress()(Rest))
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        # What is over the front's own limit still reaches it, to be told so; what is far over it waits at Serve's door.
+        front = front.options(
+            name="Rest",
+            ray_actor_options=options,
+            max_ongoing_requests=4 * spec.max_in_flight,
+            max_queued_requests=spec.max_in_flight,
+        )
+        self._start_serve()
+        serve.run(front.bind(spec), name=rest_app(RunDirectory(spec.run).id), route_prefix=self._http.prefix)
+        return f"http://{self._http.host}:{self._http.port}{self._http.prefix.rstrip('/')}"
+
+    def serve_run(self, run: RunDirectory, config: RunConfig) -> str:
+        """Opens the routes beside a run's own work."""
+        return self.deploy_rest(ServiceSpec.of_run(run, config, self._http, beside_run=True))
+
+    def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str:
+        """Starts the sealed teacher and returns its OpenAI-compatible base URL."""
+        from services.rest.sealed_teacher import SealedTeacher
+
+        options = engine_options(self._resources, replicas=1)
+        self._start_serve()
+        teacher: Any = SealedTeacher
+        serve.run(
+            teacher.options(name="SealedTeacher", **options).bind(spec, model_name),
+            name=teacher_app(spec.prefix),
+            route_prefix=f"/{teacher_app(spec.prefix)}",
+        )
+        return f"http://127.0.0.1:{self._http.port}/{teacher_app(spec.prefix)}/v1"
+
+    def write_page(self, run: RunDirectory) -> None:
+        write_report_page(run)
+
+    def _running(self, app: str) -> Any:
+        """The handle of an application that is up, or None."""
+        self._start_serve()
+        found = serve.status().applications.get(app)
+        return serve.get_app_handle(app) if found is not None and found.status == ApplicationStatus.RUNNING else None
+
+    def stop(self, app: str) -> None:
+        if app in serve.status().applications:
+            serve.delete(app)
+
+    def _start_serve(self) -> None:
+        if self._serve_is_up:
+            return
+        self._serve_is_up = True
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": self._http.host, "port": self._http.port},
+            logging_config={"enable_access_log": False},
+        )
+
+
+def engine_options(resources: ResourceConfig, replicas: int) -> dict[str, Any]:
+    """Serve's options for a replica that holds an engine: its share of the machine and its environment."""
+    actor: dict[str, Any] = {"num_cpus": 1, "runtime_env": {"env_vars": engine_environment(resources)}}
+    actor |= in_pool(resources.pools.engine)
+    if resources.device == "gpu":
+        actor["num_gpus"] = resources.engine_tensor_parallel
+    return {
+        "num_replicas": replicas,
+        "ray_actor_options": actor,
+        "max_ongoing_requests": 1024,
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 120,
+        "graceful_shutdown_timeout_s": 5,
+    }
+
+
+def engine_environment(resources: ResourceConfig) -> dict[str, str]:
+    cores = sorted(os.sched_getaffinity(0))
+    return {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(resources.engine_memory_gib)),
+        # vLLM keeps one core for its front end; on a small machine that halves its speed.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "OMP_NUM_THREADS": str(len(cores)),
+    }

@@ -1,0 +1,305 @@
+"""What the REST routes ask: which adapters there are, and the engine behind Serve, with every failure as a status.
+
+It holds no weights. It admits a bounded number of requests, gives each a deadline, and knows from the run directory
+whether the engine is up and free for clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from actors.cluster.http_options import HttpOptions
+from actors.engine.openai_front import Opening, Route
+from actors.engine.proxy_engine import CLIENT
+from actors.telemetry.events import read_live
+from proxykd.config import RunConfig
+from proxykd.errors import EngineError, ProxykdError
+from proxykd.runs.adapter_catalogue import AdapterCard, UnknownAdapterError, catalogue, find, trust_of_run
+from proxykd.runs.storage import RunDirectory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
+from services.access.refusals import ApiError
+from services.rest.distribution import Question, describe
+from services.rest.schemas import DistributionBody
+
+LIVE_FOR_S = 0.5
+"""How long one look at the run's live state is good for."""
+GRACE_S = 5.0
+"""What an answer may take beyond its deadline, which the engine keeps itself, before the engine counts as gone."""
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """All that the REST front needs to know."""
+
+    run: str
+    default_adapter: str
+    max_length: int
+    """Tokens of prompt and completion together."""
+    beside_run: bool
+    """A run is at work: its engine comes and goes, and clients wait for it."""
+    shares_cores: bool
+    """Engine and trainer have the same cores: clients are held off while it trains."""
+    deadline_s: float = 120.0
+    ready_within_s: float = 20.0
+    max_in_flight: int = 256
+    key_digests: tuple[str, ...] = ()
+    max_body_bytes: int = 2**21
+
+    @classmethod
+    def of_run(
+        cls,
+        run: RunDirectory,
+        config: RunConfig,
+        http: HttpOptions,
+        beside_run: bool,
+        default_adapter: str = "aligned",
+    ) -> ServiceSpec:
+        return cls(
+            run=str(run.root),
+            default_adapter=default_adapter,
+            max_length=config.corpus.max_length,
+            beside_run=beside_run,
+            shares_cores=config.resources.device == "cpu",
+            deadline_s=config.resources.request_deadline_s,
+            key_digests=http.key_digests,
+        )
+
+
+class ProxyService:
+    def __init__(self, spec: ServiceSpec, engine: Callable[[], Any]):
+        """`engine` gives the Serve handle of the engine's deployment; it may raise while there is none."""
+        self.spec = spec
+        self._engine = engine
+        self.run = RunDirectory.open(spec.run)
+        self._chat = ChatFormat(load_tokenizer(self.run.models / "proxy"))
+        self.started_at = int(time.time())
+        self._in_flight = 0
+        self._live: tuple[float, dict[str, Any]] = (0.0, {})
+        self.metrics = ServiceMetrics()
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def adapters(self) -> list[AdapterCard]:
+        return catalogue(self.run)
+
+    def adapter(self, name: str | None) -> AdapterCard:
+        try:
+            return find(self.adapters(), name or self.spec.default_adapter)
+        except UnknownAdapterError as error:
+            raise ApiError(404, str(error), param="model") from error
+
+    def facts(self) -> dict[str, Any]:
+        """Every adapter, which of them answers where a request names nobody (None so far), and mu and gamma."""
+        cards, trust = self.adapters(), trust_of_run(self.run)
+        default = next((card.name for card in cards if self.spec.default_adapter in (card.name, *card.aliases)), None)
+        return {
+            "default": default,
+            "adapters": [asdict(card) for card in cards],
+            "trust": asdict(trust) if trust else None,
+        }
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    async def openai(self, route: Route, adapter: str | None, body: dict[str, Any]) -> AsyncIterator[Opening | str]:
+        """The opening of an answer, then its chunks where it streams. Read it to its end or close it."""
+        card = self.adapter(adapter)
+        asked = self._rendered(body) if route == "chat" else body
+        with self._admitted(route, card.name) as seen, self._failures_as_statuses():
+            stream = self._engine().options(stream=True).openai.remote(route, card.name, asked, self.spec.deadline_s)
+            while (part := await self._within_deadline(anext(stream, None))) is not None:
+                if isinstance(part, Opening):
+                    seen.status = part.status
+                yield part
+
+    async def distribution(self, body: DistributionBody) -> dict[str, Any]:
+        """The answer to one question, by every adapter that it names."""
+        names = body.adapters or [body.adapter or self.spec.default_adapter]
+        cards = [self.adapter(name) for name in dict.fromkeys(names)]
+        question = self._question(body)
+        scored = []
+        for card in cards:
+            with self._admitted("distribution", card.name), self._failures_as_statuses():
+                [one] = await self._within_deadline(
+                    self._engine().score.remote(
+                        card.name,
+                        prompts=[question.prompt_ids],
+                        completions=[question.scored_ids],
+                        top_k=body.top_k,
+                        deadline_s=self.spec.deadline_s,
+                        priority=CLIENT,
+                    )
+                )
+                scored.append(one)
+        trust = trust_of_run(self.run)
+        vocabulary = len(self._chat.tokenizer)
+        answers = [describe(question, one, trust, self._token_text, vocabulary) for one in scored]
+        return {"object": "proxy.distribution", **question.facts(), "results": answers}
+
+    async def ready(self) -> str:
+        """The name of the adapter in the weights, after the engine has made one real token with it."""
+        self._require_engine()
+        with self._failures_as_statuses():
+            async with asyncio.timeout(self.spec.ready_within_s):
+                loaded: str = await self._engine().probe.remote(self.spec.ready_within_s)
+                return loaded
+
+    async def exposition(self) -> str:
+        """Prometheus text: ours, and vLLM's where the engine is up."""
+        ours = generate_latest(self.metrics.registry).decode()
+        try:
+            async with asyncio.timeout(self.spec.ready_within_s):
+                theirs: str = await self._engine().metrics.remote()
+        except (RayError, RayServeException, ProxykdError, TimeoutError):
+            return ours
+        return ours + theirs
+
+    # -- the parts -----------------------------------------------------------------------------------------------
+
+    def _rendered(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat with its prompt as token ids, the very ones that training has for it."""
+        try:
+            ids = self._chat.prompt_ids(body["messages"])
+        except ProxykdError as error:
+            raise ApiError(400, str(error), param="messages") from error
+        if len(ids) >= self.spec.max_length:
+            raise ApiError(400, f"{len(ids)} prompt tokens, the limit is {self.spec.max_length}", param="messages")
+        return body | {"prompt_token_ids": ids}
+
+    def _question(self, body: DistributionBody) -> Question:
+        try:
+            if body.messages is not None:
+                prompt = self._chat.prompt_ids(tuple(m.plain() for m in body.messages))
+            else:
+                prompt = self._ids(body.prompt)
+            if isinstance(body.completion, str) and body.messages is not None:
+                completion = self._chat.completion_ids(body.completion)
+            else:
+                completion = self._ids(body.completion)
+        except ProxykdError as error:
+            raise ApiError(400, str(error), param="messages") from error
+        question = Question(prompt, completion, self._chat.stop_token_id)
+        tokens, vocabulary = len(prompt) + len(question.scored_ids), len(self._chat.tokenizer)
+        if not prompt:
+            raise ApiError(400, "the prompt has no tokens", param="prompt")
+        if tokens > self.spec.max_length:
+            raise ApiError(400, f"{tokens} tokens, the limit is {self.spec.max_length}", param="completion")
+        if (largest := max([*prompt, *completion])) >= vocabulary:
+            raise ApiError(400, f"token id {largest} is outside the vocabulary of {vocabulary}", param="prompt")
+        return question
+
+    def _ids(self, text: str | list[int] | None) -> list[int]:
+        if text is None or isinstance(text, list):
+            return text or []
+        return list(self._chat.tokenizer.encode(text, add_special_tokens=False))
+
+    def _token_text(self, token_id: int) -> str:
+        return self._chat.token_text(token_id)
+
+    @contextmanager
+    def _admitted(self, route: str, adapter: str) -> Iterator[Seen]:
+        """Counts a request in and out, or refuses it: too many, or the engine is not there for clients now."""
+        began = time.monotonic()
+        seen = Seen()
+        try:
+            self._require_engine()
+            if self._in_flight >= self.spec.max_in_flight:
+                raise ApiError(429, f"{self._in_flight} requests are in flight, the limit; try again", retry_after_s=1)
+            with self._counted():
+                yield seen
+        except ApiError as error:
+            seen.status = error.status
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            seen.status = 499
+            raise
+        finally:
+            self.metrics.requests.labels(route, adapter, seen.status).inc()
+            self.metrics.seconds.labels(route).observe(time.monotonic() - began)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._in_flight += 1
+        self.metrics.in_flight.set(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self.metrics.in_flight.set(self._in_flight)
+
+    def _require_engine(self) -> None:
+        """Raises ApiError 503 where a run is at work and has no engine up, or trains on the engine's cores."""
+        if not self.spec.beside_run:
+            return
+        live = self._live_state()
+        where = f"stage {live.get('stage', 'between stages')}"
+        if not live.get("engine"):
+            raise ApiError(
+                503, f"the run's engine is not up ({where}); it is during the alignment rounds", retry_after_s=30
+            )
+        if live.get("training") and self.spec.shares_cores:
+            raise ApiError(503, f"the run trains on the engine's cores ({where}); ask again later", retry_after_s=10)
+
+    def _live_state(self) -> dict[str, Any]:
+        read_at, state = self._live
+        if time.monotonic() - read_at > LIVE_FOR_S:
+            state = read_live(self.run)
+            self._live = (time.monotonic(), state)
+        return state
+
+    async def _within_deadline(self, answer: Any) -> Any:
+        async with asyncio.timeout(self.spec.deadline_s + GRACE_S):
+            return await answer
+
+    @contextmanager
+    def _failures_as_statuses(self) -> Iterator[None]:
+        try:
+            yield
+        except UnknownAdapterError as error:
+            raise ApiError(404, str(error), param="model") from error
+        except TimeoutError as error:
+            raise ApiError(504, f"no answer within {self.spec.deadline_s:g} s", retry_after_s=5) from error
+        except BackPressureError as error:
+            raise ApiError(429, "the engine's queue is full; try again", retry_after_s=1) from error
+        except (EngineError, RayActorError, DeploymentUnavailableError) as error:
+            raise ApiError(503, "the engine died; a replacement starts", retry_after_s=10) from error
+        except RayServeException as error:
+            raise ApiError(503, "the engine is not deployed now", retry_after_s=10) from error
+        except ProxykdError as error:  # such as an adapter whose files are not what its manifest says
+            kind = type(getattr(error, "cause", error)).__name__
+            raise ApiError(503, f"the adapter cannot be taken up ({kind}); the engine's log says why") from error
+
+
+@dataclass
+class Seen:
+    """How a request ends; 499 where the client hung up."""
+
+    status: int = 200
+
+
+class ServiceMetrics:
+    """The front's own figures, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "proxykd_requests",
+            "Requests by route, adapter and status.",
+            ["route", "adapter", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "proxykd_request_seconds", "Seconds to the end of an answer, by route.", ["route"], registry=self.registry
+        )
+        self.in_flight = Gauge(
+            "proxykd_requests_in_flight", "Requests that the engine works on or queues.", registry=self.registry
+        )
