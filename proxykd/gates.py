@@ -1,4 +1,4 @@
-"""The numerical gates of an alignment round (DESIGN.md, section 5). Each aborts the run with the numbers it saw."""
+"""The numerical gates of an alignment round (docs/design.md, The gates). Each aborts the run with the numbers it saw."""
 
 from __future__ import annotations
 
