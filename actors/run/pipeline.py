@@ -41,7 +41,7 @@ Facts = dict[str, Any]
 
 
 class Pipeline:
-    """One run. `execute` is the method of DESIGN.md, section 2, from top to bottom."""
+    """One run. `execute` is the method (docs/design.md, The method) from top to bottom."""
 
     def __init__(self, bench: Workbench):
         self.bench = bench

@@ -1,6 +1,6 @@
 """The frozen configuration of a run. Imports neither torch nor transformers.
 
-Defaults are the paper's (DESIGN.md, section 2). `collection`, `resources`, `redis`, `tracking` and `runs_dir` say
+Defaults are the paper's (docs/design.md, Defaults). `collection`, `resources`, `redis`, `tracking` and `runs_dir` say
 where, how fast and how visibly a run happens, and so does `engine.adapters`; everything else changes its results and is
 part of the run's hash.
 """

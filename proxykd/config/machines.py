@@ -10,7 +10,7 @@ from proxykd.config.sections import Dtype, Section
 
 
 class EngineConfig(Section):
-    """vLLM. `merged` puts one adapter at a time into the weights; `lora` holds several (DESIGN.md, section 5)."""
+    """vLLM. `merged` puts one adapter at a time into the weights; `lora` holds several (docs/design.md)."""
 
     adapters: Literal["merged", "lora"] | None = Field(
         None, description="unset, by resources.device: lora on GPUs, merged on CPUs; no result depends on it"

@@ -1,4 +1,4 @@
-"""The method: the corpus and its slices, the stages, the baselines. DESIGN.md, section 2, defines each."""
+"""The method: the corpus and its slices, the stages, the baselines. docs/design.md, The method, defines each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CorpusConfig(Section):
 
 
 class TrainConfig(Section):
-    """One training stage: Adam, constant learning rate, no weight decay (DESIGN.md, section 2)."""
+    """One training stage: Adam, constant learning rate, no weight decay (docs/design.md, Defaults)."""
 
     learning_rate: float = Field(1e-5, gt=0)
     epochs: int = Field(1, ge=1)
@@ -124,7 +124,7 @@ class DistillationConfig(TrainConfig):
 
 
 class WhiteBoxConfig(Section):
-    """The open teacher of the baselines that need one, and how a student learns from it (DESIGN.md, section 2).
+    """The open teacher of the baselines that need one, and how a student learns from it (docs/method.md).
 
     It completes the corpus' prompts itself; nothing of the black-box teacher's text is used.
     """

@@ -34,7 +34,7 @@ class RecordScores:
     true_kl: list[float] | None = None
 
     def fidelity(self) -> dict[str, float | int | None]:
-        """F of DESIGN.md, section 9: mean NLL a token with its standard error (prompts as clusters), and agreement.
+        """F of docs/design.md, report.json: mean NLL a token, its standard error (prompts as clusters), and agreement.
 
         Sequence agreement is the share of completions that greedy decoding writes just as the teacher did.
         """

@@ -1,7 +1,7 @@
 """The losses of Proxy-KD as pure functions. Equation numbers are those of arXiv 2401.07013.
 
 Shapes: N completion tokens, B sequences, K top-K. Every function returns unreduced values or plain sums; the
-caller divides by its term's unit over the *global* batch (DESIGN.md, section 2), so that micro-batches, workers and
+caller divides by its term's unit over the *global* batch (docs/design.md, Units), so that micro-batches, workers and
 accumulation do not change a gradient.
 """
 

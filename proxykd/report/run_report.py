@@ -1,4 +1,4 @@
-"""report.json of a finished run (DESIGN.md, section 9), gathered from the stages' stored results."""
+"""report.json of a finished run (docs/design.md, report.json), gathered from the stages' stored results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The append-only journal of a run, fenced by epochs (DESIGN.md, section 4).
+"""The append-only journal of a run, fenced by epochs (docs/design.md, Journal and fencing).
 
 Entry n is the file journal/00000n.json, created only if absent. A coordinator claims the run by appending an
 EPOCH_CLAIMED entry with 1 + the highest epoch it replayed; an entry that a lower epoch wrote later is ignored.

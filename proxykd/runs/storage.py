@@ -313,7 +313,7 @@ def stage_key(stage: str, round_number: int | None) -> str:
 
 
 class RunDirectory:
-    """Names every path of one run (DESIGN.md, section 4) and guards whose run it is."""
+    """Names every path of one run (docs/design.md, The run directory) and guards whose run it is."""
 
     def __init__(self, root: str | Path):
         self.root = location(root)

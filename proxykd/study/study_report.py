@@ -97,7 +97,7 @@ def flat(arm: Facts) -> Facts:
 
 
 def _arm(directory: StudyDirectory, arm: Any) -> Facts:
-    """One arm with one seed, in the words of DESIGN.md, section 9."""
+    """One arm with one seed, in the words of docs/design.md, report.json."""
     run = directory.run(arm)
     report = read_json(run.report)
     sealed, proxy, source = report["sealed_teacher"], report["proxy"], _source(run, report)

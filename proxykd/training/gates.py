@@ -1,4 +1,4 @@
-"""The numerical gates of an alignment round (DESIGN.md, section 5). Each aborts the run with the numbers it saw."""
+"""An alignment round's numerical gates (docs/design.md, The gates). Each aborts the run with the numbers it saw."""
 
 from __future__ import annotations
 
