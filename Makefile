@@ -5,7 +5,7 @@ BIN := .venv/bin
 FRESH ?=
 INSTALL := python3 -m requirements.install $(if $(PYTHON),--python $(PYTHON))
 
-.PHONY: quickstart test check unit real chaos lock clean
+.PHONY: quickstart test check unit real chaos docs lock clean
 
 quickstart: .venv/cpu
 	$(BIN)/proxykd run configs/quickstart.yaml $(if $(FRESH),--fresh)
@@ -27,6 +27,10 @@ real: .venv/dev
 # An hour, and not part of `make test`: every part of a run killed at every stage. Goes on where it was cut off.
 chaos: .venv/dev
 	$(BIN)/python -m tests.chaos.matrix $(if $(FRESH),--fresh)
+
+# docs/configuration.md, from the descriptions in proxykd/config.
+docs: .venv/cpu
+	$(BIN)/proxykd config reference > docs/configuration.md
 
 lock: .venv/cpu
 	$(BIN)/python -m requirements.lock

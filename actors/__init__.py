@@ -1,1 +1,1 @@
-"""What drives Ray: the coordinator, the engine, sampling and scoring streams, the Ray Train loops."""
+"""What drives Ray: the coordinator and its pipeline, the engine, sampling and scoring streams, Ray Train runs."""

@@ -1,6 +1,7 @@
 """What `proxykd plan` says against what is measured.
 
     python -m benchmarks.plan            memory of training steps, of every kind, on two gloo workers
+    python -m benchmarks.plan engines    memory of real engines on this CPU, merged and lora
     python -m benchmarks.plan RUN        hours of a finished run of this machine, and a step of its models
 
 Seconds are the run's own (stages/*.json). Its steps are measured here: a process that loads each model as a Ray Train
@@ -16,15 +17,17 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from benchmarks import step_peaks
+from benchmarks import engine_peaks, step_peaks
 from benchmarks.peak_memory import peak_mib, reset_peak_mib
 from proxykd.config import RunConfig
+from proxykd.costs.devices import this_cpu
+from proxykd.costs.estimator import Text
+from proxykd.costs.memory_plan import trainer_footprint
 from proxykd.data.corpus_store import read_slice
 from proxykd.planning.machine import available_memory_gib
-from proxykd.planning.memory_plan import trainer_footprint
-from proxykd.planning.time_plan import Text, estimate, this_cpu
-from proxykd.report.run_report import finished_stages
+from proxykd.planning.time_plan import estimate
 from proxykd.runs.storage import RunDirectory
+from proxykd.stages.table import finished_stages
 
 TOKENS = 512
 SHAPE = {
@@ -77,7 +80,7 @@ def main(path: str) -> None:
         planned[PLANNED.get(stage.stage, stage.stage)] += stage.seconds
     used: Counter[str] = Counter()
     for stage in finished_stages(run):
-        used[stage["stage"]] += stage["seconds"]
+        used[stage.stage] += stage.seconds
     print(f"{'seconds':<18} {'planned':>8} {'used':>8} {'planned/used':>13}")
     for name, seconds in ((name, planned[name]) for name in used if name in planned):
         print(f"{name:<18} {seconds:>8.0f} {used[name]:>8.0f} {seconds / used[name]:>13.2f}")
@@ -132,6 +135,8 @@ def peak_of_one_step(run: RunDirectory, role: str) -> float:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         steps()
+    elif sys.argv[1] == "engines":
+        engine_peaks.main()
     elif len(sys.argv) == 3:
         print(json.dumps(peak_of_one_step(RunDirectory.open(sys.argv[1]), sys.argv[2])))
     else:

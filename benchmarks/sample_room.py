@@ -33,8 +33,8 @@ from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss
 from proxykd.training.trainer import Trainer
 
 ARMS = {"shard": ("shard's room", "keep"), "keep": ("own room", "keep"), "drop": ("own room", "drop")}
-WARMUP, LOOKED_AT, AGAIN = 16, 8, 16
-"""Records of the warm-up; pairs whose sides are scored after the round; prompts that the result samples again."""
+WARMUP, VALIDATION, AGAIN = 16, 16, 16
+"""Records of the warm-up; validation records that are scored; prompts that the result samples again."""
 
 
 def batched(rows, size):
@@ -174,19 +174,21 @@ class Round:
         config = self.config.alignment
         trainer = Trainer(scorer, config, self.workers, budget)
         steps = [trainer.step(batch, AlignmentLoss(batch, config)) for batch in batched(pairs, config.global_batch)]
-        after = pair_token_logps(scorer, pairs[:LOOKED_AT], self.workers, budget)
+        after = pair_token_logps(scorer, pairs, self.workers, budget)
         facts = {"adapter": self.save(scorer, arm, 1), "validation": self.validation(scorer), "pairs": len(pairs)}
         for side in before:
-            changes = [sum(b) - sum(a) for a, b in zip(before[side], after[side], strict=False)]
+            changes = [sum(b) - sum(a) for a, b in zip(before[side], after[side], strict=True)]
             facts[side] = {"change": fmean(changes), "tokens": fmean(map(len, after[side]))}
-        facts["stop"] = fmean(b[-1] - a[-1] for a, b in zip(before["chosen"], after["chosen"], strict=False))
+        facts["stop"] = fmean(b[-1] - a[-1] for a, b in zip(before["chosen"], after["chosen"], strict=True))
         facts["margin"] = config.beta * (facts["chosen"]["change"] - facts["rejected"]["change"])
         facts["running"] = [step.measures for step in steps]
         return facts
 
     def validation(self, scorer):
-        rows = read_slice(self.run, "validation")[:LOOKED_AT]
-        return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity()
+        rows = read_slice(self.run, "validation")[:VALIDATION]
+        return (
+            score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens).fidelity().model_dump()
+        )
 
     def save(self, scorer, prefix, number):
         facts = {"round": number, "parent": None}
@@ -238,13 +240,13 @@ def main() -> None:
 
 
 def one_round(args) -> None:
-    bench = Round(args)
-    for name, make in bench.pieces():
-        if not bench.path(name).exists() and args.piece in (None, name):
-            write_json(bench.path(name), make())
+    measured = Round(args)
+    for name, make in measured.pieces():
+        if not measured.path(name).exists() and args.piece in (None, name):
+            write_json(measured.path(name), make())
             print(f"{name}: made", flush=True)
     if args.piece is None:
-        bench.report()
+        measured.report()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ PORT = 8765
 QUERYING = 16
 
 
-class Bench:
+class Workload:
     def __init__(self, run, rows, tokens):
         self.rows, self.tokens = rows, tokens
         records = (read_slice(run, "distillation") * 100)[:rows]
@@ -65,14 +65,14 @@ class Bench:
         return sampled / (between - began), self.rows * self.tokens / (time.perf_counter() - between)
 
 
-async def compare(bench, engine, handle, http, adapter, repeats):
+async def compare(workload, engine, handle, http, adapter, repeats):
     def by_handle(method):
         return getattr(handle, method).remote
 
     forms = {
-        "bare engine": lambda: bench.through(engine.generate, engine.score, adapter),
-        "handle": lambda: bench.through(by_handle("generate"), by_handle("score"), adapter),
-        "REST": lambda: bench.over_rest(http, adapter),
+        "bare engine": lambda: workload.through(engine.generate, engine.score, adapter),
+        "handle": lambda: workload.through(by_handle("generate"), by_handle("score"), adapter),
+        "REST": lambda: workload.over_rest(http, adapter),
     }
     figures = {name: [] for name in forms}
     for repeat in range(repeats + 1):
@@ -106,10 +106,10 @@ async def crowd(http, adapter, clients, until, found):
     await asyncio.gather(*[client(index) for index in range(clients)])
 
 
-async def round_under_clients(bench, handle, http, adapter):
+async def round_under_clients(workload, handle, http, adapter):
     async def sample():
         began = time.perf_counter()
-        await handle.generate.remote(adapter, prompts=bench.prompts, **bench.sampling)
+        await handle.generate.remote(adapter, prompts=workload.prompts, **workload.sampling)
         return time.perf_counter() - began
 
     alone = await sample()
@@ -143,7 +143,7 @@ async def load(http, adapter, clients, seconds):
 async def measure(run, deployer, arguments):
     from actors.cluster.http_options import HttpOptions
     from actors.engine.proxy_engine import EngineSpec, ProxyEngine
-    from proxykd.runs.adapter_catalogue import catalogue, find
+    from proxykd.report.adapter_catalogue import catalogue, find
     from services.rest.proxy_service import ServiceSpec
 
     config = run.config()
@@ -153,7 +153,7 @@ async def measure(run, deployer, arguments):
     url = await asyncio.to_thread(
         deployer.deploy_rest, ServiceSpec.of_run(run, config, HttpOptions(), beside_run=False)
     )
-    bench = Bench(run, arguments.rows, arguments.tokens) if arguments.parts != "load" else None
+    workload = Workload(run, arguments.rows, arguments.tokens) if arguments.parts != "load" else None
     limits = httpx.Limits(max_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         print(
@@ -161,10 +161,10 @@ async def measure(run, deployer, arguments):
         )
         if "compare" in arguments.parts:
             engine = ProxyEngine(spec)
-            await compare(bench, engine, handle, http, adapter, arguments.repeats)
+            await compare(workload, engine, handle, http, adapter, arguments.repeats)
             engine.shutdown()
         if "round" in arguments.parts:
-            await round_under_clients(bench, handle, http, adapter)
+            await round_under_clients(workload, handle, http, adapter)
         if "load" in arguments.parts:
             await load(http, adapter, arguments.clients, arguments.seconds)
 

@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.peak_memory import Alive
 from proxykd.config import AlignmentConfig, LoraConfig, ModelConfig, RunConfig, TrainConfig, validate_config
+from proxykd.costs.memory_plan import GIB, Footprint, trainer_footprint
 from proxykd.models.loading import attach_lora
 from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
-from proxykd.planning.memory_plan import GIB, Footprint, trainer_footprint
 from proxykd.training.stage_losses import AlignmentLoss, SftLoss
 from proxykd.training.trainer import Trainer
 

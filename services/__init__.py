@@ -1,1 +1,1 @@
-"""What users reach: the command line, the Serve deployments, the terminal's progress."""
+"""What users reach: the command line, the REST routes on Ray Serve, the dashboard."""

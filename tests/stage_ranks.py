@@ -11,24 +11,23 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from actors.training import train_loops
 from proxykd.data.corpus_store import write_corpus
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory
+from proxykd.stages.stage import Result
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Row, read_corpus
 from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training.worker import Worker
 from tests import tiny_model
 from tests.small_run import run_config
 
-Facts = dict[str, Any]
 TIMEOUT_S = 60.0
 """Of one collective: what the slowest rank may do alone, and more."""
 
@@ -55,33 +54,25 @@ class Ranks:
 
     def __init__(self, root: str):
         self.run = RunDirectory.open(root)
-        self.results: dict[str, Facts] = {}
+        self.results: dict[str, Any] = {}
 
-    def __call__(self, key: str, loop: str, rows: list[Row], **task: Any) -> Facts:
+    def __call__(self, key: str, loop: Callable[[Worker, Any], Result], task: Any, rows: list[Row]) -> Any:
         """The loop's result, as rank 0 has it, on every rank."""
-        indexed = [{"index": i, **row} for i, row in enumerate(rows)]
-        facts = {"run": str(self.run.root), "key": key, "loop": loop, "stream": indexed, "records": len(rows)}
-        worker = train_loops.Worker(facts | task | {"reporter": lambda: _no_report})
-        with mock.patch("ray.train.get_dataset_shard", Stream):
-            result = train_loops.LOOPS[loop](worker)
-        [self.results[key], *_] = worker.workers.gather_objects(result)
+        worker = worker_of(self.run, key, rows)
+        [self.results[key], *_] = worker.workers.gather_objects(loop(worker, task))
         return self.results[key]
 
 
-def _no_report(*_: Any, **__: Any) -> None:
-    """Stands where the coordinator takes progress."""
+def worker_of(run: RunDirectory, key: str, rows: list[Row]) -> Worker:
+    """A worker that streams the rows, in order and numbered, and tells its progress to nobody."""
 
+    def stream(size: int) -> Iterator[pa.Table]:
+        for start in range(0, len(rows), size):
+            yield pa.Table.from_pylist(
+                [{"index": start + i, **row} for i, row in enumerate(rows[start : start + size])]
+            )
 
-class Stream:
-    """What Ray Data gives a worker: the rows in order, as tables."""
-
-    def __init__(self, rows: list[Row]):
-        self._rows = rows
-
-    def iter_batches(self, batch_size: int, batch_format: str) -> Iterator[pa.Table]:
-        assert batch_format == "pyarrow"
-        for start in range(0, len(self._rows), batch_size):
-            yield pa.Table.from_pylist(self._rows[start : start + batch_size])
+    return Worker(run, key, torch.device("cpu"), lambda *_, **__: None, stream)
 
 
 def on_ranks(world: int, job: Callable[[], Any], folder: Path) -> Any:

@@ -71,7 +71,7 @@ def require_cluster(run: RunDirectory, bootstrap: Path = BOOTSTRAP) -> None:
 
 
 def checks(config: RunConfig, there: list[Node], added: list[Node]) -> list[Check]:
-    """For each pool: CPUs and GPUs in all, GPUs on one node, and memory where no unknown node may come."""
+    """Returns each pool's checks: CPUs and GPUs in all, GPUs on one node, memory where no unknown node may come."""
     found = []
     for pool, demand in pool_demands(config).items():
         mine, more = _in(pool, there), _in(pool, added)

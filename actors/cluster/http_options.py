@@ -26,12 +26,14 @@ class HttpOptions:
     or_next: bool = False
 
     def beside_others(self, run_id: str) -> HttpOptions:
-        """The same on a shared cluster."""
+        """Returns these options with the run's own prefix, as runs that share a cluster have."""
         return replace(self, prefix=f"/{run_id}")
 
     def at_a_free_port(self) -> HttpOptions:
-        """The same where nobody listens yet. Serve itself would share the port (SO_REUSEPORT) with the Serve of
-        another local Ray, and the kernel would hand each request to one of the two.
+        """Returns these options with a port on which nobody listens yet.
+
+        Serve itself would share the port (SO_REUSEPORT) with the Serve of another local Ray, and the kernel would hand
+        each request to one of the two.
 
         Raises:
             ResourceError: the port is taken, or this machine has no such address.

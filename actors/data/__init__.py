@@ -1,4 +1,4 @@
 """Rows through Ray Data onto the engine and back; collectors on Ray and the rate limit that they share.
 
-May import engine, cluster and telemetry.
+What is drawn and kept of a row is proxykd's to say. May import engine, cluster and telemetry.
 """

@@ -1,5 +1,5 @@
-"""Workers on a Ray cluster that collect one data set together: one pace for all in Redis, to each its share of the
-requests and of the budget."""
+"""Workers on a Ray cluster that collect one data set together: one rate limit for all in Redis, to each its share of
+the requests and of the budget."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from actors.data.shared_rate_limit import SharedPace, pace_name
-from proxykd.collection.budget import BudgetSpent, Usage
-from proxykd.collection.collector import Collector, Outcome, Progress, Show
+from actors.data.shared_rate_limit import SharedRateLimit, rate_limit_name
+from proxykd.collection.budget import BudgetExhausted, Usage
+from proxykd.collection.collector import CollectionProgress, Collector, Outcome, Show
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
 from proxykd.collection.job import Collection, open_provider
 from proxykd.collection.providers import api_key
@@ -23,16 +23,16 @@ from proxykd.errors import TeacherError
 POLL_S = 0.5
 
 
-def shared_pace(config: CollectConfig, redis_url: str, workers: int) -> SharedPace:
-    """The pace of all who ask this teacher with this account."""
+def shared_rate_limit(config: CollectConfig, redis_url: str, workers: int) -> SharedRateLimit:
+    """Returns the rate limit of all processes that use this teacher with this account."""
     wanted = config.collection
-    name = pace_name(config.teacher, api_key(config.teacher))
-    return SharedPace(redis_url, name, workers, wanted.requests_per_minute, wanted.tokens_per_minute)
+    name = rate_limit_name(config.teacher, api_key(config.teacher))
+    return SharedRateLimit(redis_url, name, workers, wanted.requests_per_minute, wanted.tokens_per_minute)
 
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part: its chunks, what is known of their requests, and what it may spend."""
+    """One worker's part: its chunks, what is known of their requests, and its part of the budget."""
 
     root: str
     config: CollectConfig
@@ -44,28 +44,28 @@ class Share:
 
 
 class CollectWorker:
-    """An actor on an event loop: while it asks, it tells how far it is and takes the word to stop."""
+    """An actor on an event loop: while it collects, it can be asked for its progress and told to stop."""
 
     def __init__(self) -> None:
         self._stopped = False
-        self._progress = Progress()
+        self._progress = CollectionProgress()
 
     async def collect(self, share: Share) -> Outcome:
         config = share.config
         provider = open_provider(config, Dataset(share.root), config.teacher.address)
-        pace = shared_pace(config, share.redis_url, share.workers)
+        rate_limit = shared_rate_limit(config, share.redis_url, share.workers)
         collector = Collector(
-            Dataset(share.root), config, share.chunks, share.writer, share.kept, provider, pace,
+            Dataset(share.root), config, share.chunks, share.writer, share.kept, provider, rate_limit,
             self._show, lambda: self._stopped,
         )  # fmt: skip
         outcome = await collector.run()
         outcome.kept = Kept()  # the driver reads what is on storage
         return outcome
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, progress: CollectionProgress) -> None:
         self._progress = replace(progress)
 
-    async def progress(self) -> Progress:
+    async def progress(self) -> CollectionProgress:
         return self._progress
 
     async def stop(self) -> None:
@@ -73,32 +73,34 @@ class CollectWorker:
 
 
 def collect_on_cluster(
-    collection: Collection, workers: int, redis_url: str, show: Show, stop_asked: Callable[[], bool]
+    collection: Collection, workers: int, redis_url: str, show: Show, stop_requested: Callable[[], bool]
 ) -> Outcome:
     """Shares what is missing among `workers` and waits for all. What a share of the budget left over goes around
     again, until it bears no more requests."""
-    collection.dataset.describe(collection.config)
+    collection.dataset.write_metadata(collection.config)
     while True:
         before = len(collection.missing())
-        outcome = _round(collection, workers, redis_url, show, stop_asked)
+        outcome = _round(collection, workers, redis_url, show, stop_requested)
         collection.refresh()
-        again = isinstance(outcome.stop, BudgetSpent) and len(collection.missing()) < before
+        again = isinstance(outcome.stop, BudgetExhausted) and len(collection.missing()) < before
         if not again:
             return replace(outcome, kept=collection.kept)
 
 
-def _round(collection: Collection, workers: int, redis_url: str, show: Show, stop_asked: Callable[[], bool]) -> Outcome:
+def _round(
+    collection: Collection, workers: int, redis_url: str, show: Show, stop_requested: Callable[[], bool]
+) -> Outcome:
     shares = list(_shares(collection, workers, redis_url))
     actor: Any = ray.remote(CollectWorker)
     actors = [actor.options(num_cpus=0, max_concurrency=4).remote() for _ in shares]
     ends = [one.collect.remote(share) for one, share in zip(actors, shares, strict=True)]
-    asked_to_stop = False
+    stop_sent = False
     waiting = ends
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
         show(_sum(ray.get([one.progress.remote() for one in actors])))
-        if not asked_to_stop and stop_asked():
-            asked_to_stop = True
+        if not stop_sent and stop_requested():
+            stop_sent = True
             ray.get([one.stop.remote() for one in actors])
     try:
         outcomes: list[Outcome] = ray.get(ends)
@@ -112,7 +114,7 @@ def _round(collection: Collection, workers: int, redis_url: str, show: Show, sto
         Kept(),
         _sum([outcome.progress for outcome in outcomes]),
         {key: value for outcome in outcomes for key, value in outcome.failed.items()},
-        min(stops, key=lambda stop: isinstance(stop, BudgetSpent), default=None),
+        min(stops, key=lambda stop: isinstance(stop, BudgetExhausted), default=None),
     )
 
 
@@ -124,13 +126,13 @@ def _shares(collection: Collection, workers: int, redis_url: str) -> list[Share]
 
 def _share(collection: Collection, part: list[Chunk], share: float, workers: int, redis_url: str) -> Share:
     config, kept = collection.config, collection.kept
-    keys = {ask.key for chunk in part for ask in chunk.asks}
+    keys = {request.key for chunk in part for request in chunk.requests}
     own = Kept(
         replies={key: place for key, place in kept.replies.items() if key in keys},
         refused={key: reason for key, reason in kept.refused.items() if key in keys},
         models=list(kept.models),
     )
-    budget = _part_of(config.collection, kept.spent + kept.unanswered, share)
+    budget = _part_of(config.collection, kept.usage + kept.unanswered, share)
     limited = config.model_copy(update={"collection": config.collection.model_copy(update={"budget": budget})})
     return Share(str(collection.dataset.root), limited, part, own, collection.writer, redis_url, workers)
 
@@ -143,5 +145,5 @@ def _part_of(wanted: CollectionConfig, used: Usage, share: float) -> BudgetConfi
     return budget.model_copy(update={"tokens": tokens, "cost": cost})
 
 
-def _sum(parts: list[Progress]) -> Progress:
-    return Progress(*(sum(getattr(part, each.name) for part in parts) for each in fields(Progress)))
+def _sum(parts: list[CollectionProgress]) -> CollectionProgress:
+    return CollectionProgress(*(sum(getattr(part, each.name) for part in parts) for each in fields(CollectionProgress)))

@@ -1,4 +1,4 @@
-"""One pace for many workers, on whatever machines: its state lies in Redis, its arithmetic is PaceState's.
+"""One rate limit for many workers, on whatever machines: its state lies in Redis, its arithmetic is RateLimitState's.
 
 Every step is a transaction (WATCH, MULTI, EXEC), by the server's own clock. While the server is away a worker goes on
 alone with its share of what was known; when it is back, empty or not, the shared state is there again.
@@ -16,7 +16,7 @@ from typing import TypeVar
 import redis
 
 from actors.telemetry.live_view import connect_async
-from proxykd.collection.rate_limit import PaceState
+from proxykd.collection.rate_limit import RateLimitState
 from proxykd.config import TeacherConfig
 
 PAUSE_S = 2.0
@@ -25,14 +25,14 @@ FORGET_S = 600
 T = TypeVar("T")
 
 
-def pace_name(teacher: TeacherConfig, key: str) -> str:
+def rate_limit_name(teacher: TeacherConfig, key: str) -> str:
     """Who shares a limit: the account and the model at an address. The account's key does not show."""
     account = hashlib.sha256(f"{key}\n{teacher.provider}\n{teacher.base_url}\n{teacher.model}".encode()).hexdigest()
     return f"proxykd:pace:{account[:16]}"
 
 
-class SharedPace:
-    """The pace `name` on the server at `url`, of `workers` that ask at the same time."""
+class SharedRateLimit:
+    """The rate limit `name` on the server at `url`, of `workers` that send at the same time."""
 
     def __init__(
         self, url: str, name: str, workers: int, requests_per_minute: float | None, tokens_per_minute: float | None
@@ -40,9 +40,9 @@ class SharedPace:
         self._client = connect_async(url)
         self._name = name
         self._workers = workers
-        self._known = PaceState()
+        self._known = RateLimitState()
         self._known.limits(requests_per_minute, tokens_per_minute)
-        self._alone: PaceState | None = None
+        self._alone: RateLimitState | None = None
         self._away_until = 0.0
         self._offset = 0.0
         self._one_at_a_time = asyncio.Lock()
@@ -51,11 +51,11 @@ class SharedPace:
         """The server's clock, as of the last answer."""
         return time.time() + self._offset
 
-    async def turn(self, tokens: float) -> float:
-        return await self._step(lambda state, now: state.turn(now, tokens) - now)
+    async def acquire(self, tokens: float) -> float:
+        return await self._step(lambda state, now: state.acquire(now, tokens) - now)
 
     async def answered(self, sent: float, tokens_off: float) -> None:
-        def step(state: PaceState, now: float) -> None:
+        def step(state: RateLimitState, now: float) -> None:
             state.correct(tokens_off)
             state.answered(now, sent)
 
@@ -68,7 +68,7 @@ class SharedPace:
         if (requests_per_minute, tokens_per_minute) != (None, None):
             await self._step(lambda state, _: state.limits(requests_per_minute, tokens_per_minute))
 
-    async def _step(self, step: Callable[[PaceState, float], T]) -> T:
+    async def _step(self, step: Callable[[RateLimitState, float], T]) -> T:
         if time.monotonic() >= self._away_until:
             try:
                 async with self._one_at_a_time:
@@ -87,7 +87,7 @@ class SharedPace:
             )
         return step(self._alone, self.now())
 
-    async def _shared(self, step: Callable[[PaceState, float], T]) -> T:
+    async def _shared(self, step: Callable[[RateLimitState, float], T]) -> T:
         async with self._client.pipeline(transaction=True) as pipe:
             while True:
                 await pipe.watch(self._name)
@@ -95,7 +95,7 @@ class SharedPace:
                 held = await pipe.get(self._name)
                 now = seconds + microseconds / 1e6
                 self._offset = now - time.time()
-                state = PaceState.from_json(str(held) if held else self._known.to_json())
+                state = RateLimitState.from_json(str(held) if held else self._known.to_json())
                 result = step(state, now)
                 pipe.multi()  # type: ignore[no-untyped-call]
                 pipe.set(self._name, state.to_json(), ex=FORGET_S)

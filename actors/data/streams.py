@@ -17,23 +17,21 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from actors.cluster.placement import in_pool
-from actors.engine.proxy_engine import CompletionLogps, Generation
+from actors.engine.proxy_engine import Generation
 from actors.telemetry.progress import Reporter
 from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
+from proxykd.data.label_shards import write_soft_labels
 from proxykd.data.pairs import Truncated, read_pairs, write_pairs
-from proxykd.data.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_shard_file
+from proxykd.data.soft_labels import LabelSource, require
 from proxykd.errors import EngineError, ProxykdError
-from proxykd.losses.trust import Trust
-from proxykd.runs.storage import RunDirectory, location, read_table, unfinished, verify_shard, write_shard
+from proxykd.runs.storage import RunDirectory, location, read_table, unfinished, verify_shard
 from proxykd.text.corpus import Row
 from proxykd.text.seeds import sample_seed
-from proxykd.text.tokenising import ids_hash
 from proxykd.training.sampling import Room
 
 ENGINE_RECOVERY_S = 1200.0
 """How long a request waits for an engine to be replaced: large models take minutes to load."""
 RETRY_S = 2.0
-CONSTANT_TRUST = {"none": 1.0, "constant": 0.5}
 TWO_AT_ONCE = ray.data.TaskPoolStrategy(size=2)
 
 
@@ -122,23 +120,6 @@ def score_with_engine(
     _for_each_shard(shards, score, "records", reporter, run)
 
 
-def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps], source: LabelSource) -> None:
-    labels = [
-        SoftLabels(
-            row["id"],
-            ids_hash(list(row["completion_ids"])),
-            scored.top_ids_TK,
-            scored.top_logps_TK,
-            scored.tail_logmass_T,
-            scored.token_logps_T,
-            float(scored.token_logps_T.sum(dtype="float64")),
-        )
-        for row, scored in zip(rows, results, strict=True)
-    ]
-    tokens = sum(len(label.token_logps_T) for label in labels)
-    write_shard(path, lambda target: write_shard_file(target, labels, source), {"records": len(rows), "tokens": tokens})
-
-
 def stream_pairs(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
     """The round's pairs, in order, each row with its place `index`; read by the nodes of `pool`, or any."""
     return _stream(shards, _pair_rows, pool)
@@ -158,20 +139,6 @@ def stream_distillation(
 ) -> ray.data.Dataset:
     """D_s joined with its soft labels and trust weights, in order. A label that does not belong is refused."""
     return _stream(shards, partial(_distillation_rows, labels=labels, source=source, trust=trust), pool)
-
-
-def trust_of(kind: str, trust: Trust) -> Callable[[float, int], float]:
-    """The trust weight of a record from its log p(y given x) and tokens, by `distillation.trust`."""
-    if kind in CONSTANT_TRUST:
-        return lambda sequence_logp, tokens: CONSTANT_TRUST[kind]
-    return lambda sequence_logp, tokens: trust.judge(sequence_logp, tokens)[1]
-
-
-def unpack_labels(row: Row, source: LabelSource) -> Row:
-    """A streamed distillation row with its packed labels as arrays, checked against the row's own tokens."""
-    label = unpack(row, source)
-    require_match(label, row["id"], list(row["completion_ids"]))
-    return {**row, "soft_labels": label}
 
 
 def _pair_rows(path: Path) -> Iterable[Row]:

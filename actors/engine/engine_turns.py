@@ -20,8 +20,11 @@ class EngineTurns:
         self._wanted: Counter[str] = Counter()
 
     @contextmanager
-    def turn(self, name: str) -> Iterator[None]:
-        """For the time that a run works with the engine `name`, which it starts if need be; every other is stopped."""
+    def turn(self, name: str, keep: bool = True) -> Iterator[None]:
+        """Holds the turn while a run works with the engine `name`, which it starts if need be; every other is stopped.
+
+        One that is not to `keep` is stopped afterwards, too.
+        """
         with self._condition:
             self._wanted[name] += 1
             self._condition.wait_for(lambda: not self._busy and self._may_take(name))
@@ -33,6 +36,8 @@ class EngineTurns:
             self._up = name
             yield
         finally:
+            if not keep:
+                self._end()
             with self._condition:
                 self._busy = False
                 self._condition.notify_all()

@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI serving, under the run's adapter names. With engine.py, the only module that imports vllm."""
+"""vLLM's own OpenAI serving, under the run's adapter names. With proxy_engine.py, the only module that imports vllm."""
 
 from __future__ import annotations
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from actors.engine.adapter_slot import AdapterSlot
-from proxykd.config import RunConfig
+from proxykd.config import LORA_SLOTS, RunConfig, lora_slot_rank
+from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError, ModelError
 from proxykd.models.loading import merge_adapter
 from proxykd.models.run_models import local_model
-from proxykd.runs.adapter_catalogue import UnknownAdapterError, adapter_name
+from proxykd.runs.adapter_names import UnknownAdapterError, adapter_name
 from proxykd.runs.storage import RunDirectory, fetch, location, verify_directory
 
 PROBE, RUN, CLIENT = -1, 0, 1
@@ -43,8 +44,7 @@ class EngineSpec:
     dtype: str
     max_length: int
     max_seqs: int
-    max_loras: int
-    max_lora_rank: int
+    lora_rank: int
     tensor_parallel: int
     gpu_share: float
     on_gpu: bool
@@ -78,8 +78,7 @@ class EngineSpec:
             # Prompt and completion fill max_length; prompt log-probs ask for one token more.
             max_length=config.corpus.max_length + 1,
             max_seqs=resources.engine_max_seqs,
-            max_loras=engine.max_loras,
-            max_lora_rank=engine.max_lora_rank,
+            lora_rank=config.proxy.lora.rank,
             tensor_parallel=resources.engine_tensor_parallel,
             gpu_share=resources.engine_gpu_share,
             on_gpu=resources.device == "gpu",
@@ -98,19 +97,6 @@ class Generation:
     adapter: str
 
 
-@dataclass(frozen=True)
-class CompletionLogps:
-    """T completion tokens: their log-probs, the K most likely with theirs (sorted), and the log-mass of the rest."""
-
-    token_logps_T: np.ndarray
-    top_ids_TK: np.ndarray
-    top_logps_TK: np.ndarray
-    tail_logmass_T: np.ndarray
-    adapter: str
-    ranks_T: np.ndarray | None = None
-    """Each token's place in the whole vocabulary, from 1; known where the engine scored."""
-
-
 class ProxyEngine:
     """Holds vLLM's AsyncLLM. Start it within a running event loop."""
 
@@ -120,35 +106,7 @@ class ProxyEngine:
 
         self._spec = spec
         self._base = local_model(location(spec.model))
-        arguments: dict[str, Any] = {
-            "model": str(self._base),
-            "dtype": spec.dtype,
-            "max_model_len": spec.max_length,
-            "max_num_seqs": spec.max_seqs,
-            "max_logprobs": spec.max_logprobs,
-            "tensor_parallel_size": spec.tensor_parallel,
-            # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine; prompt log-probs build
-            # float32 logits for a whole batch of tokens, which this bounds.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(spec.max_length, 2048),
-            "scheduling_policy": "priority",
-            "load_format": "safetensors",
-            # Clients sample what was aligned: of the model's generation_config.json the stop tokens alone count.
-            "generation_config": "vllm",
-        }
-        if spec.on_gpu:
-            arguments["gpu_memory_utilization"] = spec.gpu_share
-        else:
-            arguments["enforce_eager"] = True
-        if spec.mode == "lora":
-            arguments |= {
-                "enable_lora": True,
-                "max_loras": spec.max_loras,
-                "max_lora_rank": spec.max_lora_rank,
-                # Without names vLLM wraps the head too, whose wrapper kills the engine on prompt log-probs.
-                "lora_target_modules": _linear_layers(str(self._base)),
-            }
-        self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(spec, self._base)))
         merged = spec.mode == "merged"
         self._slot: AdapterSlot[Any] = AdapterSlot(
             self._merge if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
@@ -303,7 +261,11 @@ class ProxyEngine:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns the death of vLLM's engine process into our own error."""
+    """Turns the death of vLLM's engine process into our own error.
+
+    Raises:
+        EngineError: the engine died.
+    """
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
@@ -314,6 +276,39 @@ def translated() -> Iterator[None]:
 
 async def _nothing(_: Any) -> None:
     """LoRA weights come with each request."""
+
+
+def engine_arguments(spec: EngineSpec, base: Path) -> dict[str, Any]:
+    """Returns the fields of vLLM's AsyncEngineArgs, by name. `base` is the model's folder on this machine."""
+    arguments: dict[str, Any] = {
+        "model": str(base),
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_length,
+        "max_num_seqs": spec.max_seqs,
+        "max_logprobs": spec.max_logprobs,
+        "tensor_parallel_size": spec.tensor_parallel,
+        # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine; prompt log-probs build
+        # float32 logits for a whole batch of tokens, which this bounds.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(spec.max_length, 2048),
+        "scheduling_policy": "priority",
+        "load_format": "safetensors",
+        # Clients sample what was aligned: of the model's generation_config.json the stop tokens alone count.
+        "generation_config": "vllm",
+    }
+    if spec.on_gpu:
+        arguments["gpu_memory_utilization"] = spec.gpu_share
+    else:
+        arguments["enforce_eager"] = True
+    if spec.mode == "lora":
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": LORA_SLOTS,
+            "max_lora_rank": lora_slot_rank(spec.lora_rank),
+            # Without names vLLM wraps the head too, whose wrapper kills the engine on prompt log-probs.
+            "lora_target_modules": _linear_layers(str(base)),
+        }
+    return arguments
 
 
 def _linear_layers(model: str) -> list[str]:

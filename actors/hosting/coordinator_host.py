@@ -31,9 +31,9 @@ def start(address: str, launch: Launch) -> None:
 
     Raises:
         ResourceError: no cluster answers, or it cannot hold the run.
-        RunError: the holder ended otherwise.
+        RunError: the host process ended before it said so.
     """
-    holder = subprocess.Popen(
+    host = subprocess.Popen(
         [sys.executable, "-m", "actors.hosting.coordinator_host", address],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -41,16 +41,16 @@ def start(address: str, launch: Launch) -> None:
         text=True,
         start_new_session=True,
     )
-    assert holder.stdin is not None
-    assert holder.stdout is not None
-    holder.stdin.write(launch.to_json())
-    holder.stdin.close()
-    told = holder.stdout.readline()
-    holder.stdout.close()
-    holder.wait()
-    if not told:
+    assert host.stdin is not None
+    assert host.stdout is not None
+    host.stdin.write(launch.to_json())
+    host.stdin.close()
+    reply = host.stdout.readline()
+    host.stdout.close()
+    host.wait()
+    if not reply:
         raise RunError(f"the process that starts the coordinator at {address} ended without a word; try again")
-    outcome = json.loads(told)
+    outcome = json.loads(reply)
     if "error" in outcome:
         known: type[ProxykdError] = getattr(errors, outcome["error"], RunError)
         raise known(outcome["message"])

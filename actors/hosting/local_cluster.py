@@ -103,7 +103,7 @@ def state_file(run_root: Path) -> Path:
 
 
 def running(run_root: Path) -> LocalCluster | None:
-    """The local cluster that holds this run, if it is alive."""
+    """Returns the local cluster that holds this run, None where it is not alive."""
     cluster = last_known(run_root)
     return cluster if cluster is not None and cluster.alive else None
 
@@ -149,7 +149,7 @@ def start(run_root: Path, logical_cpus: int, launch: Launch | None = None) -> Lo
     log = local_folder(run_root) / "logs" / "cluster.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        holder = subprocess.Popen(
+        host = subprocess.Popen(
             [sys.executable, "-m", "actors.hosting.local_cluster", str(state_file(run_root)), str(logical_cpus)],
             stdin=subprocess.PIPE,
             stdout=output,
@@ -158,17 +158,17 @@ def start(run_root: Path, logical_cpus: int, launch: Launch | None = None) -> Lo
             env={**ENVIRONMENT, **os.environ, TAG: uuid.uuid4().hex},
             start_new_session=True,
         )
-    assert holder.stdin is not None
-    holder.stdin.write(launch.to_json() if launch else "")
-    holder.stdin.close()
+    assert host.stdin is not None
+    host.stdin.write(launch.to_json() if launch else "")
+    host.stdin.close()
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if state_file(run_root).exists():
             return LocalCluster(**read_json(state_file(run_root)))
-        if holder.poll() is not None:
+        if host.poll() is not None:
             break
         time.sleep(0.1)
-    holder.kill()
+    host.kill()
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
     raise ResourceError(f"Ray did not start on this machine; see {log}:\n{tail}")
 

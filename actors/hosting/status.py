@@ -5,14 +5,17 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from actors.hosting.local_cluster import running
-from actors.telemetry.events import events_before, gives_signs_of_life, read_live
+from actors.telemetry.event_files import latest_events
+from actors.telemetry.event_types import RunFailed, RunStarted, RunStopped
+from actors.telemetry.live_state import Now, read_live
 from proxykd.config import RunConfig
-from proxykd.report.run_report import finished_stages
 from proxykd.runs.journal import Entry, replay
+from proxykd.runs.json_model import JsonModel
 from proxykd.runs.storage import RunDirectory
+from proxykd.stages.table import finished_stages
 from proxykd.study.studies import StudyDirectory
 
 RECENT = 100
@@ -30,8 +33,10 @@ class Work:
 
     @classmethod
     def at(cls, path: str | Path) -> Work:
-        """Raises:
-        RunError: neither a run nor a study lies there.
+        """Returns what lies there.
+
+        Raises:
+            RunError: neither a run nor a study lies there.
         """
         if StudyDirectory.is_one(path):
             study = StudyDirectory(path)
@@ -41,37 +46,73 @@ class Work:
 
     @property
     def stop_requests(self) -> list[Path]:
+        """The files that ask it to stop."""
         return [run.stop_request for run in (self.run, *(self.study.runs() if self.study else ()))]
 
     @property
     def coordinator(self) -> str:
+        """The class of its coordinator, module:name."""
         return "actors.run.study_coordinator:StudyCoordinator" if self.study else "actors.run.coordinator:Coordinator"
 
 
+State = Literal["finished", "running", "failed", "stopped"]
+
+
+class DoneLine(JsonModel):
+    stage: str
+    round: int | None
+    seconds: float
+    """Over all attempts."""
+
+
+class RunStatus(JsonModel):
+    """Where a run or a study stands."""
+
+    run: str
+    state: State
+    alive: bool
+    """Whether its coordinator lives."""
+    job: str | None
+    """The Ray job that it was last."""
+    epoch: int
+    """Starts and restarts of its coordinator."""
+    stages_done: list[DoneLine]
+    runs: dict[str, bool] | None
+    """Of a study: which of its runs have finished."""
+    now: Now | None
+    """The stage in hand."""
+    error: str | None
+    """What the last coordinator failed of."""
+
+
 def finished(run: RunDirectory) -> bool:
+    """Returns whether the run, or study, has come to its end."""
     return _finished(replay(run.journal))
 
 
-def run_status(work: Work) -> dict[str, Any]:
-    """Where a run or a study stands, from storage alone; `alive` says whether its local Ray still runs."""
-    run = work.run
-    entries = replay(run.journal)
-    ends = [e for e in events_before(run.events, None, RECENT) if e["event"] in ("failed", "stopped", "run_started")]
-    failed = ends[-1]["message"] if ends and ends[-1]["event"] == "failed" else None
-    alive = running(run.root) is not None or (gives_signs_of_life(run) and not _died_here(entries))
-    live = read_live(run)
-    live.pop("history", None)
-    return {
-        "run": run.id,
-        "state": "finished" if _finished(entries) else "running" if alive else "failed" if failed else "stopped",
-        "alive": alive,
-        "job": next((entry["job"] for entry in reversed(entries) if "job" in entry), None),
-        "epoch": entries[-1]["epoch"] if entries else 0,
-        "stages_done": [{k: s[k] for k in ("stage", "round", "seconds")} for s in finished_stages(run)],
-        "runs": {one.id: finished(one) for one in work.study.runs()} if work.study else None,
-        "now": live if alive and live.get("stage") else None,
-        "error": failed,
-    }
+def run_status(work: Work) -> RunStatus:
+    """Returns where a run or a study stands, from storage alone and from whether its local Ray still runs."""
+    run, entries, live = work.run, replay(work.run.journal), read_live(work.run)
+    failed = _failure(run)
+    alive = running(run.root) is not None or (live.alive and not _died_here(entries))
+    return RunStatus(
+        run=run.id,
+        state="finished" if _finished(entries) else "running" if alive else "failed" if failed else "stopped",
+        alive=alive,
+        job=next((entry["job"] for entry in reversed(entries) if "job" in entry), None),
+        epoch=entries[-1]["epoch"] if entries else 0,
+        stages_done=[DoneLine(stage=d.stage, round=d.round, seconds=d.seconds) for d in finished_stages(run)],
+        runs={one.id: finished(one) for one in work.study.runs()} if work.study else None,
+        now=live.progress_json() if alive and live.stage else None,
+        error=failed,
+    )
+
+
+def _failure(run: RunDirectory) -> str | None:
+    """Returns the message of the failure that the last coordinator ended with, or None."""
+    events = [logged.event for logged in latest_events(run.events, RECENT)]
+    ends = [event for event in events if isinstance(event, RunStarted | RunStopped | RunFailed)]
+    return ends[-1].message if ends and isinstance(ends[-1], RunFailed) else None
 
 
 def _finished(entries: list[Entry]) -> bool:

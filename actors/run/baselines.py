@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from actors.data.streams import Sampler, complete_prompts, stream_corpus
-from actors.run.workbench import Workbench, completion_tokens
+from actors.run.context import Context, corpus_completion_tokens
 from proxykd.data.corpus_store import read_shard_rows, slice_shards
 from proxykd.runs.storage import shard_facts, unfinished
+from proxykd.stages.assist import AssistResult
+from proxykd.stages.complete import CompleteResult
+from proxykd.stages.stage import Made
+from proxykd.training.loops.assistant import AssistTask
+from proxykd.training.loops.assistant import assist as assist_loop
 
-Facts = dict[str, Any]
 
-
-def complete(bench: Workbench) -> Facts:
+def complete(context: Context, _: int | None) -> Made[CompleteResult]:
     """The open teacher's own completions of D_s's prompts."""
-    return _complete(bench, "distillation")
+    records, tokens = _complete(context, "distillation")
+    return Made(CompleteResult(records=records), records, tokens)
 
 
-def assist(bench: Workbench) -> Facts:
+def assist(context: Context, _: int | None) -> Made[AssistResult]:
     """TAKD's teacher assistant: the proxy's base, taught by the open teacher on D_w and D_p; never aligned."""
-    white_box = bench.config.white_box
+    white_box = context.config.white_box
     assert white_box is not None
-    _complete(bench, "warmup", "alignment")
-    bench.stop_open_teacher()
-    shards = [*completed(bench, "warmup"), *completed(bench, "alignment")]
+    _complete(context, "warmup", "alignment")
+    context.stop_open_teacher()
+    shards = [*completed(context, "warmup"), *completed(context, "alignment")]
     records = sum((shard_facts(path) or {})["records"] for path in shards)
-    result = bench.train("assist", "assist", stream_corpus(shards, bench.data_pool), records=records)
+    stream = stream_corpus(shards, context.data_pool)
+    result = context.train("assist", assist_loop, AssistTask(records), stream)
     epochs = white_box.assistant.epochs
-    return {**result, "cost": bench.cost(records=records * epochs, tokens=epochs * completion_tokens(shards))}
+    return Made(result, records * epochs, epochs * corpus_completion_tokens(shards))
 
 
-def completed(bench: Workbench, slice_name: str) -> list[Path]:
-    return sorted(bench.run.completed(slice_name).glob("shard-*.parquet"))
+def completed(context: Context, slice_name: str) -> list[Path]:
+    """The shards of a slice's prompts with the open teacher's completions."""
+    return sorted(context.run.completed(slice_name).glob("shard-*.parquet"))
 
 
-def _complete(bench: Workbench, *slices: str) -> Facts:
-    white_box = bench.config.white_box
+def _complete(context: Context, *slices: str) -> tuple[int, int]:
+    """Records and completion tokens."""
+    white_box = context.config.white_box
     assert white_box is not None
     shards = {
-        bench.run.completed(name) / path.name: read_shard_rows(path)
+        context.run.completed(name) / path.name: read_shard_rows(path)
         for name in slices
-        for path in slice_shards(bench.run, name)
+        for path in slice_shards(context.run, name)
     }
     if any(unfinished(path) for path in shards):
-        with bench.open_teachers_engine() as call:
-            bench.events.step("complete")
-            draw = Sampler(call, 0, bench.config.seed, bench.room(white_box.max_new_tokens))
-            complete_prompts(shards, draw, bench.reporter, bench.run)
+        with context.open_teachers_engine() as call:
+            context.events.step("complete")
+            draw = Sampler(call, 0, context.config.seed, context.room(white_box.max_new_tokens))
+            complete_prompts(shards, draw, context.reporter, context.run)
     records = sum(map(len, shards.values()))
-    return {"records": records, "cost": bench.cost(records=records, tokens=completion_tokens(list(shards)))}
+    return records, corpus_completion_tokens(list(shards))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import socket
@@ -20,9 +19,11 @@ from actors.cluster.capacity import require_cluster
 from actors.cluster.embedded_redis import EmbeddedRedis
 from actors.cluster.launch import NAMESPACE, Launch, actor_name
 from actors.cluster.placement import HEAD
-from actors.run.means import Alone, Deployer
+from actors.run.context import Context
+from actors.run.facilities import Deployer, Facilities
+from actors.run.imports import imported
 from actors.run.pipeline import Pipeline
-from actors.run.workbench import Workbench
+from actors.telemetry.event_types import MetricsOpen, RunFailed, RunStopped
 from actors.telemetry.events import BEAT_S, EventLog
 from actors.telemetry.live_view import LiveView
 from actors.telemetry.logs import LogOfEvents
@@ -68,7 +69,7 @@ class Coordinator:
         return self._run.id
 
     def redis_url(self) -> str:
-        """Where the live view is, for whoever may talk to this actor."""
+        """Returns the URL of the live view's Redis, for whoever may talk to this actor."""
         return self._redis.ensure() if self._redis else str(self._config.redis.url)
 
     def _work(self) -> None:
@@ -78,10 +79,10 @@ class Coordinator:
             self._give_way(error)
             return
         except RunStoppedError as error:
-            self._events.emit("stopped", reason=str(error))
+            self._events.emit(RunStopped(str(error)))
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk takes no event either; the terminal sees the end
-                self._events.emit("failed", **failure(error, self._run))
+                self._events.emit(failure(error, self._run))
         self._end()
 
     def _execute(self) -> None:
@@ -89,7 +90,7 @@ class Coordinator:
         self._run.sweep()
         self._events.watch(self._watchers(self._run, self._config))
         if self._launch.cluster_pid is not None and (url := metrics_url()) is not None:
-            self._events.emit("metrics_open", url=url)
+            self._events.emit(MetricsOpen(url))
         deployer = imported(self._launch.deployer)(self._config.resources, self._launch.http)
         self._execute_on(deployer, self._journal)
 
@@ -103,12 +104,13 @@ class Coordinator:
 
     def _execute_on(self, deployer: Deployer, journal: Journal) -> None:
         """The work itself, with the journal claimed."""
-        bench = Workbench(self._run, journal, Alone(deployer), self._events, self._reporter(self._run), self.refusal)
+        facilities = Facilities.own(deployer)
+        context = Context(self._run, journal, facilities, self._events, self._reporter(self._run), self.refusal)
         try:
-            Pipeline(bench).execute()
+            Pipeline(context).execute()
         finally:
             if self._launch.cluster_pid is None:  # a local Ray ends as a whole
-                bench.close()
+                context.close()
 
     @staticmethod
     def _watchers(run: RunDirectory, config: RunConfig) -> list[Callable[[], Watcher]]:
@@ -165,20 +167,13 @@ class Coordinator:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
-def imported(path: str) -> Any:
-    """What `module:name` names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def failure(error: BaseException, run: RunDirectory) -> dict[str, str]:
-    """What a failure says to the user: a ProxykdError its message alone, a defect its traceback too."""
-    facts = {"error": type(error).__name__, "message": str(error)}
+def failure(error: BaseException, run: RunDirectory) -> RunFailed:
+    """Returns what a failure says to the user: a ProxykdError its message alone, a defect its traceback too."""
     if isinstance(error, ProxykdError):
-        return facts
+        return RunFailed(type(error).__name__, str(error))
     if (message := refusal(error, run.root)) is not None:
-        return {"error": StorageError.__name__, "message": message}
-    return facts | {"traceback": "".join(traceback.format_exception(error))}
+        return RunFailed(StorageError.__name__, message)
+    return RunFailed(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
 
 def launch(spec: Launch) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-from actors.data.collectors import shared_pace
-from actors.engine.app_names import teacher_app
+from actors.data.collectors import shared_rate_limit
 from actors.engine.proxy_engine import EngineSpec
-from actors.run.workbench import Workbench
-from proxykd.collection.collector import Progress
+from actors.run.context import Context
+from actors.telemetry.event_types import CorpusGrew
+from proxykd.collection.collector import CollectionProgress
 from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig
@@ -19,89 +20,97 @@ from proxykd.data.corpus_segments import reading_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
+from proxykd.stages.collect import CollectResult
+from proxykd.stages.corpus import CorpusResult
+from proxykd.stages.models import ModelsResult
+from proxykd.stages.stage import Made
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import read_prompts
 from proxykd.text.tokenizer import load_tokenizer
 
-Facts = dict[str, Any]
 FOLLOW_POLL_S = 2.0
 
 
-def prepare_models(bench: Workbench) -> Facts:
+def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:
     """The models that the run starts from: proxy, student and a local teacher, pruned where the config says.
 
     All speak as the proxy does, but for a local teacher, whose text is taken as it says it.
     """
-    sources, folder = bench.config.models, bench.run.models
+    sources, folder = context.config.models, context.run.models
     require_one_vocabulary(sources)
-    facts = {}
+    parameters = {}
     for done, (name, model) in enumerate(sources.items()):
-        bench.events.progress(done, len(sources), "models", {})
+        context.events.progress(done, len(sources), "models", {})
         proxy = None if name in ("proxy", "teacher") else folder / "proxy"
-        thinking = name == "proxy" and bench.config.corpus.reasoning == "train"
-        made = bench.means.initialise(model, folder / name, proxy, thinking)
-        facts[name] = read_json(made / "manifest.json")["parameters"]
-    return {"parameters": facts, "cost": bench.cost(records=len(facts))}
+        thinking = name == "proxy" and context.config.corpus.reasoning == "train"
+        made = context.facilities.models.initialise(model, folder / name, proxy, thinking)
+        parameters[name] = read_json(made / "manifest.json")["parameters"]
+    return Made(ModelsResult(parameters=parameters), len(parameters))
 
 
-def collect(bench: Workbench) -> Facts:
+def collect(context: Context, _: int | None) -> Made[CollectResult]:
     """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone."""
-    config = bench.config
+    config = context.config
     assert config.corpus.prompts is not None
     prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
-    collection = Collection(bench.run.collected, CollectConfig.of_run(config), prompts)
-    teacher = config.teacher
-    base_url = teacher.address
-    if teacher.local is not None:
-        bench.events.step("start the teacher's engine")
-        base_url = bench.means.deployer.deploy_teacher(EngineSpec.of_teacher(bench.run, config), teacher.model)
-    bench.events.step("collect")
-    pace = shared_pace(collection.config, config.redis.url, workers=1) if config.redis.url else None
-    try:
-        outcome = collection.run(base_url, partial(_show, bench), pace, bench.run.stop_request.exists)
-    finally:
-        if teacher.local is not None:
-            bench.means.deployer.stop(teacher_app(bench.run.id))
+    collection = Collection(context.run.collected, CollectConfig.of_run(config), prompts)
+    rate = shared_rate_limit(collection.config, config.redis.url, workers=1) if config.redis.url else None
+    with _teacher(context) as base_url:
+        context.events.step("collect")
+        outcome = collection.run(base_url, partial(_show, context), rate, context.run.stop_request.exists)
     summary = collection.conclude(outcome)
     collection.require_whole(outcome)
-    cost = bench.cost(records=summary["records"], tokens=summary["completion_tokens"])
-    return {"records": summary["records"], "summary": summary, "cost": cost}
+    result = CollectResult(records=summary["records"], summary=summary)
+    return Made(result, summary["records"], summary["completion_tokens"])
 
 
-def _show(bench: Workbench, now: Progress) -> None:
-    told = {"a minute": float(now.minute)} | ({"cost": now.cost} if now.cost else {})
-    bench.events.progress(now.done, now.total - now.screened, "completions", told)
+@contextmanager
+def _teacher(context: Context) -> Iterator[str | None]:
+    """Where the teacher answers: a local one is up, sealed, for this alone."""
+    teacher = context.config.teacher
+    if teacher.local is None:
+        yield teacher.address
+        return
+    context.events.step("start the teacher's engine")
+    spec = EngineSpec.of_teacher(context.run, context.config)
+    with context.facilities.engines.teacher(spec, teacher.model) as url:
+        yield url
 
 
-def prepare_corpus(bench: Workbench) -> Facts:
+def _show(context: Context, now: CollectionProgress) -> None:
+    metrics = {"a minute": float(now.minute)} | ({"cost": now.cost} if now.cost else {})
+    context.events.progress(now.done, now.total - now.screened, "completions", metrics)
+
+
+def prepare_corpus(context: Context, _: int | None) -> Made[CorpusResult]:
     """Reads, splits by prompt and tokenises once, with the model's own chat template."""
-    config = bench.config
+    config = context.config
     if config.corpus.prompts:
-        collected = config.corpus.model_copy(update={"path": str(bench.run.collected), "limit": None})
+        collected = config.corpus.model_copy(update={"path": str(context.run.collected), "limit": None})
         config = config.model_copy(update={"corpus": collected})
     if config.corpus.follow:
-        _await_records(bench, config.corpus.follow)
+        _await_records(context, config.corpus.follow)
     reading, names = reading_of(config)
-    chat = ChatFormat(load_tokenizer(bench.run.models / "proxy"))
-    facts = write_corpus(bench.run, bench.config, reading, chat, names)
-    return {"records": facts["records"], "cost": bench.cost(records=facts["records"], tokens=facts["tokens"])}
+    chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
+    facts = write_corpus(context.run, context.config, reading, chat, names)
+    return Made(CorpusResult(records=facts["records"]), facts["records"], facts["tokens"])
 
 
-def _await_records(bench: Workbench, wanted: int) -> None:
+def _await_records(context: Context, wanted: int) -> None:
     """Returns once the data set that the run follows holds as many records as it is to begin with."""
-    dataset = Dataset(str(bench.config.corpus.path))
-    bench.events.step("wait for the data set")
+    dataset = Dataset(str(context.config.corpus.path))
+    context.events.step("wait for the data set")
     while (held := dataset.counts().records) < wanted:
-        bench.progress(held, wanted, "records")
+        context.progress(held, wanted, "records")
         time.sleep(FOLLOW_POLL_S)
 
 
-def take_added(bench: Workbench) -> int:
+def take_added(context: Context) -> int:
     """What the data set has added since the last look, as a segment of the corpus; how many segments there are now."""
-    if bench.config.corpus.follow:
-        chat = ChatFormat(load_tokenizer(bench.run.models / "proxy"))
-        if (segment := corpus_segments.take_added(bench.run, bench.config, chat)) is not None:
+    if context.config.corpus.follow:
+        chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
+        if (segment := corpus_segments.take_added(context.run, context.config, chat)) is not None:
             facts = {key: segment[key] for key in ("segment", "sources", "records", "dropped")}
-            bench.journal.append("CORPUS_GREW", **facts)
-            bench.events.emit("corpus_grew", records=segment["records"], number=segment["segment"])
-    return committed_segments(bench.run)
+            context.journal.append("CORPUS_GREW", **facts)
+            context.events.emit(CorpusGrew(segment["records"], segment["segment"]))
+    return committed_segments(context.run)

@@ -1,4 +1,4 @@
-"""What a run tells of itself: events, logs, metrics, progress, trackers.
+"""What a run says of itself: events, live state, logs, metrics, progress, trackers.
 
-Imports proxykd alone.
+Who looks on cannot stop a run. Imports proxykd alone.
 """

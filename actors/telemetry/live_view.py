@@ -15,22 +15,23 @@ from typing import Any
 import redis
 import redis.asyncio
 
+from actors.telemetry.event_types import Entry, LoggedEvent
+from actors.telemetry.live_state import LiveState
+
 STREAM_LENGTH = 10_000
 LEASE_MS = 20_000
 TIMEOUT_S = 1.0
 PAUSE_S = 5.0
 USERNAME, PASSWORD = "PROXYKD_REDIS_USERNAME", "PROXYKD_REDIS_PASSWORD"
 
-Facts = dict[str, Any]
-
 
 def connect(url: str) -> redis.Redis:
-    """A client that waits at most a second. User and password of one's own server come from the environment."""
+    """Returns a client that waits at most a second. User and password of one's own server are the environment's."""
     return redis.Redis.from_url(url, **_options(url))
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
-    """The same for an event loop."""
+    """Returns such a client for an event loop."""
     return redis.asyncio.Redis.from_url(url, **_options(url))
 
 
@@ -50,25 +51,31 @@ class LiveView:
         self._client: redis.Redis | None = None
         self._not_before = 0.0
 
-    def publish(self, event: Facts) -> None:
+    def publish(self, logged: LoggedEvent) -> None:
         """Adds an event to the stream, which keeps about the last 10,000."""
-        line = json.dumps(event, default=str)
+        line = json.dumps(logged.entry(), default=str)
         self._try(lambda c: c.xadd(f"{self._prefix}:events", {"event": line}, maxlen=STREAM_LENGTH, approximate=True))
 
-    def show(self, state: Facts) -> None:
-        self._try(lambda c: c.set(f"{self._prefix}:state", json.dumps(state, default=str)))
+    def show(self, state: LiveState) -> None:
+        """Replaces the latest state."""
+        line = json.dumps(state.to_json(), default=str)
+        self._try(lambda c: c.set(f"{self._prefix}:state", line))
 
     def hold_lease(self, epoch: int) -> None:
         """Says for the next 20 s which coordinator is at work: a hint for onlookers. The journal decides."""
         self._try(lambda c: c.set(f"{self._prefix}:lease", epoch, px=LEASE_MS))
 
     def newest(self) -> str:
-        """The id of the stream's newest event, or "0"."""
+        """Returns the id of the stream's newest event, or "0".
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
         entries: Any = self._connected().xrevrange(f"{self._prefix}:events", count=1)
         return str(entries[0][0]) if entries else "0"
 
-    def events(self, after: str = "0", wait_s: float | None = None) -> list[tuple[str, Facts]]:
-        """(id, event) of the stream after id `after`; where there is none, waits for one, less than TIMEOUT_S.
+    def events(self, after: str = "0", wait_s: float | None = None) -> list[tuple[str, Entry]]:
+        """Returns id and entry of each event after id `after`; where there is none, waits for one, less than TIMEOUT_S.
 
         Raises:
             redis.RedisError: the server does not answer.
@@ -77,13 +84,21 @@ class LiveView:
         found: Any = self._connected().xread({f"{self._prefix}:events": after}, block=wait_ms)
         return [(entry_id, json.loads(fields["event"])) for _, entries in found or () for entry_id, fields in entries]
 
-    def state(self) -> Facts | None:
+    def state(self) -> LiveState:
+        """Returns the latest state, an empty one where the server has none.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
         text: Any = self._connected().get(f"{self._prefix}:state")
-        state: Facts | None = json.loads(text) if text else None
-        return state
+        return LiveState.from_json(json.loads(text)) if text else LiveState()
 
     def lease(self) -> int | None:
-        """The epoch of the coordinator that holds the run, or None."""
+        """Returns the epoch of the coordinator that holds the run, or None.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
         epoch: Any = self._connected().get(f"{self._prefix}:lease")
         return int(epoch) if epoch else None
 

@@ -12,12 +12,15 @@ import socket
 import time
 from typing import Any
 
-from actors.telemetry.watchers import Silent
+from actors.telemetry.event_types import LoggedEvent, RunFailed, StageStarted, Warned
+from actors.telemetry.live_state import LiveState
+from actors.telemetry.watchers import BaseWatcher
 from proxykd.runs.storage import RunDirectory, cache_folder, is_remote
 
 Facts = dict[str, Any]
 PROGRESS_EVERY_S = 30.0
-LEVELS = {"warning": logging.WARNING, "failed": logging.ERROR}
+PROGRESS_KEYS = ("stage", "round", "done", "total", "unit", "metrics")
+LEVELS = {Warned: logging.WARNING, RunFailed: logging.ERROR}
 
 
 class JsonLines(logging.Formatter):
@@ -36,7 +39,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_of(run: RunDirectory, role: str) -> logging.Logger:
-    """The log of this process for a run. A disk that takes no line takes nothing else from the run either."""
+    """Returns this process' log of a run. A disk that takes no line takes nothing else from the run either."""
     logger = logging.getLogger(f"proxykd.{run.id}.{role}")
     if not logger.handlers:
         folder = cache_folder() / "logs" / run.id if is_remote(run.root) else run.root / "logs"
@@ -54,24 +57,24 @@ def log_of(run: RunDirectory, role: str) -> logging.Logger:
     return logger
 
 
-class LogOfEvents(Silent):
-    """The coordinator's: every event, and a stage's progress now and then."""
+class LogOfEvents(BaseWatcher):
+    """The coordinator's log: every event, and a stage's progress every half a minute."""
 
     def __init__(self, run: RunDirectory):
         self._log = log_of(run, "coordinator")
         self._at: Facts = {}
         self._progress_at = time.monotonic()
 
-    def event(self, event: Facts) -> None:
-        if event["event"] == "stage_started":
-            self._at = {"stage": event["stage"], "round": event["round"]}
-        facts = {key: value for key, value in event.items() if key not in ("time", "segment")}
-        told = event.get("message") or event.get("reason") or event["event"]
-        self._log.log(LEVELS.get(event["event"], logging.INFO), told, extra={"facts": {**self._at, **facts}})
+    def event(self, logged: LoggedEvent) -> None:
+        event = logged.event
+        if isinstance(event, StageStarted):
+            self._at = event.facts()
+        facts = {key: value for key, value in logged.stored().items() if key != "time"}
+        level = LEVELS.get(type(event), logging.INFO)
+        self._log.log(level, event.summary(), extra={"facts": {**self._at, **facts}})
 
-    def progress(self, state: Facts) -> None:
+    def progress(self, state: LiveState) -> None:
         if time.monotonic() - self._progress_at < PROGRESS_EVERY_S:
             return
         self._progress_at = time.monotonic()
-        facts = {key: state.get(key) for key in ("stage", "round", "done", "total", "unit", "metrics")}
-        self._log.info("progress", extra={"facts": facts})
+        self._log.info("progress", extra={"facts": {key: getattr(state, key) for key in PROGRESS_KEYS}})

@@ -10,18 +10,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
 
-from actors.telemetry.watchers import Silent
-from proxykd.report.run_report import finished_stages
+from actors.telemetry.event_types import LoggedEvent, RunStarted, Warned
+from actors.telemetry.live_state import LiveState
+from actors.telemetry.watchers import BaseWatcher
+from proxykd.evaluation.measures import Fidelity
+from proxykd.losses.trust import histogram_mean
 from proxykd.runs.storage import RunDirectory
+from proxykd.stages.align import RoundResult
+from proxykd.stages.distil import DistilResult
+from proxykd.stages.score import LabelsResult
+from proxykd.stages.stage import Finished
+from proxykd.stages.table import finished_stages
+from proxykd.stages.trained import AdapterResult
 
-Facts = dict[str, Any]
-AGAIN_S = 5.0
+REPUBLISH_S = 5.0
 STAGE_TAGS = ("run", "round", "stage")
 
 GAUGES = {
@@ -48,7 +55,6 @@ GAUGES = {
     "proxykd_mass_at_k": ("Mean mass of the K likeliest tokens.", ("run", "k")),
 }
 
-ROUND_GAUGES = ("pairs", "margin_mean", "margin_mean_after", "dpo_accuracy", "dpo_accuracy_after", "parity_mean_abs")
 REPLICA_TAGS = ("run", "replica")
 REPLICA_GAUGES = {
     "proxykd_engine_calls": ("Calls that a replica works on or queues.", REPLICA_TAGS),
@@ -56,14 +62,14 @@ REPLICA_GAUGES = {
 }
 
 
-class Board:
-    """A process' gauges. Ray's agent forgets a gauge that nobody sets for a while, so each is set again and again."""
+class GaugeRegistry:
+    """A process' gauges. Ray's agent forgets one that nobody sets for a while, so each is set every few seconds."""
 
     def __init__(self) -> None:
         self._gauges: dict[str, Gauge] = {}
         self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._keep, name="metrics", daemon=True).start()
+        threading.Thread(target=self._republish, name="metrics", daemon=True).start()
 
     def set(self, name: str, value: float, tags: dict[str, str]) -> None:
         with self._lock:
@@ -73,9 +79,9 @@ class Board:
             self._values[name, tuple(sorted(tags.items()))] = value
         self._gauges[name].set(value, tags)
 
-    def _keep(self) -> None:
+    def _republish(self) -> None:
         while True:
-            time.sleep(AGAIN_S)
+            time.sleep(REPUBLISH_S)
             with self._lock:
                 values = list(self._values.items())
             for (name, tags), value in values:
@@ -83,81 +89,87 @@ class Board:
 
 
 @cache
-def board() -> Board:
-    return Board()
+def gauges() -> GaugeRegistry:
+    """Returns this process' one registry."""
+    return GaugeRegistry()
 
 
-class RayMetrics(Silent):
-    """Sets the gauges from what the coordinator is told, beginning with the stages that are done already."""
+class RayMetrics(BaseWatcher):
+    """Sets the gauges from what the coordinator logs, beginning with the stages that are done already."""
 
     def __init__(self, run: RunDirectory):
         self._run = run.id
         self._warnings = 0
-        self._totals: dict[tuple[str, int | None], float] = {}
-        for marker in finished_stages(run):
-            self.result(marker["stage"], marker["round"], marker)
+        self._totals: dict[tuple[str | None, int | None], float] = {}
+        for finished in finished_stages(run):
+            self.result(finished)
 
-    def event(self, event: Facts) -> None:
-        if event["event"] == "run_started":
-            self._set("proxykd_coordinator_epoch", event["epoch"])
-        if event["event"] == "warning":
+    def event(self, logged: LoggedEvent) -> None:
+        if isinstance(logged.event, RunStarted):
+            self._set("proxykd_coordinator_epoch", logged.event.epoch)
+        if isinstance(logged.event, Warned):
             self._warnings += 1
         self._set("proxykd_warnings", self._warnings)
 
-    def progress(self, state: Facts) -> None:
-        tags = {"round": state.get("round"), "stage": state["stage"]}
-        if state.get("round"):
-            self._set("proxykd_round", state["round"])
-        self._set("proxykd_stage_done", state["done"], **tags)
-        self._set("proxykd_stage_total", state["total"], **tags)
-        self._totals[state["stage"], state.get("round")] = state["total"]
-        for measure, value in state.get("metrics", {}).items():
+    def progress(self, state: LiveState) -> None:
+        tags = {"round": state.round, "stage": state.stage}
+        if state.round:
+            self._set("proxykd_round", state.round)
+        self._set("proxykd_stage_done", state.done, **tags)
+        self._set("proxykd_stage_total", state.total, **tags)
+        self._totals[state.stage, state.round] = state.total
+        for measure, value in (state.metrics or {}).items():
             self._set("proxykd_training", value, **tags, measure=measure)
 
-    def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
-        tags, result = {"round": round_number, "stage": stage}, marker["result"]
+    def result(self, finished: Finished[Any]) -> None:
+        tags, result = {"round": finished.round, "stage": finished.stage}, finished.result
         self._set("proxykd_stage_finished", 1, **tags)
-        if (total := self._totals.get((stage, round_number))) is not None:  # the last report may lie before the end
-            self._set("proxykd_stage_done", total, **tags)
-        self._set("proxykd_stage_seconds", marker["seconds"], **tags)
-        self._set("proxykd_stage_tokens", marker.get("tokens", 0), **tags)
-        if "validation" in result:
-            self._fidelity(result["validation"], round_number or 0, "proxy")
-        if "curve" in result:
-            self._fidelity(result["curve"][-1], None, "student")
-        if stage == "align":
-            self._round(result, round_number)
-        if stage == "score":
+        if (total := self._totals.get((finished.stage, finished.round))) is not None:
+            self._set("proxykd_stage_done", total, **tags)  # the last report may lie before the end
+        self._set("proxykd_stage_seconds", finished.seconds, **tags)
+        self._set("proxykd_stage_tokens", finished.tokens, **tags)
+        if isinstance(result, AdapterResult):
+            self._fidelity(result.validation, finished.round or 0, "proxy")
+        if isinstance(result, DistilResult):
+            self._fidelity(result.curve[-1], None, "student")
+        if isinstance(result, RoundResult):
+            self._round(result)
+        if isinstance(result, LabelsResult):
             self._labels(result)
 
-    def _fidelity(self, measured: Facts, round_number: int | None, model: str) -> None:
-        for key in ("held_out_nll", "top1_agreement"):
-            self._set(f"proxykd_{key}", measured[key], round=round_number, model=model)
+    def _fidelity(self, measured: Fidelity, round_number: int | None, model: str) -> None:
+        tags = {"round": round_number, "model": model}
+        self._set("proxykd_held_out_nll", measured.held_out_nll, **tags)
+        self._set("proxykd_top1_agreement", measured.top1_agreement, **tags)
 
-    def _round(self, result: Facts, number: int | None) -> None:
-        for key in ROUND_GAUGES:
-            if key in result:
-                self._set(f"proxykd_{key}", result[key], round=number)
-        if "truncated" in result:
-            self._set("proxykd_samples_truncated", result["truncated"], round=number)
-        for reason, count in result["dropped"].items():
-            self._set("proxykd_pairs_dropped", count, round=number, reason=reason)
+    def _round(self, result: RoundResult) -> None:
+        measures = {
+            "proxykd_pairs": result.pairs,
+            "proxykd_margin_mean": result.margin_mean,
+            "proxykd_margin_mean_after": result.margin_mean_after,
+            "proxykd_dpo_accuracy": result.dpo_accuracy,
+            "proxykd_dpo_accuracy_after": result.dpo_accuracy_after,
+            "proxykd_parity_mean_abs": result.parity_mean_abs,
+            "proxykd_samples_truncated": result.truncated,
+        }
+        for name, value in measures.items():
+            if value is not None:
+                self._set(name, value, round=result.round)
+        for reason, count in result.dropped.items():
+            self._set("proxykd_pairs_dropped", count, round=result.round, reason=reason)
 
-    def _labels(self, result: Facts) -> None:
-        edges, counts = result["histogram"]["edges"], result["histogram"]["counts"]
-        middles = [(low + high) / 2 for low, high in pairwise(edges)]
-        weights = sum(middle * count for middle, count in zip(middles, counts, strict=True))
-        self._set("proxykd_trust_mean", weights / max(1, sum(counts)))
-        for k, mass in result["mass_at_k"].items():
+    def _labels(self, result: LabelsResult) -> None:
+        self._set("proxykd_trust_mean", histogram_mean(result.histogram.edges, result.histogram.counts))
+        for k, mass in result.mass_at_k.items():
             self._set("proxykd_mass_at_k", mass, k=k)
 
     def _set(self, name: str, value: float, **tags: Any) -> None:
         given = {key: "" if tag is None else str(tag) for key, tag in tags.items()}
-        board().set(name, float(value), {"run": self._run, **given})
+        gauges().set(name, float(value), {"run": self._run, **given})
 
 
 def metrics_url() -> str | None:
-    """Where this node's agent serves them, for a local Ray, which no service discovery knows."""
+    """Returns where this node's agent serves them, for a local Ray, which no service discovery knows; or None."""
     here = ray.get_runtime_context().get_node_id()
     nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
     port = next((node.get("MetricsExportPort") for node in nodes if node["NodeID"] == here), None)
@@ -185,10 +197,10 @@ class ReplicaMetrics:
         if adapter == self._last:
             return
         if self._last is not None:
-            board().set("proxykd_engine_adapter", 0, {**self._tags, "adapter": self._last})
-        board().set("proxykd_engine_adapter", 1, {**self._tags, "adapter": adapter})
+            gauges().set("proxykd_engine_adapter", 0, {**self._tags, "adapter": self._last})
+        gauges().set("proxykd_engine_adapter", 1, {**self._tags, "adapter": adapter})
         self._last = adapter
 
     def _count(self, change: int) -> None:
         self._in_hand += change
-        board().set("proxykd_engine_calls", self._in_hand, self._tags)
+        gauges().set("proxykd_engine_calls", self._in_hand, self._tags)

@@ -27,7 +27,7 @@ class Progress:
         ray.get(self._coordinator.storage_refused.remote(message))
 
     def refusal(self) -> str | None:
-        """What any worker has told so."""
+        """Returns why a worker could not write to the run's storage, None while all could."""
         message: Any = ray.get(self._coordinator.refusal.remote())
         return None if message is None else str(message)
 

@@ -10,28 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.telemetry.watchers import Silent, Watcher
+from actors.telemetry.live_state import LiveState
+from actors.telemetry.watchers import BaseWatcher, Watcher
 from proxykd.config import RunConfig
-from proxykd.report.milestones import milestones
 from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import RunDirectory, is_remote, stage_key, write_atomic
+from proxykd.stages.stage import Finished
 
-Facts = dict[str, Any]
 
-
-class Tracker(Silent, ABC):
+class Tracker(BaseWatcher, ABC):
     """Logs every measure of every step, and each finished stage's milestones."""
 
     @abstractmethod
-    def log(self, name: str, step: int, value: float) -> None: ...
+    def log(self, name: str, step: int, value: float) -> None:
+        """Logs one value of one measure."""
 
-    def progress(self, state: Facts) -> None:
-        key = stage_key(state["stage"], state.get("round"))
-        for measure, value in state.get("metrics", {}).items():
-            self.log(f"{key}/{measure}", int(state["done"]), value)
+    def progress(self, state: LiveState) -> None:
+        key = stage_key(str(state.stage), state.round)
+        for measure, value in (state.metrics or {}).items():
+            self.log(f"{key}/{measure}", int(state.done), value)
 
-    def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
-        for name, at, value in milestones(stage, round_number, marker):
+    def result(self, finished: Finished[Any]) -> None:
+        for name, at, value in finished.milestones():
             self.log(name, at, value)
 
 
@@ -49,8 +49,8 @@ class TensorBoard(Tracker):
     def log(self, name: str, step: int, value: float) -> None:
         self._writer.add_scalar(name, value, step)
 
-    def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
-        super().result(stage, round_number, marker)
+    def result(self, finished: Finished[Any]) -> None:
+        super().result(finished)
         self._writer.flush()
         for path in self._folder.glob("events.*") if self._remote else ():
             write_atomic(self._target / path.name, path.read_bytes())
@@ -121,5 +121,5 @@ KNOWN: dict[str, Callable[[RunDirectory, RunConfig], Tracker]] = {
 
 
 def trackers(run: RunDirectory, config: RunConfig) -> list[Callable[[], Watcher]]:
-    """What starts each tracker that the config names."""
+    """Returns what starts each tracker that the config names."""
     return [partial(KNOWN[name], run, config) for name in config.tracking.trackers]

@@ -1,4 +1,4 @@
-"""Who is told what a run does: metrics, trackers, logs. None of them can stop a run."""
+"""Who hears what a run does: metrics, trackers, logs. None of them can stop a run."""
 
 from __future__ import annotations
 
@@ -9,41 +9,45 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-Facts = dict[str, Any]
-BEHIND = 10_000
-"""Messages that a watcher may leave unheard."""
+from actors.telemetry.event_types import LoggedEvent
+from actors.telemetry.live_state import LiveState
+from proxykd.stages.stage import Finished
+
+MAX_QUEUED = 10_000
+"""Messages that wait for one watcher."""
 CLOSE_S = 30.0
 
 
 class Watcher(Protocol):
-    """Each method may raise: then it is told no more, and the run goes on."""
+    """Each method may raise: then no further one is called, and the run goes on."""
 
-    def event(self, event: Facts) -> None:
-        """An event of the run, as events/*.jsonl has it."""
+    def event(self, logged: LoggedEvent) -> None:
+        """An event of the run."""
 
-    def progress(self, state: Facts) -> None:
-        """The stage in hand: `stage`, `round`, `done`, `total`, `unit` and the latest `metrics`."""
+    def progress(self, state: LiveState) -> None:
+        """The stage in hand, how far it is and its latest metrics."""
 
-    def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
-        """A stage has finished, with the cost and result that its marker holds."""
+    def result(self, finished: Finished[Any]) -> None:
+        """A stage has finished, with this cost and result."""
 
     def close(self) -> None:
         """The coordinator ends."""
 
 
-Told = Callable[[Watcher], None]
+Message = Callable[[Watcher], None]
+"""A call of one of a watcher's methods."""
 
 
-class Silent:
+class BaseWatcher:
     """A watcher that heeds nothing; others heed what they need."""
 
-    def event(self, event: Facts) -> None:
+    def event(self, logged: LoggedEvent) -> None:
         pass
 
-    def progress(self, state: Facts) -> None:
+    def progress(self, state: LiveState) -> None:
         pass
 
-    def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
+    def result(self, finished: Finished[Any]) -> None:
         pass
 
     def close(self) -> None:
@@ -51,75 +55,76 @@ class Silent:
 
 
 class Watchers:
-    """Several of them, each started and told on a thread of its own: what fails or hangs there reaches no one else.
+    """Several of them, each started and called on a thread of its own: what fails or hangs there reaches no one else.
 
-    One that fails, or falls far behind, is left out from then on, and `lost` is told which and why.
+    One that fails, or falls far behind, is left out from then on, and `on_lost` is called with which and why.
     """
 
-    def __init__(self, starts: Sequence[Callable[[], Watcher]], lost: Callable[[str], None]):
-        self._ears = [_Ear(start, lost) for start in starts]
+    def __init__(self, starts: Sequence[Callable[[], Watcher]], on_lost: Callable[[str], None]):
+        self._subscribers = [_Subscriber(start, on_lost) for start in starts]
 
-    def event(self, event: Facts) -> None:
-        self._tell(lambda watcher: watcher.event(event))
+    def event(self, logged: LoggedEvent) -> None:
+        self._send(lambda watcher: watcher.event(logged))
 
-    def progress(self, state: Facts) -> None:
-        state = dict(state)
-        self._tell(lambda watcher: watcher.progress(state))
+    def progress(self, state: LiveState) -> None:
+        self._send(lambda watcher: watcher.progress(state))
 
-    def result(self, stage: str, round_number: int | None, marker: Facts) -> None:
-        self._tell(lambda watcher: watcher.result(stage, round_number, marker))
+    def result(self, finished: Finished[Any]) -> None:
+        self._send(lambda watcher: watcher.result(finished))
 
     def close(self) -> None:
-        """Returns when all have heard all, or CLOSE_S have passed. Never called with a lock that `lost` needs."""
-        self._tell(lambda watcher: watcher.close())
-        until = time.monotonic() + CLOSE_S
-        for ear in self._ears:
-            ear.finish(until - time.monotonic())
+        """Returns when all have handled all, or CLOSE_S have passed. Never called with a lock that `on_lost` needs."""
+        self._send(lambda watcher: watcher.close())
+        deadline = time.monotonic() + CLOSE_S
+        for subscriber in self._subscribers:
+            subscriber.finish(deadline - time.monotonic())
 
-    def _tell(self, told: Told) -> None:
-        for ear in self._ears:
-            ear.tell(told)
+    def _send(self, message: Message) -> None:
+        for subscriber in self._subscribers:
+            subscriber.send(message)
 
 
-class _Ear:
-    """One watcher's thread and what it has not heard yet."""
+class _Subscriber:
+    """One watcher's thread and the messages that wait for it."""
 
-    def __init__(self, start: Callable[[], Watcher], lost: Callable[[str], None]):
+    def __init__(self, start: Callable[[], Watcher], on_lost: Callable[[str], None]):
         self._start = start
-        self._lost = lost
+        self._on_lost = on_lost
         self._name = "a watcher"
-        self._unheard: queue.Queue[Told | None] = queue.Queue(BEHIND)
-        self._deaf = False
-        self._thread = threading.Thread(target=self._listen, name="watcher", daemon=True)
+        self._queue: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED)
+        self._left_out = False
+        self._thread = threading.Thread(target=self._deliver, name="watcher", daemon=True)
         self._thread.start()
 
-    def tell(self, told: Told | None) -> None:
-        if self._deaf:
+    def send(self, message: Message | None) -> None:
+        """Queues a message; None ends the thread once all before it are handled."""
+        if self._left_out:
             return
         try:
-            self._unheard.put_nowait(told)
+            self._queue.put_nowait(message)
         except queue.Full:
-            self._leave_out(f"{self._name} is told no more of this run: it is {BEHIND} messages behind")
+            self._leave_out(f"{self._name} is told no more of this run: it is {MAX_QUEUED} messages behind")
 
     def finish(self, seconds: float) -> None:
-        self.tell(None)
+        """Returns when all messages are handled, or `seconds` have passed."""
+        self.send(None)
         self._thread.join(max(0.0, seconds))
 
-    def _listen(self) -> None:
+    def _deliver(self) -> None:
         try:
             watcher = self._start()
             self._name = type(watcher).__name__
         except Exception as error:
             self._leave_out(f"a watcher of this run does not start: {type(error).__name__}: {error}")
             return
-        while (told := self._unheard.get()) is not None:
+        while (message := self._queue.get()) is not None:
             try:
-                told(watcher)
+                message(watcher)
             except Exception as error:  # whatever a tracker's library raises, the run is worth more
                 self._leave_out(f"{self._name} is told no more of this run: {type(error).__name__}: {error}")
                 return
 
     def _leave_out(self, message: str) -> None:
-        self._deaf = True
+        self._left_out = True
         with contextlib.suppress(OSError):  # a disk that takes no warning will end the run by itself
-            self._lost(message)
+            self._on_lost(message)

@@ -1,4 +1,4 @@
-"""Ray Train: worker groups, the streams that feed them, and the stages' loops on them.
+"""Ray Train: worker groups, the streams that feed them, and the call of a stage's loop on each worker.
 
-May import data and what that may.
+The loops themselves lie in proxykd. May import data and what that may.
 """

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import ray.train
 from ray.data import Dataset, ExecutionOptions
@@ -14,7 +13,7 @@ from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from actors.cluster.placement import in_pool
-from actors.training.train_loops import run_loops
+from actors.training.worker_loop import LoopCall, run_loops
 from proxykd.config import ResourceConfig
 
 MAX_FAILURES = 16
@@ -22,15 +21,15 @@ MAX_FAILURES = 16
 
 
 @dataclass(frozen=True)
-class TrainTask:
-    """One stage's loop with its facts (train_loops.Worker reads them), and the rows that it streams."""
+class TrainRequest:
+    """A loop to run, and the rows that it streams."""
 
-    facts: dict[str, Any]
+    call: LoopCall
     stream: Dataset | None
 
 
-def train(name: str, tasks: Sequence[TrainTask], resources: ResourceConfig) -> None:
-    """Runs the tasks one after the other on one group of workers, and returns when all have.
+def train(name: str, requests: Sequence[TrainRequest], resources: ResourceConfig) -> None:
+    """Runs the loops one after the other on one group of workers, and returns when all have.
 
     Raises:
         ray.train.TrainingFailedError: the workers died more often than is retried.
@@ -38,10 +37,10 @@ def train(name: str, tasks: Sequence[TrainTask], resources: ResourceConfig) -> N
     options = ExecutionOptions(preserve_order=True)
     # Ray Train's own book-keeping; what a stage makes goes to the run directory.
     scratch = tempfile.mkdtemp(prefix="proxykd-train-")
-    named = {f"stream-{number}": task for number, task in enumerate(tasks)}
+    named = {f"stream-{number}": request for number, request in enumerate(requests)}
     trainer = TorchTrainer(
         run_loops,
-        train_loop_config={"tasks": [{**task.facts, "stream": stream} for stream, task in named.items()]},
+        train_loop_config={"calls": [replace(request.call, stream=stream) for stream, request in named.items()]},
         scaling_config=ScalingConfig(
             num_workers=resources.trainer_workers,
             use_gpu=resources.device == "gpu",
@@ -53,7 +52,7 @@ def train(name: str, tasks: Sequence[TrainTask], resources: ResourceConfig) -> N
             # A worker group that is started again goes on from the stage's checkpoint.
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
-        datasets={stream: task.stream for stream, task in named.items() if task.stream is not None},
+        datasets={stream: request.stream for stream, request in named.items() if request.stream is not None},
         dataset_config=DataConfig(datasets_to_split=[], execution_options=options),
     )
     try:

@@ -1,4 +1,4 @@
 """The teacher's completions: requests, providers, rate limits, budgets, and the data set that they become.
 
-Nothing that was paid for is asked or lost twice. May import config, runs and text.
+Nothing that was paid for is asked or lost twice. May import text and what that may.
 """

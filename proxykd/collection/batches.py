@@ -1,4 +1,4 @@
-"""The batch APIs of OpenAI and Anthropic, at half the price and within a day: a provider whose asks travel together.
+"""The batch APIs of OpenAI and Anthropic, at half the price and within a day: a provider whose requests go together.
 
 Each batch leaves a note in the data set before it is submitted, with a mark that the provider keeps or its number of
 requests. A process that starts again finds its batches by their notes and waits for them, instead of paying again.
@@ -32,32 +32,34 @@ from proxykd.collection.providers import (
     parse_chat,
     parse_message,
 )
-from proxykd.collection.requests import Ask, Reply
+from proxykd.collection.requests import Reply, Request
 from proxykd.config import TeacherConfig
 from proxykd.runs.storage import read_json, write_json
 
 GATHER_S = 1.0
-"""Without a new ask, after which a batch goes out as it is."""
+"""Without a new request, after which a batch goes out as it is."""
 MARK = "proxykd"
 Note = dict[str, Any]
 
 
 class BatchApi(Protocol):
-    async def submit(self, asks: list[Ask], mark: str) -> str:
+    async def submit(self, requests: list[Request], mark: str) -> str:
         """Returns the batch's id."""
 
     async def find(self, note: Note) -> str | None:
         """The id of a batch whose submission was not heard of, if it arrived."""
 
-    async def ended(self, batch: str) -> bool: ...
+    async def ended(self, batch: str) -> bool:
+        """Whether the batch is over, with whatever outcome."""
 
-    def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]: ...
+    def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
+        """Each request's key with its reply, or with the error that stands for its failure."""
 
     async def close(self) -> None: ...
 
 
-class Batching:
-    """A provider: an ask waits for its batch."""
+class BatchProvider:
+    """A provider whose requests wait for their batch."""
 
     def __init__(self, api: BatchApi, notes: Path, size: int, poll_s: float):
         self._api = api
@@ -66,8 +68,8 @@ class Batching:
         self._poll_s = poll_s
         self._notes: dict[str, Note] = {path.stem: read_json(path) for path in sorted(notes.glob("*.json"))}
         self._out = {key: mark for mark, note in self._notes.items() for key in note["keys"]}
-        self._new: list[Ask] = []
-        self._asked: dict[str, Ask] = {}
+        self._new: list[Request] = []
+        self._asked: dict[str, Request] = {}
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -76,13 +78,20 @@ class Batching:
         """Whether an earlier process has submitted this one."""
         return key in self._out
 
-    async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
+    async def complete(self, request: Request) -> tuple[Reply, Limits]:
+        """Puts a request into the next batch, unless one has it already, and returns its reply when that has ended.
+
+        Raises:
+            Transient: the batch ended without an answer to it.
+            Rejected: this prompt will never be answered.
+            Denied: the provider refuses the batches themselves.
+        """
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        answer = self._waiting[ask.key] = asyncio.get_running_loop().create_future()
-        self._asked[ask.key] = ask
-        if ask.key not in self._out:
-            self._new.append(ask)
+        answer = self._waiting[request.key] = asyncio.get_running_loop().create_future()
+        self._asked[request.key] = request
+        if request.key not in self._out:
+            self._new.append(request)
         self._arrived.set()
         return await answer, Limits()
 
@@ -124,12 +133,12 @@ class Batching:
                 self._keep(mark, note | {"keys": []})
                 self._new += [self._asked[key] for key in note["keys"] if key in self._waiting]
 
-    async def _submit(self, asks: list[Ask]) -> None:
+    async def _submit(self, requests: list[Request]) -> None:
         mark = uuid.uuid4().hex
-        note = {"mark": mark, "keys": [ask.key for ask in asks], "batch": None, "time": time.time()}
+        note = {"mark": mark, "keys": [request.key for request in requests], "batch": None, "time": time.time()}
         self._keep(mark, note)
-        del self._new[: len(asks)]
-        self._keep(mark, note | {"batch": await self._api.submit(asks, mark)})
+        del self._new[: len(requests)]
+        self._keep(mark, note | {"batch": await self._api.submit(requests, mark)})
 
     async def _collect(self, mark: str) -> None:
         """The answers of a batch that has ended. What has none leaves the batch, and may go into another."""
@@ -171,10 +180,15 @@ class OpenAIBatches:
         self._failures = partial(_about_batches, openai, key)
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=RETRIES)
 
-    async def submit(self, asks: list[Ask], mark: str) -> str:
+    async def submit(self, requests: list[Request], mark: str) -> str:
         lines = [
-            {"custom_id": ask.key, "method": "POST", "url": self.URL, "body": _flat(chat_body(self._teacher, ask))}
-            for ask in asks
+            {
+                "custom_id": request.key,
+                "method": "POST",
+                "url": self.URL,
+                "body": _flat(chat_body(self._teacher, request)),
+            }
+            for request in requests
         ]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         with self._failures():
@@ -222,10 +236,12 @@ class AnthropicBatches:
         self._failures = partial(_about_batches, anthropic, key)
         self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=key, max_retries=RETRIES)
 
-    async def submit(self, asks: list[Ask], mark: str) -> str:
-        requests: Any = [{"custom_id": ask.key, "params": _flat(message_body(self._teacher, ask))} for ask in asks]
+    async def submit(self, requests: list[Request], mark: str) -> str:
+        lines: Any = [
+            {"custom_id": request.key, "params": _flat(message_body(self._teacher, request))} for request in requests
+        ]
         with self._failures():
-            return (await self._client.messages.batches.create(requests=requests)).id
+            return (await self._client.messages.batches.create(requests=lines)).id
 
     async def find(self, note: Note) -> str | None:
         with self._failures():
@@ -287,7 +303,7 @@ def _parsed(parse: Callable[[Any], Reply], answer: Any) -> Reply | Exception:
 
 @contextlib.contextmanager
 def _about_batches(sdk: ModuleType, key: str) -> Iterator[None]:
-    """A failure about a batch is one of all its asks: the provider is away, or nothing works until it is mended. No
+    """A failure about a batch is one of all its requests: the provider is away, or nothing works until it is mended. No
     answer was paid for."""
     try:
         with failures(sdk, key):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxykd.collection.requests import Ask
+from proxykd.collection.requests import Request
 from proxykd.config import BudgetConfig, PriceConfig
 from proxykd.errors import TeacherError
 
 
-class BudgetSpent(TeacherError):
+class BudgetExhausted(TeacherError):
     """What is left of the budget does not bear one more request at its worst."""
 
 
@@ -36,29 +36,30 @@ class Usage:
         return Usage(self.prompt - other.prompt, self.completion - other.completion)
 
     def cost(self, prices: PriceConfig) -> float:
-        """In the currency of `prices`."""
+        """Returns what the tokens cost, in the currency of `prices`."""
         return (self.prompt * prices.prompt + self.completion * prices.completion) / PER
 
 
-def worst_case(ask: Ask, max_tokens: int) -> Usage:
-    """No tokenizer makes more tokens of a text than it has bytes, and no completion is longer than its limit."""
-    text = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in ask.messages)
+def worst_case(request: Request, max_tokens: int) -> Usage:
+    """Returns the most that a request can use: no tokenizer makes more tokens of a text than it has bytes, and no
+    completion is longer than its limit."""
+    text = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in request.messages)
     return Usage(text + MESSAGE_TOKENS, max_tokens)
 
 
 class Ledger:
-    """Spent, reserved by what is in flight, and possibly spent on requests that went out and never came back."""
+    """The usage so far, what is reserved for requests in flight, and what those without an answer may have cost."""
 
     def __init__(self, budget: BudgetConfig, prices: PriceConfig):
         self._budget = budget
         self._prices = prices
-        self.spent = Usage()
+        self.usage = Usage()
         self.unanswered = Usage()
         self._reserved = Usage()
 
     def fits(self, worst: Usage) -> bool:
         """Whether the budget bears one more request, should everything in flight turn out as dear as it can."""
-        total = self.spent + self.unanswered + self._reserved + worst
+        total = self.usage + self.unanswered + self._reserved + worst
         within_tokens = self._budget.tokens is None or total.tokens <= self._budget.tokens
         return within_tokens and (self._budget.cost is None or total.cost(self._prices) <= self._budget.cost)
 
@@ -73,7 +74,7 @@ class Ledger:
     def settle(self, worst: Usage, used: Usage) -> None:
         """A request came back; `used` is nothing where the provider refused it."""
         self._reserved -= worst
-        self.spent += used
+        self.usage += used
 
     def lose(self, worst: Usage) -> None:
         """A request was sent and no answer tells what it cost: the worst is assumed, so that the budget holds."""
@@ -88,12 +89,12 @@ class Ledger:
         lost = f", and at most {self.unanswered.tokens} tokens more without an answer" if self.unanswered.tokens else ""
         return (
             f"the budget of {' and '.join(budget)} does not bear one more request at its worst: spent are "
-            f"{self.spent.tokens} tokens, {self.cost:.4f} {self._prices.currency}{lost}; raise collection.budget"
+            f"{self.usage.tokens} tokens, {self.cost:.4f} {self._prices.currency}{lost}; raise collection.budget"
         )
 
     @property
     def cost(self) -> float:
-        return self.spent.cost(self._prices)
+        return self.usage.cost(self._prices)
 
     @property
     def unanswered_cost(self) -> float:

@@ -1,4 +1,4 @@
-"""The loop that asks: for each request a turn in the pace, a place in the budget and a slot, until all is told."""
+"""The loop that sends: a request waits for the rate limit, a place in the budget and a slot, until all are settled."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from proxykd.collection.budget import BudgetSpent, Ledger, Usage, worst_case
+from proxykd.collection.budget import BudgetExhausted, Ledger, Usage, worst_case
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
 from proxykd.collection.providers import Denied, Limited, Limits, Provider, Rejected, Transient
-from proxykd.collection.rate_limit import Pace, Slots
-from proxykd.collection.requests import Ask, Reply
+from proxykd.collection.rate_limit import RateLimit, Slots
+from proxykd.collection.requests import Reply, Request
 from proxykd.collection.response_log import Kept, ResponseLog
 from proxykd.config import CollectConfig
 from proxykd.errors import RunStoppedError, StorageError, TeacherError
@@ -26,7 +26,7 @@ from proxykd.runs.storage import is_remote
 BACK_OFF_S, BACK_OFF_MOST_S = 0.5, 60.0
 TICK_S = 0.5
 SPARE_BYTES = 16 << 20
-"""Of disk, below which nothing more is asked: an answer that was paid for must find room."""
+"""Of disk, below which nothing more is sent: an answer that was paid for must find room."""
 BYTES_A_TOKEN = 16
 DISK_PATIENCE_S = 60.0
 FAILED_IN_A_ROW = 8
@@ -36,7 +36,7 @@ FIRST_SLOTS = 8
 
 
 @dataclass
-class Progress:
+class CollectionProgress:
     """Where collecting stands. `minute` counts the answers of the last minute."""
 
     done: int = 0
@@ -56,12 +56,12 @@ class Outcome:
     """How collecting ended. `stop` says why where it ended early; `failed` has the last error of each lost prompt."""
 
     kept: Kept
-    progress: Progress
+    progress: CollectionProgress
     failed: dict[str, str] = field(default_factory=dict)
     stop: Exception | None = None
 
 
-Show = Callable[[Progress], None]
+Show = Callable[[CollectionProgress], None]
 
 
 class Collector:
@@ -75,29 +75,30 @@ class Collector:
         writer: ShardWriter,
         kept: Kept,
         provider: Provider,
-        pace: Pace,
+        rate_limit: RateLimit,
         show: Show,
-        stop_asked: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False,
     ):
-        """`kept` is what earlier attempts have left; `stop_asked` ends the asking, what is in flight comes home."""
+        """`kept` is what earlier attempts have left; `stop_requested` ends the sending, not what is in flight."""
         self._dataset = dataset
         self._config = config.collection
         self._max_tokens = config.teacher.max_tokens
         self._writer = writer
         self._kept = kept
         self._provider = provider
-        self._pace = pace
+        self._rate_limit = rate_limit
         self._show = show
-        self._stop_asked = stop_asked
+        self._stop_requested = stop_requested
         self._log = ResponseLog(dataset.responses)
         self._ledger = Ledger(self._config.budget, self._config.prices)
-        self._ledger.spent, self._ledger.unanswered = kept.spent, kept.unanswered
+        self._ledger.usage, self._ledger.unanswered = kept.usage, kept.unanswered
         self._slots = Slots(
             self._config.concurrency, first=self._config.concurrency if self._config.batch else FIRST_SLOTS
         )
         self._chunks = {chunk.number: chunk for chunk in chunks}
         self._open = {chunk.number: 0 for chunk in chunks}
-        self._queue: list[tuple[float, int, int, Ask, int]] = []  # not before, order, attempts so far, ask, chunk
+        self._queue: list[tuple[float, int, int, Request, int]] = []
+        """Each with when it may be sent, its order, its attempts so far, and its chunk's number."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
         self._random = random.Random()
@@ -109,16 +110,16 @@ class Collector:
         self._in_a_row = 0
         self._lengths = Lengths(self._max_tokens)
         self._remote = is_remote(dataset.root)
-        self.progress = Progress(total=sum(len(chunk.asks) for chunk in chunks))
+        self.progress = CollectionProgress(total=sum(len(chunk.requests) for chunk in chunks))
 
     async def run(self) -> Outcome:
-        """Asks for all that is missing, writes the shards that are whole, and returns."""
+        """Sends all that is missing, writes the shards that are whole, and returns how it ended."""
         self._enqueue()
         ticker = asyncio.create_task(self._tick())
         try:
             for number in [number for number, left in self._open.items() if not left]:
                 await self._write(number)
-            await self._ask_all()
+            await self._send_all()
             for task in self._tasks:  # those of batches, which the next start finds again
                 task.cancel()
             if self._stop is None and len(self._failed) <= self._config.max_failed_share * self.progress.total:
@@ -138,43 +139,43 @@ class Collector:
     def _enqueue(self) -> None:
         order = 0
         for chunk in self._chunks.values():
-            for ask in chunk.asks:
-                if self._writer.screened(ask):
+            for request in chunk.requests:
+                if self._writer.screened(request):
                     self.progress.screened += 1
-                elif ask.key in self._kept.replies or ask.key in self._kept.refused:
+                elif request.key in self._kept.replies or request.key in self._kept.refused:
                     self.progress.done += 1
                 else:
                     self._open[chunk.number] += 1
-                    self._queue.append((0.0, order, 0, ask, chunk.number))
+                    self._queue.append((0.0, order, 0, request, chunk.number))
                     order += 1
 
-    # -- asking --------------------------------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------------------------------
 
-    async def _ask_all(self) -> None:
+    async def _send_all(self) -> None:
         while (self._queue or self._tasks) and not (self._stop and (self._config.batch or not self._tasks)):
             wait_s = self._next_in()
             if wait_s is None or wait_s > 0:
                 await self._wait(wait_s)
                 continue
-            _, order, attempts, ask, chunk = heapq.heappop(self._queue)
-            worst = worst_case(ask, self._max_tokens)
+            _, order, attempts, request, chunk = heapq.heappop(self._queue)
+            worst = worst_case(request, self._max_tokens)
             self._slots.in_flight += 1
-            if self._provider.holds(ask.key):
+            if self._provider.holds(request.key):
                 self._ledger.take_back(worst)
             else:
                 self._ledger.reserve(worst)
-            if not await self._take_a_turn(self._lengths.expected(ask)):
+            if not await self._wait_for_rate_limit(self._lengths.expected(request)):
                 self._slots.in_flight -= 1
                 self._ledger.settle(worst, Usage())
-                heapq.heappush(self._queue, (0.0, order, attempts, ask, chunk))
+                heapq.heappush(self._queue, (0.0, order, attempts, request, chunk))
                 continue
-            task = asyncio.create_task(self._one(order, attempts, ask, chunk, worst))
+            task = asyncio.create_task(self._one(order, attempts, request, chunk, worst))
             self._tasks.add(task)
             task.add_done_callback(self._home)
 
-    async def _take_a_turn(self, tokens: float) -> bool:
-        """Waits for the next turn in the pace; False if the asking ended meanwhile."""
-        at = time.monotonic() + await self._pace.turn(tokens)
+    async def _wait_for_rate_limit(self, tokens: float) -> bool:
+        """Waits until the rate limit allows a request of `tokens`; returns False if the sending ended meanwhile."""
+        at = time.monotonic() + await self._rate_limit.acquire(tokens)
         while not self._over() and (left := at - time.monotonic()) > 0:
             await asyncio.sleep(min(TICK_S, left))
         return self._stop is None
@@ -185,7 +186,7 @@ class Collector:
             return None
         if not self._ledger.fits(worst_case(self._queue[0][3], self._max_tokens)):
             if not self._tasks:
-                self._halt(BudgetSpent(self._ledger.exhausted()))
+                self._halt(BudgetExhausted(self._ledger.exhausted()))
             return None
         return max(0.0, self._queue[0][0] - time.monotonic())
 
@@ -203,54 +204,54 @@ class Collector:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._halt(error if isinstance(error, Exception) else TeacherError(repr(error)))
 
-    async def _one(self, order: int, attempts: int, ask: Ask, chunk: int, worst: Usage) -> None:
+    async def _one(self, order: int, attempts: int, request: Request, chunk: int, worst: Usage) -> None:
         """One request and what its end means, for its prompt and for all others."""
-        sent = self._pace.now()
-        if not self._provider.holds(ask.key):
-            await self._note(self._log.sent, ask.key, worst)
+        sent = self._rate_limit.now()
+        if not self._provider.holds(request.key):
+            await self._note(self._log.sent, request.key, worst)
         try:
-            reply, limits = await self._first_answer(ask, worst)
+            reply, limits = await self._first_answer(request, worst)
         except Limited as error:
-            await self._came_back(ask.key, worst, charged=False)
+            await self._came_back(request.key, worst, charged=False)
             self.progress.limited += 1
-            await self._pace.limited(sent, error.retry_after)
-            self._again(order, attempts, ask, chunk, str(error), 0.0)
+            await self._rate_limit.limited(sent, error.retry_after)
+            self._again(order, attempts, request, chunk, str(error), 0.0)
         except Transient as error:
-            await self._came_back(ask.key, worst, error.charged)
-            self._slots.overload(sent, self._pace.now())
+            await self._came_back(request.key, worst, error.charged)
+            self._slots.overload(sent, self._rate_limit.now())
             delay = error.retry_after or self._random.uniform(0, min(BACK_OFF_MOST_S, BACK_OFF_S * 2**attempts))
-            self._again(order, attempts + 1, ask, chunk, str(error), delay)
+            self._again(order, attempts + 1, request, chunk, str(error), delay)
         except Denied as error:
-            await self._came_back(ask.key, worst, charged=False)
+            await self._came_back(request.key, worst, charged=False)
             self._halt(TeacherError(f"{error}; mend teacher.model, its key or the account, then start again"))
         except Rejected as error:
             self._ledger.settle(worst, Usage())
-            await self._note(self._log.refused, ask.key, str(error))
-            self._kept.refused[ask.key] = str(error)
+            await self._note(self._log.refused, request.key, str(error))
+            self._kept.refused[request.key] = str(error)
             await self._settled(chunk)
         else:
-            await self._keep(ask, reply, worst)
-            await self._pace.limits(limits.requests, limits.tokens)
-            await self._pace.answered(sent, self._lengths.learn(ask, reply))
+            await self._keep(request, reply, worst)
+            await self._rate_limit.limits(limits.requests, limits.tokens)
+            await self._rate_limit.answered(sent, self._lengths.learn(request, reply))
             self._slots.well()
             await self._settled(chunk)
 
-    async def _first_answer(self, ask: Ask, worst: Usage) -> tuple[Reply, Limits]:
+    async def _first_answer(self, request: Request, worst: Usage) -> tuple[Reply, Limits]:
         """The answer; with hedging, of two requests the one that comes first."""
-        first = asyncio.create_task(self._provider.ask(ask))
+        first = asyncio.create_task(self._provider.complete(request))
         racing = {first}
         try:
             done, _ = await asyncio.wait(racing, timeout=self._config.hedge_after_s)
             if done or not self._ledger.fits(worst):
                 return await first
             self._ledger.reserve(worst)
-            await self._note(self._log.sent, ask.key + HEDGE, worst)
-            racing.add(asyncio.create_task(self._provider.ask(ask)))
+            await self._note(self._log.sent, request.key + HEDGE, worst)
+            racing.add(asyncio.create_task(self._provider.complete(request)))
             done, pending = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
             if pending and all(task.exception() for task in done):
                 await asyncio.wait(pending)
             loser_is_out = any(not task.done() for task in racing)
-            await self._came_back(ask.key + HEDGE, worst, charged=loser_is_out)
+            await self._came_back(request.key + HEDGE, worst, charged=loser_is_out)
             return next((task for task in racing if task.done() and not task.exception()), first).result()
         finally:
             for task in racing:
@@ -258,12 +259,12 @@ class Collector:
 
     # -- what came of it -----------------------------------------------------------------------------------------
 
-    async def _keep(self, ask: Ask, reply: Reply, worst: Usage) -> None:
+    async def _keep(self, request: Request, reply: Reply, worst: Usage) -> None:
         """The answer is on storage, or this does not return: a full disk is waited for, since it was paid for."""
         until = time.monotonic() + DISK_PATIENCE_S
         while True:
             try:
-                place = await self._write_line(self._log.replied, ask.key, asdict(reply))
+                place = await self._write_line(self._log.replied, request.key, asdict(reply))
                 break
             except OSError as error:
                 refused = StorageError(f"{self._dataset.root}: {error.strerror}; an answer waits for room, free some")
@@ -272,7 +273,7 @@ class Collector:
                     raise refused from error
                 await asyncio.sleep(TICK_S)
         self._ledger.settle(worst, Usage(reply.prompt_tokens, reply.completion_tokens))
-        self._kept.replies[ask.key] = place
+        self._kept.replies[request.key] = place
         self._kept.add_model(reply.model)
         self.progress.done += 1
         self._heard, self._in_a_row = time.monotonic(), 0
@@ -288,13 +289,13 @@ class Collector:
     def _allowed(self) -> list[str]:
         return list(self._config.accept_models) or self._kept.models[:1]
 
-    def _again(self, order: int, attempts: int, ask: Ask, chunk: int, message: str, delay_s: float) -> None:
+    def _again(self, order: int, attempts: int, request: Request, chunk: int, message: str, delay_s: float) -> None:
         self._last_error = message
         if attempts <= self._config.max_retries:
             self.progress.retried += 1
-            heapq.heappush(self._queue, (time.monotonic() + delay_s, order, attempts, ask, chunk))
+            heapq.heappush(self._queue, (time.monotonic() + delay_s, order, attempts, request, chunk))
             return
-        self._failed[ask.id] = message
+        self._failed[request.id] = message
         self.progress.failed += 1
         self._in_a_row += 1
         if self._in_a_row >= FAILED_IN_A_ROW:
@@ -330,14 +331,14 @@ class Collector:
     # -- when to stop --------------------------------------------------------------------------------------------
 
     def _halt(self, reason: Exception) -> None:
-        """Asks no more. What is in flight comes home."""
+        """Sends no more. What is in flight is waited for."""
         if self._stop is None:
             self._stop = reason
             self._moved.set()
 
     def _over(self) -> bool:
-        """Whether nothing more is to be asked."""
-        if self._stop is None and self._stop_asked():
+        """Returns whether nothing more is to be sent."""
+        if self._stop is None and self._stop_requested():
             self._halt(RunStoppedError("stopped, as asked"))
         if self._stop is None and not self._remote:
             room = shutil.disk_usage(self._dataset.root).free
@@ -368,33 +369,33 @@ class Collector:
         self._answers = Counter({second: n for second, n in self._answers.items() if second > now - 60})
         self.progress.minute = self._answers.total()
         self.progress.in_flight = self._slots.in_flight
-        self.progress.cost, self.progress.tokens = self._ledger.cost, self._ledger.spent.tokens
-        self._kept.spent, self._kept.unanswered = self._ledger.spent, self._ledger.unanswered
+        self.progress.cost, self.progress.tokens = self._ledger.cost, self._ledger.usage.tokens
+        self._kept.usage, self._kept.unanswered = self._ledger.usage, self._ledger.unanswered
         self._show(self.progress)
 
 
 class Lengths:
-    """What a request will take in tokens, for the pace: learned from the answers so far."""
+    """What a request will take in tokens, for the rate limit: learned from the answers so far."""
 
     def __init__(self, max_tokens: int):
         self._characters, self._prompt_tokens = 4.0, 1.0
         self._completion, self._answers = float(max_tokens), 0
 
-    def expected(self, ask: Ask) -> float:
-        return self._prompt(ask) + self._completion
+    def expected(self, request: Request) -> float:
+        return self._prompt(request) + self._completion
 
-    def learn(self, ask: Ask, reply: Reply) -> float:
+    def learn(self, request: Request, reply: Reply) -> float:
         """Returns by how many tokens the expectation was too low."""
-        off = reply.prompt_tokens + reply.completion_tokens - self.expected(ask)
-        self._characters += _characters(ask)
+        off = reply.prompt_tokens + reply.completion_tokens - self.expected(request)
+        self._characters += _characters(request)
         self._prompt_tokens += reply.prompt_tokens
         self._answers += 1
         self._completion += (reply.completion_tokens - self._completion) / self._answers
         return off
 
-    def _prompt(self, ask: Ask) -> float:
-        return _characters(ask) * self._prompt_tokens / self._characters
+    def _prompt(self, request: Request) -> float:
+        return _characters(request) * self._prompt_tokens / self._characters
 
 
-def _characters(ask: Ask) -> int:
-    return sum(len(message["content"]) for message in ask.messages)
+def _characters(request: Request) -> int:
+    return sum(len(message["content"]) for message in request.messages)

@@ -1,6 +1,6 @@
 """A collected data set on storage: Parquet shards in the corpus format with every record's provenance.
 
-    DATASET/dataset.json                  who was asked what, licence and terms
+    DATASET/dataset.json                  which teacher was sent what, licence and terms
     DATASET/records/shard-00000.parquet   what a run reads (corpus.path: DATASET), each with its .ok
     DATASET/apart/shard-00000.parquet     what quality.drop keeps out of it, for inspection
     DATASET/responses/*.jsonl             every answer as it arrived: the cache
@@ -14,21 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from proxykd.collection.requests import Ask, request_identity
+from proxykd.collection.requests import Request, request_identity
 from proxykd.collection.response_log import Kept
 from proxykd.collection.text_quality import flags_of
 from proxykd.config import CollectConfig, Flag
 from proxykd.errors import RunError
-from proxykd.runs.storage import location, read_json, read_table, shard_facts, unfinished, write_json, write_shard
+from proxykd.runs.storage import location, read_json, read_table, shard_facts, unfinished, write_json
+from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.sources import DATASET_FILE, RECORDS
 
 Facts = dict[str, Any]
@@ -62,7 +60,7 @@ class Chunk:
     """The requests whose records stand in one shard."""
 
     number: int
-    asks: tuple[Ask, ...]
+    requests: tuple[Request, ...]
 
 
 @dataclass
@@ -113,7 +111,7 @@ class Dataset:
     def summary(self) -> Path:
         return self.root / "summary.json"
 
-    def describe(self, config: CollectConfig) -> None:
+    def write_metadata(self, config: CollectConfig) -> None:
         """Writes the metadata.
 
         Raises:
@@ -130,7 +128,7 @@ class Dataset:
         about = {"licence": config.collection.licence, "terms": config.collection.terms}
         write_json(path, {"asked": asked, **about, "quality": config.quality.model_dump(mode="json")})
 
-    def chunks(self, asks: list[Ask]) -> list[Chunk]:
+    def chunks(self, requests: list[Request]) -> list[Chunk]:
         """What is not in a shard yet, in order, as shards to be. Prompts that were added later come last."""
         taken: set[int] = set()
         done: set[str] = set()
@@ -138,7 +136,7 @@ class Dataset:
             if not unfinished(path) and not unfinished(self.apart / path.name):
                 taken.add(_number(path))
                 done |= _keys(path) | _keys(self.apart / path.name)
-        left = [ask for ask in asks if ask.key not in done]
+        left = [request for request in requests if request.key not in done]
         numbers = (n for n in range(len(taken) + len(left) + 1) if n not in taken)
         return [
             Chunk(next(numbers), tuple(left[start : start + SHARD_RECORDS]))
@@ -150,7 +148,7 @@ class Dataset:
         return [path for path in sorted(self.records.glob("shard-*.parquet")) if shard_facts(path) is not None]
 
     def counts(self) -> Counts:
-        """Of all shards that stand."""
+        """Returns the sums over all shards that are finished."""
         counts = Counts()
         for path in self.finished():
             counts.add(shard_facts(path) or {})
@@ -166,16 +164,16 @@ class ShardWriter:
         self._prompt_flags = prompt_flags
         self._parameters = json.dumps(request_identity(config.teacher), sort_keys=True, ensure_ascii=False)
 
-    def screened(self, ask: Ask) -> bool:
+    def screened(self, request: Request) -> bool:
         """Whether a prompt is left out before it costs anything."""
-        return bool(set(self._prompt_flags.get(ask.prompt_id, ())) & set(self._config.quality.drop))
+        return bool(set(self._prompt_flags.get(request.prompt_id, ())) & set(self._config.quality.drop))
 
     def write(self, chunk: Chunk, kept: Kept, models: list[str]) -> None:
         """Writes the shard of `chunk`, all of whose requests are settled; those without an answer are left out.
 
         `models` may answer: what others wrote is put apart.
         """
-        rows = [row for ask in chunk.asks if (row := self._row(ask, kept, models)) is not None]
+        rows = [row for request in chunk.requests if (row := self._row(request, kept, models)) is not None]
         taken, apart, dropped = [], [], Counter[str]()
         for row in rows:
             if (reason := self._reason(row["flags"])) is None:
@@ -184,42 +182,41 @@ class ShardWriter:
                 apart.append(row)
                 dropped[reason] += 1
         facts = {
-            "records": len(taken),
             "dropped": dict(dropped),
             "flags": dict(Counter(flag for row in rows for flag in row["flags"])),
             "models": dict(Counter(row["model"] for row in rows if row["model"])),
         }
         name = f"shard-{chunk.number:05d}.parquet"
-        _write(self._dataset.apart / name, apart, {"records": len(apart)})
-        _write(self._dataset.records / name, taken, facts)
+        write_rows_as_shard(self._dataset.apart / name, apart, SCHEMA)
+        write_rows_as_shard(self._dataset.records / name, taken, SCHEMA, facts)
 
     def _reason(self, flags: list[str]) -> str | None:
         """Why a record is put apart: the first of its flags that says so."""
         return next((flag for flag in flags if flag in (*ALWAYS_APART, *self._config.quality.drop)), None)
 
-    def _row(self, ask: Ask, kept: Kept, models: list[str]) -> Facts | None:
-        flags: list[str] = list(self._prompt_flags.get(ask.prompt_id, ()))
+    def _row(self, request: Request, kept: Kept, models: list[str]) -> Facts | None:
+        flags: list[str] = list(self._prompt_flags.get(request.prompt_id, ()))
         row: Facts = {
-            "id": ask.id,
-            "prompt_id": ask.prompt_id,
-            "sample": ask.sample,
+            "id": request.id,
+            "prompt_id": request.prompt_id,
+            "sample": request.sample,
             "provider": self._config.teacher.provider,
             "parameters": self._parameters,
-            "seed": ask.seed,
-            "key": ask.key,
+            "seed": request.seed,
+            "key": request.key,
         }
-        if (place := kept.replies.get(ask.key)) is None:
-            if ask.key not in kept.refused and not self.screened(ask):
+        if (place := kept.replies.get(request.key)) is None:
+            if request.key not in kept.refused and not self.screened(request):
                 return None
-            flags += ["rejected"] if ask.key in kept.refused else []
-            reason = kept.refused.get(ask.key, "")
-            return row | {"messages": list(ask.messages), "finish_reason": reason, "flags": flags, "model": ""}
+            flags += ["rejected"] if request.key in kept.refused else []
+            reason = kept.refused.get(request.key, "")
+            return row | {"messages": list(request.messages), "finish_reason": reason, "flags": flags, "model": ""}
         line = place.read()
         flags += flags_of(line["text"], line["finish_reason"])
         flags += [] if line["model"] in models else ["other_model"]
         top = line["top_logprobs"]
         return row | {
-            "messages": [*ask.messages, {"role": "assistant", "content": line["text"]}],
+            "messages": [*request.messages, {"role": "assistant", "content": line["text"]}],
             "finish_reason": line["finish_reason"],
             "flags": flags,
             "model": line["model"],
@@ -240,15 +237,6 @@ def content_digest(root: str | Path, without: tuple[str, ...] = ()) -> str:
             table = read_table(path).drop_columns(["time", "request_id", *without])
             digest.update(json.dumps([path.name, table.to_pylist()], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _write(path: Path, rows: Iterable[Facts], facts: Facts) -> None:
-    table = pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
-    write_shard(path, partial(_write_table, table), facts)
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd")
 
 
 def _number(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""One collection from start to end: what is to be asked, what is there already, the asking, and what came of it."""
+"""One collection from start to end: the requests, what is there already, the sending, and what came of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from proxykd.collection.batches import AnthropicBatches, Batching, OpenAIBatches
+from proxykd.collection.batches import AnthropicBatches, BatchProvider, OpenAIBatches
 from proxykd.collection.budget import Usage, worst_case
 from proxykd.collection.collector import Collector, Outcome, Show
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
-from proxykd.collection.providers import Online, Provider
-from proxykd.collection.rate_limit import OwnPace, Pace
-from proxykd.collection.requests import Ask, asks_for
+from proxykd.collection.providers import OnlineProvider, Provider
+from proxykd.collection.rate_limit import LocalRateLimit, RateLimit
+from proxykd.collection.requests import Request, requests_for
 from proxykd.collection.response_log import read_log
 from proxykd.collection.screening import screen
 from proxykd.config import CollectConfig
@@ -35,13 +35,13 @@ def open_provider(config: CollectConfig, dataset: Dataset, base_url: str | None)
     """
     teacher, batch = config.teacher, config.collection.batch
     if batch is None:
-        return Online(teacher, base_url, config.collection.timeout_s)
+        return OnlineProvider(teacher, base_url, config.collection.timeout_s)
     api = AnthropicBatches if teacher.provider == "anthropic" else OpenAIBatches
-    return Batching(api(teacher, base_url), dataset.batches, batch.requests, batch.poll_s)
+    return BatchProvider(api(teacher, base_url), dataset.batches, batch.requests, batch.poll_s)
 
 
 def as_batches(config: CollectConfig) -> CollectConfig:
-    """With a batch API: whole batches in flight, a day's patience, and no pace, which the provider keeps itself."""
+    """Returns the config for a batch API: whole batches in flight, a day's patience, no rate limit of our own."""
     if config.collection.batch is None:
         return config
     settings = {
@@ -66,31 +66,31 @@ class Collection:
         self.config = config
         self.dataset = Dataset(root)
         self.screened = screen(prompts, config.quality)
-        self.asks = asks_for(self.screened.prompts, config.teacher, config.seed)
+        self.requests = requests_for(self.screened.prompts, config.teacher, config.seed)
         self.writer = ShardWriter(self.dataset, config, self.screened.flags)
         self.refresh()
 
     def refresh(self) -> None:
         """Reads what is on storage."""
         self.kept = read_log(self.dataset.responses)
-        self.chunks = self.dataset.chunks(self.asks)
+        self.chunks = self.dataset.chunks(self.requests)
 
-    def missing(self, chunks: list[Chunk] | None = None) -> list[Ask]:
+    def missing(self, chunks: list[Chunk] | None = None) -> list[Request]:
         """The requests that are still to be sent, of `chunks` or of all."""
-        asks = (ask for chunk in (self.chunks if chunks is None else chunks) for ask in chunk.asks)
+        requests = (request for chunk in (self.chunks if chunks is None else chunks) for request in chunk.requests)
         known = self.kept.replies.keys() | self.kept.refused.keys()
-        return [ask for ask in asks if ask.key not in known and not self.writer.screened(ask)]
+        return [request for request in requests if request.key not in known and not self.writer.screened(request)]
 
     def estimate(self) -> Facts:
         """Requests, tokens, cost and time of what is still to be sent: at most, and with prompts of 4 characters a
         token; completions at their limit in both."""
         missing = self.missing()
-        most = sum((worst_case(ask, self.config.teacher.max_tokens) for ask in missing), Usage())
-        characters = sum(len(message["content"]) for ask in missing for message in ask.messages)
+        most = sum((worst_case(request, self.config.teacher.max_tokens) for request in missing), Usage())
+        characters = sum(len(message["content"]) for request in missing for message in request.messages)
         likely = Usage(round(characters / CHARACTERS_A_TOKEN), most.completion)
-        pace, prices = self.config.collection, self.config.collection.prices
-        minutes = [len(missing) / pace.requests_per_minute] if pace.requests_per_minute else []
-        minutes += [likely.tokens / pace.tokens_per_minute] if pace.tokens_per_minute else []
+        limits, prices = self.config.collection, self.config.collection.prices
+        minutes = [len(missing) / limits.requests_per_minute] if limits.requests_per_minute else []
+        minutes += [likely.tokens / limits.tokens_per_minute] if limits.tokens_per_minute else []
         return {
             "prompts": len(self.screened.prompts),
             "duplicates": self.screened.found["duplicate"],
@@ -107,22 +107,22 @@ class Collection:
         self,
         base_url: str | None,
         show: Show,
-        pace: Pace | None = None,
-        stop_asked: Callable[[], bool] = lambda: False,
+        rate_limit: RateLimit | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> Outcome:
-        """Asks for what is missing, at `base_url` (None: the provider's own address)."""
-        return asyncio.run(self._run(base_url, show, pace, stop_asked))
+        """Sends what is missing to `base_url` (None: the provider's own address) and returns how it ended."""
+        return asyncio.run(self._run(base_url, show, rate_limit, stop_requested))
 
     async def _run(
-        self, base_url: str | None, show: Show, pace: Pace | None, stop_asked: Callable[[], bool]
+        self, base_url: str | None, show: Show, rate_limit: RateLimit | None, stop_requested: Callable[[], bool]
     ) -> Outcome:
         config = as_batches(self.config)
         wanted = config.collection
         provider = open_provider(config, self.dataset, base_url)
-        self.dataset.describe(self.config)
-        pace = pace or OwnPace(wanted.requests_per_minute, wanted.tokens_per_minute)
+        self.dataset.write_metadata(self.config)
+        rate_limit = rate_limit or LocalRateLimit(wanted.requests_per_minute, wanted.tokens_per_minute)
         collector = Collector(
-            self.dataset, config, self.chunks, self.writer, self.kept, provider, pace, show, stop_asked
+            self.dataset, config, self.chunks, self.writer, self.kept, provider, rate_limit, show, stop_requested
         )
         return await collector.run()
 
@@ -140,9 +140,9 @@ class Collection:
             "models": dict(counts.models),
             "retried": outcome.progress.retried,
             "limited": outcome.progress.limited,
-            "prompt_tokens": kept.spent.prompt,
-            "completion_tokens": kept.spent.completion,
-            "cost": kept.spent.cost(prices),
+            "prompt_tokens": kept.usage.prompt,
+            "completion_tokens": kept.usage.completion,
+            "cost": kept.usage.cost(prices),
             "currency": prices.currency,
             "unanswered_tokens_at_most": kept.unanswered.tokens,
             "unanswered_cost_at_most": kept.unanswered.cost(prices),

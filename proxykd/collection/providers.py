@@ -1,7 +1,7 @@
-"""The providers, each behind the same call: an Ask goes in, a Reply or one of four kinds of failure comes out.
+"""The providers, each behind the same call: a Request goes in, a Reply or one of four kinds of failure comes out.
 
-Their official clients make the requests; their own retries are off, since a retry needs its turn in the pace and its
-place in the budget like any request.
+Their official clients make the requests; their own retries are off, since a retry counts against the rate limit and
+the budget like any request.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from proxykd.collection.requests import Ask, Reply
+from proxykd.collection.requests import Reply, Request
 from proxykd.config import TeacherConfig
 from proxykd.errors import ConfigError
 
 Body = dict[str, Any]
 KEYLESS = "none"
-"""What the client sends to an endpoint that asks for no key."""
+"""What the client sends to an endpoint that needs no key."""
 
 
 class Limited(Exception):
@@ -63,14 +63,22 @@ class Limits:
 
 class Provider(Protocol):
     def holds(self, key: str) -> bool:
-        """Whether this ask was sent by an earlier process and its answer can still be had."""
+        """Whether this request was sent by an earlier process and its answer can still be had."""
 
-    async def ask(self, ask: Ask) -> tuple[Reply, Limits]: ...
+    async def complete(self, request: Request) -> tuple[Reply, Limits]:
+        """Sends one request and returns its reply, with the limits that the provider states (none: all None).
+
+        Raises:
+            Limited: HTTP 429. Nothing was charged.
+            Transient: it may work the next time, and may have been charged.
+            Rejected: this prompt will never be answered.
+            Denied: nothing will be answered until somebody mends it.
+        """
 
     async def close(self) -> None: ...
 
 
-class Online:
+class OnlineProvider:
     """A provider that answers on the line, the whole answer within `deadline_s`: the clients' own timeouts are for each
     read, which a slow drip never meets."""
 
@@ -86,10 +94,18 @@ class Online:
     def holds(self, key: str) -> bool:
         return False
 
-    async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
+    async def complete(self, request: Request) -> tuple[Reply, Limits]:
+        """Sends one request and returns its reply, with the limits that the provider states.
+
+        Raises:
+            Limited: HTTP 429. Nothing was charged.
+            Transient: no whole answer within the deadline, or a failure that may pass.
+            Rejected: this prompt will never be answered.
+            Denied: nothing will be answered until somebody mends it.
+        """
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await self._api.ask(ask)
+                return await self._api.complete(request)
         except TimeoutError:
             raise Transient(f"no whole answer within {self._deadline_s:g} s", charged=True) from None
 
@@ -98,7 +114,8 @@ class Online:
 
 
 def api_key(teacher: TeacherConfig) -> str:
-    """From the file or the environment variable that the config names; KEYLESS where an endpoint of one's own has none.
+    """Returns the key in the file or environment variable that the config names; KEYLESS where an endpoint of one's own
+    has none.
 
     Raises:
         ConfigError: there is none, and the provider's own address needs one.
@@ -125,9 +142,9 @@ class OpenAI:
         self._failures = partial(failures, openai, key)
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=None)
 
-    async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
+    async def complete(self, request: Request) -> tuple[Reply, Limits]:
         with self._failures():
-            raw = await self._client.chat.completions.with_raw_response.create(**chat_body(self._teacher, ask))
+            raw = await self._client.chat.completions.with_raw_response.create(**chat_body(self._teacher, request))
         limits = Limits(
             _count(raw.headers, "x-ratelimit-limit-requests"), _count(raw.headers, "x-ratelimit-limit-tokens")
         )
@@ -147,9 +164,9 @@ class Anthropic:
         self._failures = partial(failures, anthropic, key)
         self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=key, max_retries=0, timeout=None)
 
-    async def ask(self, ask: Ask) -> tuple[Reply, Limits]:
+    async def complete(self, request: Request) -> tuple[Reply, Limits]:
         with self._failures():
-            raw = await self._client.messages.with_raw_response.create(**message_body(self._teacher, ask))
+            raw = await self._client.messages.with_raw_response.create(**message_body(self._teacher, request))
         limits = Limits(
             _count(raw.headers, "anthropic-ratelimit-requests-limit"),
             _count(raw.headers, "anthropic-ratelimit-output-tokens-limit"),
@@ -160,14 +177,14 @@ class Anthropic:
         await self._client.close()
 
 
-def chat_body(teacher: TeacherConfig, ask: Ask) -> Body:
-    """OpenAI's request for `ask`; its batch API takes the same."""
+def chat_body(teacher: TeacherConfig, request: Request) -> Body:
+    """Returns OpenAI's JSON body for `request`; its batch API takes the same."""
     body: Body = {
         "model": teacher.model,
-        "messages": list(ask.messages),
+        "messages": list(request.messages),
         "max_tokens": teacher.max_tokens,
         "temperature": teacher.temperature,
-        "seed": ask.seed,
+        "seed": request.seed,
     }
     if teacher.top_p is not None:
         body["top_p"] = teacher.top_p
@@ -178,12 +195,12 @@ def chat_body(teacher: TeacherConfig, ask: Ask) -> Body:
     return body | ({"extra_body": teacher.extra_body} if teacher.extra_body else {})
 
 
-def message_body(teacher: TeacherConfig, ask: Ask) -> Body:
-    """Anthropic's request for `ask`: the system message apart, sampling parameters where they are not the default."""
-    system = [m["content"] for m in ask.messages if m["role"] == "system"]
+def message_body(teacher: TeacherConfig, request: Request) -> Body:
+    """Returns Anthropic's JSON body: the system message apart, sampling parameters where they are not the default."""
+    system = [m["content"] for m in request.messages if m["role"] == "system"]
     body: Body = {
         "model": teacher.model,
-        "messages": [m for m in ask.messages if m["role"] != "system"],
+        "messages": [m for m in request.messages if m["role"] != "system"],
         "max_tokens": teacher.max_tokens,
     }
     if system:
@@ -244,7 +261,14 @@ def parse_message(answer: Any) -> Reply:
 
 @contextlib.contextmanager
 def failures(sdk: ModuleType, key: str) -> Iterator[None]:
-    """What the client `sdk` (openai or anthropic: both were made by one generator) raises, as one of the four kinds."""
+    """What the client `sdk` (openai or anthropic: both were made by one generator) raises, as one of the four kinds.
+
+    Raises:
+        Limited: HTTP 429.
+        Transient: no connection, a timeout or HTTP 5xx.
+        Rejected: another HTTP 4xx.
+        Denied: HTTP 401, 402, 403, 404, or a quota that is used up.
+    """
     try:
         yield
     except sdk.APIStatusError as error:
@@ -254,7 +278,7 @@ def failures(sdk: ModuleType, key: str) -> Iterator[None]:
 
 
 def failure_of(status: int, headers: Mapping[str, str], said: str) -> Exception:
-    """What an HTTP error means for the request, and for all others."""
+    """Returns the error that an HTTP status stands for: Denied, Limited, Transient or Rejected."""
     message = f"HTTP {status}: {said}"
     if status in (401, 402, 403, 404) or (status == 429 and "insufficient_quota" in said):
         return Denied(message)

@@ -1,4 +1,4 @@
-"""How fast to ask: requests and tokens a minute, learned from what the provider says and from its 429s.
+"""How fast to send: requests and tokens a minute, learned from what the provider says and from its 429s.
 
 The state is a few numbers, so that workers on many machines can share one
 (actors/data/shared_rate_limit.py). All times are in seconds of one clock.
@@ -32,7 +32,7 @@ PAUSE_S, PAUSE_MOST_S = 1.0, 15.0
 
 
 @dataclass
-class PaceState:
+class RateLimitState:
     """The next free turn, and what is known of the limit.
 
     `requests_per_s` is infinite until a config, a header or a 429 names a limit. `learned` marks one that 429s taught,
@@ -54,7 +54,7 @@ class PaceState:
     ceiling: float = math.inf
     accepted: dict[str, int] = field(default_factory=dict)
 
-    def turn(self, now: float, tokens: float) -> float:
+    def acquire(self, now: float, tokens: float) -> float:
         """Takes the next turn for a request of about `tokens` tokens; returns when it is."""
         self.began = self.began or now
         at = max(now, self.next_request, self.next_tokens)
@@ -130,37 +130,41 @@ class PaceState:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> PaceState:
+    def from_json(cls, text: str) -> RateLimitState:
         return cls(**json.loads(text))
 
 
-class Pace(Protocol):
-    """Turns to ask, for one process or for many."""
+class RateLimit(Protocol):
+    """When the next request may be sent, for one process or for many."""
 
-    async def turn(self, tokens: float) -> float:
-        """Takes the next turn for a request of about `tokens` tokens; in how many seconds it is."""
+    async def acquire(self, tokens: float) -> float:
+        """Takes the next turn for a request of about `tokens` tokens; returns in how many seconds it is."""
 
-    async def answered(self, sent: float, tokens_off: float) -> None: ...
+    async def answered(self, sent: float, tokens_off: float) -> None:
+        """A request sent at `sent` was accepted, and took `tokens_off` tokens more than its turn was for."""
 
-    async def limited(self, sent: float, retry_after: float | None) -> None: ...
+    async def limited(self, sent: float, retry_after: float | None) -> None:
+        """A request sent at `sent` got a 429, with Retry-After in seconds where the provider names it."""
 
-    async def limits(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None: ...
+    async def limits(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        """Takes over limits that the provider's headers name."""
 
-    def now(self) -> float: ...
+    def now(self) -> float:
+        """Returns the clock of `sent`, in seconds."""
 
 
-class OwnPace:
-    """One process's pace."""
+class LocalRateLimit:
+    """The rate limit of one process alone."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None):
-        self.state = PaceState()
+        self.state = RateLimitState()
         self.state.limits(requests_per_minute, tokens_per_minute)
 
     def now(self) -> float:
         return time.time()
 
-    async def turn(self, tokens: float) -> float:
-        return self.state.turn(now := self.now(), tokens) - now
+    async def acquire(self, tokens: float) -> float:
+        return self.state.acquire(now := self.now(), tokens) - now
 
     async def answered(self, sent: float, tokens_off: float) -> None:
         self.state.correct(tokens_off)
@@ -187,7 +191,7 @@ class Slots:
         return self.in_flight < int(self.allowed)
 
     def well(self) -> None:
-        """An answer, while the slots were what held the pace up."""
+        """An answer, while the slots were what held the sending up."""
         if self.in_flight >= int(self.allowed) - 1:
             self.allowed = min(float(self._most), self.allowed + 1.0)
 

@@ -1,4 +1,4 @@
-"""What is asked of the teacher, and what comes back."""
+"""The requests to the teacher, and the replies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxykd.text.seeds import sample_seed
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """One request: sample `sample` of a prompt. `key` is a hash of everything that its answer depends on."""
 
     key: str
@@ -46,10 +46,10 @@ class Reply:
         return asdict(self)
 
 
-def asks_for(prompts: Iterable[Record], teacher: TeacherConfig, seed: int) -> list[Ask]:
+def requests_for(prompts: Iterable[Record], teacher: TeacherConfig, seed: int) -> list[Request]:
     """`teacher.samples` requests a prompt, in the order of the prompts."""
     parameters = request_identity(teacher)
-    asks = []
+    requests = []
     for prompt in prompts:
         messages = with_system(prompt.messages, teacher.system)
         for sample in range(teacher.samples):
@@ -57,8 +57,8 @@ def asks_for(prompts: Iterable[Record], teacher: TeacherConfig, seed: int) -> li
             identity = [parameters, list(messages), sample, drawn]
             key = hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
             record_id = prompt.id if teacher.samples == 1 else f"{prompt.id}-{sample}"
-            asks.append(Ask(key, record_id, prompt.id, sample, messages, drawn))
-    return asks
+            requests.append(Request(key, record_id, prompt.id, sample, messages, drawn))
+    return requests
 
 
 def request_identity(teacher: TeacherConfig) -> dict[str, Any]:

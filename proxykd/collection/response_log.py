@@ -49,7 +49,7 @@ class Kept:
     refused: dict[str, str] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     """In the order in which they answered."""
-    spent: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=Usage)
     unanswered: Usage = field(default_factory=Usage)
 
     def add_model(self, name: str) -> None:
@@ -67,10 +67,11 @@ class ResponseLog:
         self._file: int | None = None
 
     def sent(self, key: str, worst: Usage) -> None:
-        """Before a request goes out: should this process die, its cost is not forgotten."""
+        """Notes a request before it goes out: should this process die, its cost is not forgotten."""
         self._append({"sent": key, "prompt": worst.prompt, "completion": worst.completion})
 
     def replied(self, key: str, facts: Line) -> Place:
+        """Keeps an answer and returns where it lies."""
         return self._append({"reply": key, **facts, "time": time.time()})
 
     def refused(self, key: str, reason: str) -> None:
@@ -86,7 +87,7 @@ class ResponseLog:
         self._append({"lost": key})
 
     def sync(self) -> None:
-        """To the disk itself, against the machine's own death."""
+        """Forces what was written onto the disk itself, against the machine's own death."""
         if self._file is not None:
             os.fdatasync(self._file)
 
@@ -122,7 +123,7 @@ def read_log(folder: Path) -> Kept:
     in_flight: InFlight = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
         for place, line in _lines(path):
-            _take(kept, in_flight, place, line)
+            _apply(kept, in_flight, place, line)
     for usages in in_flight.values():
         kept.unanswered = sum(usages, kept.unanswered)
     return kept
@@ -133,12 +134,12 @@ def _lines(path: Path) -> Iterator[tuple[Place, Line]]:
     with path.open("rb") as file:
         for raw in file:
             if raw.endswith(b"\n"):
-                with contextlib.suppress(ValueError):  # a disk's fault: the answer is asked for again
+                with contextlib.suppress(ValueError):  # a disk's fault: the request is sent again
                     yield Place(path, offset, len(raw)), json.loads(raw)
             offset += len(raw)
 
 
-def _take(kept: Kept, in_flight: InFlight, place: Place, line: Line) -> None:
+def _apply(kept: Kept, in_flight: InFlight, place: Place, line: Line) -> None:
     """Every outcome is that of the latest request of its key: an earlier one was a process's that died."""
     if "sent" in line:
         in_flight[line["sent"]].append(Usage(line["prompt"], line["completion"]))
@@ -146,7 +147,7 @@ def _take(kept: Kept, in_flight: InFlight, place: Place, line: Line) -> None:
     kind = next(iter(line))
     sent = in_flight[line[kind]].pop() if in_flight[line[kind]] else Usage()
     if kind == "reply":
-        kept.spent += Usage(line["prompt_tokens"], line["completion_tokens"])
+        kept.usage += Usage(line["prompt_tokens"], line["completion_tokens"])
         kept.replies.setdefault(line["reply"], place)
         kept.add_model(line["model"])
     elif kind == "refused":

@@ -16,6 +16,8 @@ from proxykd.text.sources import read_rows
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
+NGRAM = 13
+"""Words in a row that a prompt may not share with a benchmark's question: as many as GPT-3's report looked for."""
 SHORT_QUESTION = 8
 """Words that a benchmark's question must have to be looked for as a whole, where it is shorter than the n-gram."""
 WORD = re.compile(r"\w+")
@@ -39,7 +41,7 @@ def screen(prompts: Iterable[Record], config: QualityConfig) -> Screened:
         CorpusError: a file of benchmark questions that is absent or holds none.
     """
     result = Screened()
-    overlaps = Benchmarks(config.benchmarks, config.ngram) if config.benchmarks else None
+    overlaps = Benchmarks(config.benchmarks) if config.benchmarks else None
     similar = NearDuplicates(config.near_duplicate)
     seen: set[str] = set()
     for prompt in prompts:
@@ -99,10 +101,12 @@ class NearDuplicates:
 
 
 class Benchmarks:
-    """Questions that no training prompt may contain: n words in a row in common (as GPT-3's report looked for 13)."""
+    """Questions that no training prompt may contain: NGRAM words in a row in common."""
 
-    def __init__(self, files: Iterable[str], ngram: int):
-        self._ngram = ngram
+    def __init__(self, files: Iterable[str]):
+        """Raises:
+        CorpusError: a file does not exist, or holds no question of SHORT_QUESTION words or more.
+        """
         self._grams: set[str] = set()
         self._short: dict[int, set[str]] = {}
         for name in files:
@@ -116,8 +120,8 @@ class Benchmarks:
                 raise CorpusError(f"quality.benchmarks: {path} holds no question of {SHORT_QUESTION} words or more")
 
     def _add(self, words: list[str]) -> int:
-        if len(words) >= self._ngram:
-            self._grams.update(_grams(words, self._ngram))
+        if len(words) >= NGRAM:
+            self._grams.update(_grams(words, NGRAM))
         elif len(words) >= SHORT_QUESTION:
             self._short.setdefault(len(words), set()).add(" ".join(words))
         else:
@@ -126,7 +130,7 @@ class Benchmarks:
 
     def within(self, text: str) -> bool:
         words = words_of(text)
-        if any(gram in self._grams for gram in _grams(words, self._ngram)):
+        if any(gram in self._grams for gram in _grams(words, NGRAM)):
             return True
         return any(gram in wanted for size, wanted in self._short.items() for gram in _grams(words, size))
 

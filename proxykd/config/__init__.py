@@ -1,11 +1,11 @@
-"""The frozen configuration of a run. Imports neither torch nor transformers.
+"""The frozen configuration of a run. Imports no other room, and neither torch nor transformers.
 
 Defaults are the paper's (docs/design.md, Defaults). `collection`, `resources`, `redis`, `tracking` and `runs_dir` say
 where, how fast and how visibly a run happens, and so does `engine.adapters`; everything else changes its results and is
 part of the run's hash.
 """
 
-from proxykd.config.machines import ResourceConfig
+from proxykd.config.machines import LORA_SLOTS, EngineConfig, ResourceConfig, lora_slot_rank
 from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, Reasoning, SplitConfig, TrainConfig
 from proxykd.config.reading import (
     apply_overrides,
@@ -14,18 +14,21 @@ from proxykd.config.reading import (
     read_yaml,
     set_key,
     validate_config,
+    validated,
 )
-from proxykd.config.sections import LoraConfig, ModelConfig, Section
+from proxykd.config.sections import LoraConfig, ModelConfig, Section, section_of
 from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceConfig, QualityConfig, TeacherConfig
 from proxykd.config.whole import CollectConfig, RunConfig
 
 __all__ = [
+    "LORA_SLOTS",
     "AlignmentConfig",
     "BudgetConfig",
     "CollectConfig",
     "CollectionConfig",
     "CorpusConfig",
     "DistillationConfig",
+    "EngineConfig",
     "Flag",
     "LoraConfig",
     "ModelConfig",
@@ -41,7 +44,10 @@ __all__ = [
     "apply_overrides",
     "load_collect_config",
     "load_config",
+    "lora_slot_rank",
     "read_yaml",
+    "section_of",
     "set_key",
     "validate_config",
+    "validated",
 ]

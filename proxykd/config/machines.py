@@ -6,57 +6,94 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from proxykd.config.sections import Dtype, Section
+from proxykd.config.sections import SLOT_RANKS, Dtype, Section
+
+LORA_SLOTS = 4
+"""Adapters that an engine with `adapters: lora` holds on its device at once; others take their place in turn."""
+
+
+def lora_slot_rank(rank: int) -> int:
+    """The smallest rank of those that vLLM has slots for and that holds an adapter of `rank`."""
+    return next(slot for slot in SLOT_RANKS if slot >= rank)
 
 
 class EngineConfig(Section):
-    """vLLM. `merged` puts one adapter at a time into the weights; `lora` holds several (docs/design.md)."""
+    """vLLM, which samples from the proxy, scores with it and serves it."""
 
-    adapters: Literal["merged", "lora"] | None = Field(
-        None, description="unset, by resources.device: lora on GPUs, merged on CPUs; no result depends on it"
-    )
+    adapters: Literal["merged", "lora"] | None = None
+    """How adapters reach the engine. `merged`: one at a time in the weights, at full speed. `lora`: several at once.
+    Unset, `lora` on GPUs and `merged` on CPUs; `proxykd config show` and config.json say which it is. No result
+    depends on it.
+    """
     dtype: Dtype = "bfloat16"
-    max_loras: int = Field(4, ge=1)
-    max_lora_rank: int = Field(16, ge=1)
+    """Type of the engine's weights and of its KV cache."""
 
 
 class PoolConfig(Section):
-    """On a cluster: which nodes hold which part. A node is in a pool by `ray start --labels proxykd-pool=NAME`."""
+    """On a cluster: which nodes hold which part ([cluster.md](cluster.md#pools)). A node joins the pool NAME by
+    `ray start --labels proxykd-pool=NAME`.
+    """
 
-    engine: str | None = Field(None, description="the proxy's vLLM replicas, and a local teacher's")
-    trainer: str | None = Field(None, description="Ray Train workers")
-    data: str | None = Field(None, description="Ray Data tasks")
+    engine: str | None = None
+    """Pool of the vLLM replicas: the proxy's, and a local teacher's. Unset, any node."""
+    trainer: str | None = None
+    """Pool of the Ray Train workers. Unset, any node."""
+    data: str | None = None
+    """Pool of the Ray Data tasks. Unset, any node."""
 
 
 class ResourceConfig(Section):
-    """Where a run happens; no result depends on it."""
+    """Where a run happens; no result depends on it. `proxykd config check` prints what a config needs, and
+    [cluster.md](cluster.md) says how large a machine to take.
+    """
 
     device: Literal["cpu", "gpu"] = "cpu"
+    """What trains and what the engine runs on."""
     trainer_workers: int = Field(1, ge=1)
-    trainer_threads: int | None = Field(None, ge=1, description="a worker's on CPUs; unset, its share of the cores")
+    """Ray Train workers. On GPUs, each has one."""
+    trainer_threads: int | None = Field(None, ge=1)
+    """Threads of one worker on CPUs. Unset, its share of the cores. 1 leaves the other cores to other work and costs a
+    small model little (`python benchmarks/threads.py`, two quiet cores: 13.9 ms a step by one thread and 10.9 by two at
+    0.15 M parameters, 534 and 302 at 12 M).
+    """
     parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp`: every worker holds the model. `fsdp2`: its layers are sharded over the workers."""
     engine_replicas: int = Field(1, ge=1)
+    """vLLM replicas."""
     engine_tensor_parallel: int = Field(1, ge=1)
+    """GPUs a replica."""
     engine_max_seqs: int = Field(64, ge=1)
-    engine_memory_gib: float = Field(1.0, gt=0, description="KV cache on CPU; on GPUs the share below decides")
+    """Sequences that a replica works at together, at most."""
+    engine_memory_gib: float = Field(1.0, gt=0)
+    """GiB of a replica's KV cache on CPUs, rounded up to whole ones; on GPUs `engine_gpu_share` decides."""
     engine_gpu_share: float = Field(0.85, gt=0, le=1.0)
-    engine_while_training: Literal["keep", "stop"] = Field(
-        "keep", description="stop: engine and trainers take the same GPUs in turn, for an engine start every round"
-    )
+    """Share of a GPU's memory that a replica takes for weights and KV cache."""
+    engine_while_training: Literal["keep", "stop"] = "keep"
+    """`keep`: the engine stays up for all rounds. `stop`: engine and trainers take the same GPUs in turn, for an engine
+    start every round.
+    """
     pools: PoolConfig = PoolConfig()
     micro_batch_tokens: int = Field(2048, ge=8)
-    checkpoint_seconds: float = Field(120.0, ge=0, description="between a training stage's checkpoints; 0: each step")
+    """Tokens of one forward pass in training, padding included: what memory is needed follows from it. No gradient
+    depends on it.
+    """
+    checkpoint_seconds: float = Field(120.0, ge=0)
+    """Seconds between a training stage's checkpoints; 0: one each step."""
     request_deadline_s: float = Field(600.0, gt=0)
-    logical_cpus: int = Field(8, ge=4, description="CPUs that a locally started Ray announces")
+    """Seconds that a call of the engine may take, be it the run's own or a client's."""
+    logical_cpus: int = Field(8, ge=4)
+    """CPUs that a locally started Ray announces, whatever the machine has: processes that wait for each other share two
+    cores well enough.
+    """
 
 
 class RedisConfig(Section):
-    """What is live about a run (no result needs it). Without `url` the run starts a server of its own.
-
-    User and password of one's own server come from $PROXYKD_REDIS_USERNAME and $PROXYKD_REDIS_PASSWORD.
+    """What is live about a run, which no result needs ([runs.md](runs.md#redis)). User and password of a server of your
+    own come from `$PROXYKD_REDIS_USERNAME` and `$PROXYKD_REDIS_PASSWORD`.
     """
 
-    url: str | None = Field(None, description="redis://host:port or rediss://host:port")
+    url: str | None = None
+    """`redis://host:port` or `rediss://host:port`. Unset, the run starts a server of its own."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,7 +108,11 @@ class RedisConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Experiment trackers, which no result depends on. Their keys and servers come from their own environment."""
+    """Experiment trackers, which no result depends on. Their keys and servers come from their own environment
+    ([dashboard.md](dashboard.md)).
+    """
 
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    project: str = Field("proxykd", description="W&B's project, MLflow's experiment")
+    """Who is told. TensorBoard's files lie in the run directory."""
+    project: str = "proxykd"
+    """W&B's project, MLflow's experiment."""

@@ -12,13 +12,18 @@ Reasoning = Literal["answer_only", "drop_record", "train"]
 
 
 class SplitConfig(Section):
-    """Shares of the corpus. validation and test are cut first; the other three share what is left."""
+    """Shares of the corpus. `validation` and `test` are cut first; the other three share what is left, and sum to 1."""
 
     validation: Fraction = 0.05
+    """Share that judges every round and the student while it trains. With `test`, at most 0.5."""
     test: Fraction = 0.05
+    """Share that the report's numbers are of."""
     warmup: Fraction = 0.10
+    """D_w: the proxy's warm-up."""
     alignment: Fraction = 0.45
+    """D_p: the rounds of the alignment."""
     distillation: Fraction = 0.45
+    """D_s: soft labels and the student."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -31,24 +36,35 @@ class SplitConfig(Section):
 
 
 class CorpusConfig(Section):
-    """Either `path` (completions that exist) or `prompts` (to be collected from the teacher)."""
+    """Either `path` (completions that exist) or `prompts` (to be collected from the teacher).
+
+    [corpus.md](corpus.md) shows the layouts of a row.
+    """
 
     path: str | None = None
+    """A file, a folder, a data set of `proxykd collect`, or `hf:NAME[:SPLIT]`, with completions."""
     prompts: str | None = None
-    follow: int | None = Field(
-        None, ge=1, description="path is a data set that grows: begin at so many records, take what it adds each round"
-    )
+    """Where prompts without completions lie, in the forms of `path`: the run asks the teacher for completions first."""
+    follow: int | None = Field(None, ge=1)
+    """`path` is a data set that grows: begin once it holds so many records, and take what it adds before each round."""
     format: Literal["auto", "messages", "completion", "openorca", "nectar"] = "auto"
+    """Layout of a row. `auto` tells it by the row's keys."""
     limit: int | None = Field(None, ge=1)
+    """Records that are read at most. Unset, all."""
     max_length: int = Field(1024, ge=8)
+    """Tokens of prompt and completion together, in training, sampling and scoring alike."""
     overlong: Literal["drop", "truncate"] = "drop"
-    reasoning: Reasoning = Field(
-        "answer_only",
-        description="of completions with the teacher's thoughts (<think>...</think> at the beginning, or "
-        "reasoning_content): leave the thoughts out, drop such records, or train on both",
-    )
+    """What becomes of longer records. All are counted."""
+    reasoning: Reasoning = "answer_only"
+    """Of completions with the teacher's thoughts (`<think>...</think>` at the beginning, or `reasoning_content`): leave
+    the thoughts out, drop such records, or train on both ([tokens.md](tokens.md)).
+    """
     max_bad_share: float = Field(0.01, ge=0.0, le=1.0)
-    shard_records: int = Field(512, ge=1, description="records a shard, of the corpus, pairs and soft labels alike")
+    """Share of lines that may be unusable, and of records that the chat template may refuse; more end the run before
+    any work.
+    """
+    shard_records: int = Field(512, ge=1)
+    """Records a file: of the corpus, of pairs and of soft labels alike. What a death loses is one of them."""
     split: SplitConfig = SplitConfig()
 
     @model_validator(mode="after")
@@ -61,79 +77,115 @@ class CorpusConfig(Section):
 
 
 class TrainConfig(Section):
-    """One training stage: Adam, constant learning rate, no weight decay (docs/design.md, Defaults)."""
+    """A stage of training: Adam, a constant learning rate, no weight decay."""
 
     learning_rate: float = Field(1e-5, gt=0)
+    """Adam's, without warm-up or decay."""
     epochs: int = Field(1, ge=1)
+    """Passes over the stage's records; of the alignment, over each round's."""
     global_batch: int = Field(32, ge=1)
+    """Records of one optimizer step over all workers, however many micro-batches they fill."""
     gradient_clip: float = Field(1.0, gt=0)
+    """Largest norm of a step's gradient; longer ones are scaled to it."""
     gradient_checkpointing: bool = False
-    grad_norms_every: int = Field(16, ge=1, description="steps between measurements of each term's gradient norm")
+    """Keep each decoder layer's input alone and compute the layer again in the backward pass: less memory, the same
+    gradients, a third more work.
+    """
+    grad_norms_every: int = Field(16, ge=1)
+    """Steps between measurements of each loss term's own gradient norm, which cost a backward pass a term."""
 
 
 class AlignmentConfig(TrainConfig):
-    """k rounds of NLL + DPO, equations (3)-(6)."""
+    """k rounds of NLL + DPO, equations (3)-(6), each judged by what it changed on validation
+    ([method.md](method.md#how-a-round-is-judged)).
+    """
 
     rounds: int = Field(16, ge=0)
-    preference: bool = Field(True, description="false: rounds of NLL alone, without samples (an ablation)")
-    pairs_per_round: int | None = Field(
-        None, ge=1, description="default: |D_p| / rounds; rounds go on from the last one's end, and all over again"
-    )
+    """k, at most; the alignment ends before where it has converged."""
+    preference: bool = True
+    """false: rounds of NLL alone, without samples (an ablation)."""
+    pairs_per_round: int | None = Field(None, ge=1)
+    """Records of D_p that a round takes. Rounds go on from the last one's end, and all over again. Unset, all rounds
+    together see D_p once.
+    """
     beta: float = Field(0.1, gt=0)
+    """DPO's: how much a nat of margin counts."""
     nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
-    teacher_kl: float = Field(
-        0.0, ge=0, description="weight of the KL from the log-probs that a grey box gives away; 0: they are not used"
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="most tokens of a sample; default: all that its own prompt leaves of corpus.max_length"
-    )
-    truncated_samples: Literal["keep", "drop"] = Field(
-        "keep", description="pairs whose sample ended by length, and so has no stop token"
-    )
-    min_improvement: float = Field(
-        0.005, description="nats a token of validation NLL; a round that surely improved it by less is idle"
-    )
-    patience: int = Field(2, ge=1, description="idle rounds in a row that end the alignment")
-    reject_above: float = Field(0.05, description="sure rise of validation NLL (nats a token) that rejects a round")
+    """Unit of the NLL beside DPO: a mean over the global batch's tokens, or sums averaged over its sequences."""
+    teacher_kl: float = Field(0.0, ge=0)
+    """Weight of the KL from the log-probs that a grey box gives away ([collect.md](collect.md#grey-boxes)); 0: they are
+    not used.
+    """
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a sample. Unset, all that its own prompt leaves of `corpus.max_length`."""
+    truncated_samples: Literal["keep", "drop"] = "keep"
+    """What becomes of pairs whose sample ended by length, and so has no stop token."""
+    min_improvement: float = Field(0.005, ge=0)
+    """Nats a token of validation NLL; a round that surely improved it by less is idle."""
+    patience: int = Field(2, ge=1)
+    """Idle rounds in a row that end the alignment."""
+    reject_above: float = Field(0.05, ge=0)
+    """Sure rise of validation NLL, in nats a token, that rejects a round."""
     parity_records: int = Field(8, ge=1)
-    parity_threshold: float | None = Field(None, gt=0, description="nats a token; 0.15 in bf16, 0.01 in float32")
+    """Completions on which engine and trainer are compared before a round trains."""
+    parity_threshold: float | None = Field(None, gt=0)
+    """Nats a token by which the two may differ on average. Unset, 0.01 where both compute in float32, else 0.15."""
 
 
 class ScoreConfig(Section):
-    """Soft labels, appendix A.1: the aligned proxy's top-K log-probs with the tail's mass."""
+    """Soft labels, appendix A.1: the aligned proxy's top-K log-probs with the tail's mass, at every token of D_s."""
 
     source: Literal["engine", "trainer"] = "engine"
+    """Who computes them: vLLM, or the trainer's own forward pass."""
     top_k: int = Field(10, ge=1, le=20)
+    """K: tokens that are kept at each position."""
 
 
 class DistillationConfig(TrainConfig):
-    """Student NLL + alpha * trust * KL, equations (7)-(11); or one of the methods that it is compared with.
-
-    `source` is whose distribution the student learns: the aligned proxy's (Proxy-KD), the unaligned base's of the proxy
-    (an ablation), nobody's (SFT on the teacher's text: black-box KD), or the open one's of `white_box`: the white-box
-    teacher's own, or that of an assistant between the two (TAKD).
+    """Student NLL + alpha * trust * KL, equations (7)-(11), or one of the methods that it is compared with
+    ([method.md](method.md#what-it-is-compared-with)).
     """
 
     source: Literal["proxy", "base", "none", "white_box", "assistant"] = "proxy"
+    """Whose distribution the student learns: the aligned proxy's (Proxy-KD), the unaligned proxy's (an ablation),
+    nobody's (SFT on the teacher's text: black-box KD), the open teacher's of `white_box`, or that of an assistant
+    between the two (TAKD).
+    """
     alpha: float = Field(100.0, ge=0)
+    """Weight of the KL: about 100 with `kl_reduction: sequence_mean`, about 1 with `token_sum`."""
     trust: Literal["sequence_sum", "token_mean", "constant", "none"] = "sequence_sum"
+    """What a record's weight follows from: its log-prob by the proxy, summed (the paper's) or a token's mean; 0.5 for
+    all; 1 for all.
+    """
     kl_reduction: Literal["sequence_mean", "token_sum"] = "sequence_mean"
+    """Unit of the KL: a mean over each sequence's tokens, beside an NLL that is a sum over them (the paper's); or both
+    terms as means over the global batch's tokens.
+    """
     divergence: Literal["tail", "truncated", "proxy_renormalised", "both_renormalised"] = "tail"
-    evaluations: int = Field(4, ge=0, description="points of the student's validation curve while it trains")
-    snapshots: bool = Field(False, description="keep the student at every such point, for curves of benchmark scores")
+    """What becomes of the mass outside the top K: one outcome more (exact), or left out in three ways, for
+    comparison.
+    """
+    evaluations: int = Field(4, ge=0)
+    """Points of the student's validation curve while it trains."""
+    snapshots: bool = False
+    """Keep the student at every such point, for curves of benchmark scores."""
 
 
 class WhiteBoxConfig(Section):
-    """The open teacher of the baselines that need one, and how a student learns from it (docs/method.md).
-
-    It completes the corpus' prompts itself; nothing of the black-box teacher's text is used.
+    """The open teacher of the baselines that need one, and how a student learns from it
+    ([method.md](method.md#what-it-is-compared-with)). It completes the corpus' prompts itself; nothing of the black-box
+    teacher's text is used.
     """
 
     teacher: ModelConfig
+    """The open teacher. It must have the student's tokenizer."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "tvd"] = "forward_kl"
+    """Between the whole distributions at each token: KL(p to q), KL(q to p), Jensen-Shannon, total variation."""
     temperature: float = Field(1.0, gt=0)
-    on_policy: bool = Field(False, description="on the student's own completions, drawn as it trains (GKD)")
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="most tokens of a completion; default: what its prompt leaves of corpus.max_length"
-    )
+    """Divides both models' logits in the divergence, which is scaled so that its gradient keeps its size."""
+    on_policy: bool = False
+    """Learn on the student's own completions, drawn as it trains (GKD)."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a completion. Unset, what its prompt leaves of `corpus.max_length`."""
     assistant: TrainConfig = TrainConfig()
+    """The assistant's own training on D_w and D_p, where `distillation.source` is `assistant`."""

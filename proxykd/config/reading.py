@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from proxykd.config.sections import Section, section_of
 from proxykd.config.whole import CollectConfig, RunConfig
 from proxykd.errors import ConfigError
 
-Whole = TypeVar("Whole", bound=BaseModel)
+Whole = TypeVar("Whole", bound=Section)
 
 
 def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> CollectConfig:
@@ -23,7 +26,7 @@ def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Co
     raw = read_yaml(path)
     apply_overrides(raw, overrides)
     others = RunConfig.model_fields.keys() - CollectConfig.model_fields.keys()
-    config = _validated(CollectConfig, {key: value for key, value in raw.items() if key not in others}, str(path))
+    config = validated(CollectConfig, {key: value for key, value in raw.items() if key not in others}, str(path))
     if config.teacher.local is not None:
         raise ConfigError("teacher.local is served within a run; use `proxykd run` with corpus.prompts for it")
     if config.teacher.base_url is None:
@@ -54,7 +57,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raw = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}; the shipped ones are in configs/") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not sections; start from configs/quickstart.yaml")
@@ -67,19 +72,49 @@ def apply_overrides(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
-    return _validated(RunConfig, raw, origin)
+    """A run's config from its nested mappings, as YAML or config.json hold them.
+
+    Raises:
+        ConfigError: as load_config; every problem is a line with its key, what is wrong and what was given.
+    """
+    return validated(RunConfig, raw, origin)
 
 
-def _validated(kind: type[Whole], raw: dict[str, Any], origin: str) -> Whole:
+def validated(kind: type[Whole], raw: dict[str, Any], origin: str, what: str = "config") -> Whole:
+    """A whole of any kind from its nested mappings. `what` it is called, and `origin`, where they come from.
+
+    Raises:
+        ConfigError: every problem is a line with its key, what is wrong and what was given.
+    """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
-            + ("" if e["type"] == "value_error" or e["type"] == "missing" else f" (got {e['input']!r})")
-            for e in error.errors()
-        ]
-        raise ConfigError(f"{origin} is not a valid config:\n" + "\n".join(lines)) from None
+        lines = [f"  {'.'.join(map(str, e['loc'])) or what}: {_problem(kind, e)}" for e in error.errors()]
+        raise ConfigError(f"{origin} is not a valid {what}:\n" + "\n".join(lines)) from None
+
+
+def _problem(kind: type[Section], error: ErrorDetails) -> str:
+    match error["type"]:
+        case "value_error":
+            return error["msg"].removeprefix("Value error, ")
+        case "missing":
+            return "is not set; set it"
+        case "extra_forbidden":
+            close = get_close_matches(str(error["loc"][-1]), _keys_at(kind, error["loc"][:-1]), n=1)
+            fix = f"did you mean {close[0]}?" if close else "remove it (docs/configuration.md has all keys)"
+            return f"there is no such key; {fix}"  # its value may be a secret: teacher.api_key
+    return f"{error['msg']} (got {error['input']!r})"
+
+
+def _keys_at(kind: type[Section], place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `place`; none where it is no section's own."""
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        inner = None if field is None else section_of(field.annotation)
+        if inner is None:
+            return []
+        kind = inner
+    return list(kind.model_fields)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -12,33 +12,51 @@ Flag = Literal["refusal", "truncated", "empty", "looping", "encoding", "near_dup
 
 
 class TeacherConfig(Section):
-    """The black box, and what it is asked. One that is asked is at `base_url` (any OpenAI-compatible API), at the own
-    address of a `provider`, or a `local` model that a run serves sealed.
+    """The black box, and what it is asked ([collect.md](collect.md)). One that is asked is at `base_url` (any
+    OpenAI-compatible API), at the own address of a `provider`, or a `local` model that a run serves sealed.
     """
 
     model: str = "unknown"
+    """Its name: as the API knows it where it is asked, for the report where the text is there already."""
     provider: Literal["openai", "anthropic"] = "openai"
-    base_url: str | None = Field(None, description="of the API; `default` is the provider's own")
-    api_key_env: str | None = Field(None, description="default: OPENAI_API_KEY or ANTHROPIC_API_KEY")
-    api_key_file: str | None = Field(None, description="a file that holds the key and nothing else")
+    """Whose API it speaks."""
+    base_url: str | None = None
+    """Address of the API; `default` is the provider's own."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key. Unset, `OPENAI_API_KEY` or `ANTHROPIC_API_KEY`."""
+    api_key_file: str | None = None
+    """A file that holds the key and nothing else; it goes before the variable."""
     local: ModelConfig | None = None
-    system: str | None = Field(None, description="before prompts that bring no system message")
-    samples: int = Field(1, ge=1, description="completions a prompt")
+    """A model that a run serves sealed: text alone, so that its true distribution is known at the end."""
+    system: str | None = None
+    """System message before prompts that bring none."""
+    samples: int = Field(1, ge=1)
+    """Completions a prompt."""
     max_tokens: int = Field(512, ge=1)
+    """Most tokens of a completion, as the teacher counts them."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What an OpenAI-compatible API calls them; newer models want the second."""
     temperature: float = Field(1.0, ge=0.0)
+    """Sampling temperature; Anthropic takes at most 1."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)
-    top_logprobs: int = Field(0, ge=0, le=20, description="of a grey box: how many most likely tokens it names a place")
-    extra_body: dict[str, Any] = Field({}, description="what else the API is to be told, as it names it")
+    """Nucleus sampling: the mass of the likeliest tokens that are drawn from. Unset, all."""
+    top_logprobs: int = Field(0, ge=0, le=20)
+    """Likeliest tokens whose log-probs a grey box is asked for at each place."""
+    extra_body: dict[str, Any] = Field({})
+    """What else the API is to be told, under its own names."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.local and self.base_url:
             raise ValueError("teacher.local and teacher.base_url are both set; set one of them")
         if self.provider == "anthropic" and self.top_logprobs:
-            raise ValueError("teacher.top_logprobs: Anthropic's API gives no log-probs; set it to 0")
+            raise ValueError(
+                f"teacher.top_logprobs is {self.top_logprobs}, but Anthropic's API gives no log-probs; set it to 0"
+            )
         if self.provider == "anthropic" and self.temperature > 1.0:
-            raise ValueError(f"teacher.temperature {self.temperature:g}: Anthropic's API takes at most 1")
+            raise ValueError(
+                f"teacher.temperature is {self.temperature:g}, but Anthropic's API takes at most 1; lower it"
+            )
         return self
 
     @property
@@ -56,44 +74,66 @@ class TeacherConfig(Section):
 
 
 class PriceConfig(Section):
-    """What the provider takes for a million tokens, in any one currency."""
+    """What the provider takes, in any one currency."""
 
     prompt: float = Field(0.0, ge=0)
+    """Price of a million tokens of prompts."""
     completion: float = Field(0.0, ge=0)
+    """Price of a million tokens of completions."""
     currency: str = "USD"
+    """The currency's name, which stands beside every sum."""
 
 
 class BudgetConfig(Section):
-    """What collecting may cost at most, over all attempts at one data set. None: no limit."""
+    """What collecting may cost at most, over all attempts at one data set. Every request is reserved at its worst
+    case before it is sent.
+    """
 
     tokens: int | None = Field(None, ge=1)
+    """Tokens of prompts and completions together. Unset, no limit."""
     cost: float | None = Field(None, gt=0)
+    """Sum in the currency of `collection.prices`, which it needs. Unset, no limit."""
 
 
 class BatchConfig(Section):
-    """The provider's batch API: cheaper, and answered within a day. Prices are then those of batches."""
+    """The provider's batch API: cheaper, and answered within a day. `collection.prices` are then those of batches."""
 
-    requests: int = Field(10_000, ge=1, le=50_000, description="a batch")
+    requests: int = Field(10_000, ge=1, le=50_000)
+    """Requests a batch."""
     poll_s: float = Field(30.0, gt=0)
+    """Seconds between looks at a batch."""
 
 
 class CollectionConfig(Section):
     """How fast the teacher is asked, what that may cost, and under which terms; no answer depends on it."""
 
-    concurrency: int = Field(64, ge=1, description="requests in flight at most; how many there are is learned")
-    requests_per_minute: float | None = Field(None, gt=0, description="default: learned from the provider")
-    tokens_per_minute: float | None = Field(None, gt=0, description="default: learned from the provider")
-    timeout_s: float = Field(300.0, gt=0, description="for a whole answer")
-    max_retries: int = Field(5, ge=0, description="of a request that fails; a 429 does not count")
-    give_up_after_s: float = Field(600.0, gt=0, description="without a single answer")
-    hedge_after_s: float | None = Field(None, gt=0, description="asks a second time; the first answer counts")
+    concurrency: int = Field(64, ge=1)
+    """Requests in flight at most; how many there are is learned."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """The provider's limit. Unset, it is learned from the provider."""
+    tokens_per_minute: float | None = Field(None, gt=0)
+    """The provider's limit on tokens of prompts and completions together. Unset, it is learned from the provider."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds for a whole answer."""
+    max_retries: int = Field(5, ge=0)
+    """Further attempts at a request that fails; a 429 does not count."""
+    give_up_after_s: float = Field(600.0, gt=0)
+    """Seconds without a single answer that end the attempt."""
+    hedge_after_s: float | None = Field(None, gt=0)
+    """Seconds after which an unanswered request is sent a second time; the first answer counts, and both are paid.
+    Unset, never.
+    """
     batch: BatchConfig | None = None
-    max_failed_share: float = Field(0.0, ge=0.0, lt=1.0, description="unanswered prompts that a data set may lack")
-    accept_models: tuple[str, ...] = Field((), description="that may answer; default: the first that does")
+    max_failed_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the prompts that a data set may lack because they found no answer."""
+    accept_models: tuple[str, ...] = ()
+    """Names of models that may answer. Empty, the first that does."""
     prices: PriceConfig = PriceConfig()
     budget: BudgetConfig = BudgetConfig()
-    licence: str | None = Field(None, description="of the data set; kept in its metadata")
-    terms: str | None = Field(None, description="of the provider, that you have checked; kept in the metadata")
+    licence: str | None = None
+    """The data set's licence; kept in its metadata."""
+    terms: str | None = None
+    """The provider's terms as you have checked them; kept in the metadata."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,6 +148,8 @@ class QualityConfig(Section):
     """What of the teacher's text is left out. All is flagged and counted; what is dropped is kept apart."""
 
     drop: tuple[Flag, ...] = ("empty", "looping", "encoding", "contaminated")
-    benchmarks: tuple[str, ...] = Field((), description="files of benchmark questions that no prompt may contain")
-    ngram: int = Field(13, ge=3, description="words in a row that a prompt may not share with a benchmark question")
-    near_duplicate: float = Field(0.9, gt=0.0, le=1.0, description="Jaccard similarity of two prompts' word 5-grams")
+    """Flags whose records are kept apart, out of the data set."""
+    benchmarks: tuple[str, ...] = ()
+    """Files of benchmark questions: a prompt that shares 13 words in a row with one is `contaminated`."""
+    near_duplicate: float = Field(0.9, gt=0.0, le=1.0)
+    """Jaccard similarity of two prompts' word 5-grams from which on the later one is a `near_duplicate`."""

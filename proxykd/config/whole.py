@@ -20,26 +20,30 @@ from proxykd.config.method import (
 )
 from proxykd.config.sections import ModelConfig, Section
 from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig
+from proxykd.config.teachings import TEACHINGS, Teaching
 
 WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "runs_dir")
 """Sections of a run on which no result depends."""
 
 
 class RunConfig(Section):
-    """A whole run. `load_config` reads one from YAML; `hash8` names it."""
+    """What `proxykd run` takes. `name` and the hash of everything that changes results name the run's directory."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Names the run: small letters, digits and hyphens."""
     seed: int = 0
-    runs_dir: str = Field(
-        default_factory=lambda: os.environ.get("PROXYKD_RUNS_DIR", "runs"),
-        description="a folder that every node sees, or s3://bucket/prefix; default: $PROXYKD_RUNS_DIR, else runs",
-    )
+    """Seeds every draw: order of records, adapters' first weights, samples, the teacher's requests."""
+    runs_dir: str = Field(default_factory=lambda: os.environ.get("PROXYKD_RUNS_DIR", "runs"))
+    """A folder that every node sees, or `s3://bucket/prefix`. Unset, `$PROXYKD_RUNS_DIR`, else `runs`."""
     teacher: TeacherConfig = TeacherConfig()
     corpus: CorpusConfig
     quality: QualityConfig = QualityConfig()
     proxy: ModelConfig
+    """The model that is aligned to the teacher, by an adapter, and whose distribution the student learns."""
     student: ModelConfig
+    """The model that comes out."""
     warmup: TrainConfig = TrainConfig()
+    """SFT of the proxy on D_w, equation (1)."""
     alignment: AlignmentConfig = AlignmentConfig()
     score: ScoreConfig = ScoreConfig()
     distillation: DistillationConfig = DistillationConfig()
@@ -75,17 +79,15 @@ class RunConfig(Section):
                 f"{self.distillation.learning_rate:g} are below its resolution and would be lost; set "
                 f"student.dtype=float32, or student.method=lora"
             )
-        if self.distillation.source in ("white_box", "assistant"):
+        if self.teaching.open_teacher:
             self._check_white_box()
-        if self.corpus.follow and not self.uses_proxy:
+        if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
-        if self.proxy.lora.rank > self.engine.max_lora_rank:
-            raise ValueError(
-                f"proxy.lora.rank is {self.proxy.lora.rank}, above engine.max_lora_rank {self.engine.max_lora_rank}; "
-                f"set engine.max_lora_rank={self.proxy.lora.rank} or lower the rank"
-            )
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
-            raise ValueError("resources.engine_tensor_parallel > 1 needs GPUs; set resources.device=gpu or use 1")
+            raise ValueError(
+                f"resources.engine_tensor_parallel is {self.resources.engine_tensor_parallel}, which needs GPUs; set "
+                f"resources.device=gpu or use 1"
+            )
         self._check_limit("alignment", self.alignment.max_new_tokens)
         return self
 
@@ -131,13 +133,12 @@ class RunConfig(Section):
     @property
     def open_teacher(self) -> ModelConfig | None:
         """The white-box teacher, where the student learns from one."""
-        used = self.white_box is not None and self.distillation.source in ("white_box", "assistant")
-        return self.white_box.teacher if self.white_box is not None and used else None
+        return self.white_box.teacher if self.white_box is not None and self.teaching.open_teacher else None
 
     @property
-    def uses_proxy(self) -> bool:
-        """Whether the student learns from a proxy of the black-box teacher."""
-        return self.distillation.source in ("proxy", "base")
+    def teaching(self) -> Teaching:
+        """What the student learns from."""
+        return TEACHINGS[self.distillation.source]
 
     @property
     def hash8(self) -> str:
@@ -167,9 +168,10 @@ class RunConfig(Section):
 
 
 class CollectConfig(Section):
-    """What collecting needs: of a run's config these sections, so that a run's file serves `proxykd collect` too."""
+    """What `proxykd collect` takes: these keys, in a file of their own or a run's, of which it reads no others."""
 
     seed: int = 0
+    """Seeds the requests, each prompt and sample by one of its own."""
     teacher: TeacherConfig
     collection: CollectionConfig = CollectionConfig()
     quality: QualityConfig = QualityConfig()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proxykd.config import RunConfig
 from proxykd.errors import CorpusError
@@ -21,11 +19,11 @@ from proxykd.runs.storage import (
     unfinished,
     verify_shard,
     write_json,
-    write_shard,
 )
+from proxykd.runs.table_shards import write_rows_as_shard, write_table_shard
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Reading, Record, Row, prompt_key, slice_of
-from proxykd.text.tokenising import TokenisedRecord, ids_hash, tokenise_all
+from proxykd.text.tokenising import TokenisedRecord, tokenise_all
 from proxykd.text.tokenizer import tokenizer_hash
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ GROWING = ("alignment", "distillation")
 """Slices that take what a data set adds while the run goes on (corpus_segments.py)."""
 IDS = pa.list_(pa.int32())
 TEACHER_TOP = pa.list_(pa.struct([("position", pa.int32()), ("ids", IDS), ("logps", pa.list_(pa.float32()))]))
-"""What a grey box tells of its distribution, where it does (proxykd/data/teacher_logprobs.py)."""
+"""The teacher's most likely tokens and their log-probs, where it gives them (proxykd/data/teacher_logprobs.py)."""
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -60,7 +58,7 @@ def write_corpus(
     Raises:
         CorpusError: a slice would be empty, or alignment.teacher_kl has nothing to go by.
     """
-    require_grey_box(config, reading)
+    require_teacher_logprobs(config, reading)
     placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
     facts = _write_slices(run, config, SLICES, placed, chat, "shard")
     require_few_refused(facts["refused"], len(placed), config)
@@ -78,7 +76,7 @@ def write_corpus(
     return value
 
 
-def require_grey_box(config: RunConfig, reading: Reading) -> None:
+def require_teacher_logprobs(config: RunConfig, reading: Reading) -> None:
     """Raises:
     CorpusError: alignment.teacher_kl has nothing to go by.
     """
@@ -138,12 +136,12 @@ def _write_slices(
 
     records, slices = [record for record, _ in placed], [name for _, name in placed]
     found = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
-    texts, grey = {record.id: record for record in records}, TokensByText(chat)
+    texts, tokens_by_text = {record.id: record for record in records}, TokensByText(chat)
     counts = {}
     for name in names:
         rows = [record for record in found.records if record.slice == name]
         rows.sort(key=lambda r: training_order(config.seed, r.id))
-        _write_slice(run.corpus / name, prefix, rows, texts, grey, config.corpus.shard_records)
+        _write_slice(run.corpus / name, prefix, rows, texts, tokens_by_text, config.corpus.shard_records)
         counts[name] = len(rows)
     dropped = Counter(found.notes)
     truncated = dropped.pop("truncated", 0)
@@ -157,7 +155,7 @@ def _write_slice(
     prefix: str,
     records: list[TokenisedRecord],
     texts: dict[str, Record],
-    grey: TokensByText,
+    tokens_by_text: TokensByText,
     shard_records: int,
 ) -> None:
     for number, start in enumerate(range(0, len(records), shard_records)):
@@ -166,17 +164,18 @@ def _write_slice(
             "id": [r.id for r in part],
             "prompt_ids": [r.prompt_ids for r in part],
             "completion_ids": [r.completion_ids for r in part],
-            "teacher_top": [_told(texts[r.id], len(r.completion_ids), grey) for r in part],
+            "teacher_top": [_teacher_top(texts[r.id], len(r.completion_ids), tokens_by_text) for r in part],
             "prompt": [texts[r.id].messages[-1]["content"] for r in part],
             "completion": [texts[r.id].completion for r in part],
             "prompt_key": [prompt_key(texts[r.id].messages) for r in part],
         }
-        table = pa.table(columns, schema=SCHEMA)
-        write_shard(directory / f"{prefix}-{number:05d}.parquet", partial(_write_table, table), {"records": len(part)})
+        write_table_shard(directory / f"{prefix}-{number:05d}.parquet", pa.table(columns, schema=SCHEMA))
 
 
-def _told(record: Record, tokens: int, grey: TokensByText) -> list[Place] | None:
-    return None if record.top_logprobs is None else grey.places(record.completion, record.top_logprobs, tokens)
+def _teacher_top(record: Record, tokens: int, tokens_by_text: TokensByText) -> list[Place] | None:
+    if record.top_logprobs is None:
+        return None
+    return tokens_by_text.places(record.completion, record.top_logprobs, tokens)
 
 
 def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Path]:
@@ -190,13 +189,9 @@ def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Pat
 
 
 def write_rows_shard(path: Path, rows: list[Row]) -> None:
+    """Rows of the corpus as one shard; a finished one stands."""
     if unfinished(path):
-        table = pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
-        write_shard(path, partial(_write_table, table), {"records": len(rows)})
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd")
+        write_rows_as_shard(path, rows, SCHEMA)
 
 
 def manifest(run: RunDirectory, segments: int | None = None) -> dict[str, Any]:
@@ -239,11 +234,6 @@ def read_shard_rows(path: Path) -> list[Row]:
     for row in rows:
         row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
     return rows
-
-
-def prompt_of(row: Row) -> str:
-    """The key of a row's normalised prompt; of its tokens, where an earlier version wrote the row."""
-    return row.get("prompt_key") or ids_hash(list(row["prompt_ids"]))
 
 
 def read_slice(run: RunDirectory, name: str, segments: int | None = None) -> list[Row]:

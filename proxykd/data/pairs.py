@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proxykd.data.corpus_store import IDS, TEACHER_TOP
 from proxykd.errors import CorpusError
-from proxykd.runs.storage import read_table, shard_facts, verify_shard, write_shard
+from proxykd.runs.storage import read_table, shard_facts, verify_shard
+from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.corpus import Row
 
 Truncated = Literal["keep", "drop"]
@@ -43,16 +43,14 @@ def write_pairs(path: Path, rows: list[Row], truncated: Truncated) -> Counter[st
         if reason:
             dropped[reason] += 1
         else:
-            kept.append({name: row.get(name) for name in SCHEMA.names})
-    table = pa.Table.from_pylist(kept, schema=SCHEMA)
+            kept.append(row)
     facts = {
-        "records": len(kept),
         "dropped": dict(dropped),
         "samples": len(rows),
         "truncated": sum(not row["rejected_stopped"] for row in rows),
         "tokens": sum(len(row["rejected_ids"]) for row in rows),
     }
-    write_shard(path, lambda target: pq.write_table(table, target, compression="zstd"), facts)
+    write_rows_as_shard(path, kept, SCHEMA, facts)
     return dropped
 
 
@@ -65,8 +63,8 @@ def _reason_to_drop(row: Row, truncated: Truncated) -> str | None:
 
 
 def count_pairs(shards: Sequence[Path]) -> dict[str, Any]:
-    """Of a round's finished shards: `pairs`, what was `dropped` and why, all `samples` and how many of them were
-    `truncated`, kept or not.
+    """Returns counts over a round's finished shards: `pairs`, what was `dropped` and why, all `samples` and how many of
+    them were `truncated`, kept or not.
 
     Raises:
         CorpusError: no pair is left.

@@ -22,6 +22,7 @@ import torch
 
 from proxykd.errors import IntegrityError
 from proxykd.losses.top_k import TopK
+from proxykd.runs.table_shards import write_table_shard
 from proxykd.text.tokenising import ids_hash
 
 STEP = 512
@@ -109,16 +110,18 @@ def unpack(row: dict[str, Any], source: LabelSource) -> SoftLabels:
     )
 
 
-def write_shard_file(path: Path, labels: Sequence[SoftLabels], source: LabelSource) -> None:
+def write_label_shard(path: Path, labels: Sequence[SoftLabels], source: LabelSource) -> None:
+    """Writes a shard of labels that `source` made; its marker counts `records` and `tokens`."""
+    tokens = [len(label.token_logps_T) for label in labels]
     columns = {
         "record_id": [label.record_id for label in labels],
         "token_hash": [label.token_hash for label in labels],
-        "tokens": [len(label.token_logps_T) for label in labels],
+        "tokens": tokens,
         "sequence_logp": [label.sequence_logp for label in labels],
         "packed": [pack(label, source.vocabulary) for label in labels],
     }
     table = pa.table(columns, schema=SCHEMA.with_metadata(source.metadata()))
-    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    write_table_shard(path, table, {"tokens": sum(tokens)}, use_dictionary=False, write_statistics=False)
 
 
 def read_source(path: Path) -> LabelSource:

@@ -1,4 +1,4 @@
-"""Grey boxes: what a teacher tells of its own distribution, carried over to the tokens of the run's models by text.
+"""The teacher's log-probs where its API gives some (a grey box), carried over by text to the run's own tokens.
 
 A teacher that names its most likely tokens names texts. Where one of its tokens begins at the same character as one of
 ours, those texts that are a single token of ours give its probability; all others are its tail. Merging outcomes never
@@ -102,5 +102,5 @@ def places_of(row: dict[str, Any]) -> list[Place]:
 
 
 def places_known(rows: Sequence[dict[str, Any]]) -> int:
-    """Of how many tokens the teacher tells its distribution."""
+    """Returns at how many completion tokens the teacher's log-probs are known."""
     return sum(len(places_of(row)) for row in rows)

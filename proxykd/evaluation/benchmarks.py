@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import operator
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import LETTERS, Question
 from proxykd.evaluation.standard_errors import ratio_of_sums
+from proxykd.runs.json_model import JsonModel
 from proxykd.text.corpus import normalised_prompt
 
 TASKS = ("bbh", "agieval", "arc_challenge", "csqa", "gsm8k", "mmlu")
@@ -75,14 +78,31 @@ def _question(line: str, where: str) -> Question:
 
 
 def subset(questions: list[Question], limit: int | None, seed: int) -> list[Question]:
-    """At most `limit` of them, drawn at random by `seed`, in their own order."""
+    """Returns at most `limit` of them, drawn at random by `seed`, in their own order."""
     if limit is None or limit >= len(questions):
         return questions
     return [questions[i] for i in sorted(random.Random(seed).sample(range(len(questions)), limit))]
 
 
-def summarise(grades: Sequence[Grade]) -> dict[str, Any]:
-    """Score (share right) with its standard error, share without a readable answer, and the same for each subtask.
+class Score(JsonModel):
+    """Of `n` questions."""
+
+    score: float
+    """The share of right answers."""
+    stderr: float | None
+    """Of it; None where a single question says nothing about others."""
+    n: int
+    unanswered: float
+    """The share without a readable answer."""
+
+
+class TaskScore(Score):
+    subtasks: dict[str, Score] = Field(default_factory=dict, exclude_if=operator.not_)
+    """Absent where the task has none."""
+
+
+def summarise(grades: Sequence[Grade]) -> TaskScore:
+    """The score of a task, and of each of its subtasks.
 
     The standard error is that of a mean, sqrt(p (1 - p) / (n - 1)), questions of the same words being one cluster. The
     score counts every question once (the paper and lm-evaluation-harness alike), so large subtasks weigh more.
@@ -91,16 +111,11 @@ def summarise(grades: Sequence[Grade]) -> dict[str, Any]:
     for grade in grades:
         by_subtask[grade.subtask].append(grade)
     subtasks = {name: _score(some) for name, some in sorted(by_subtask.items()) if name}
-    return {**_score(grades), **({"subtasks": subtasks} if subtasks else {})}
+    return TaskScore(**_score(grades).model_dump(), subtasks=subtasks)
 
 
-def _score(grades: Sequence[Grade]) -> dict[str, Any]:
+def _score(grades: Sequence[Grade]) -> Score:
     n = len(grades)
     prompts = [normalised_prompt(({"role": "user", "content": grade.prompt},)) for grade in grades]
     score, stderr = ratio_of_sums([float(grade.right) for grade in grades], [1] * n, prompts)
-    return {
-        "score": score,
-        "stderr": stderr,
-        "n": n,
-        "unanswered": sum(grade.extracted is None for grade in grades) / n,
-    }
+    return Score(score=score, stderr=stderr, n=n, unanswered=sum(grade.extracted is None for grade in grades) / n)

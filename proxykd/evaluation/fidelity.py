@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from proxykd.data.corpus_store import prompt_of
 from proxykd.data.pairs import SIDES
 from proxykd.data.teacher_logprobs import TeacherAt, places_of
+from proxykd.evaluation.measures import Fidelity, MassShares, MeanKl
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.losses.sequence_losses import sequence_sums
 from proxykd.models.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
@@ -33,28 +32,28 @@ class RecordScores:
     prompts: list[str]
     true_kl: list[float] | None = None
 
-    def fidelity(self) -> dict[str, float | int | None]:
+    def fidelity(self) -> Fidelity:
         """F of docs/design.md, report.json: mean NLL a token, its standard error (prompts as clusters), and agreement.
 
         Sequence agreement is the share of completions that greedy decoding writes just as the teacher did.
         """
         mean, stderr = ratio_of_sums(self.nll, self.tokens, self.prompts)
-        return {
-            "held_out_nll": mean,
-            "stderr": stderr,
-            "top1_agreement": sum(self.agreements) / sum(self.tokens),
-            "sequence_agreement": sum(map(float.__eq__, self.agreements, map(float, self.tokens))) / len(self.tokens),
-            "records": len(self.tokens),
-            "prompts": len(set(self.prompts)),
-            "tokens": sum(self.tokens),
-        }
+        return Fidelity(
+            held_out_nll=mean,
+            stderr=stderr,
+            top1_agreement=sum(self.agreements) / sum(self.tokens),
+            sequence_agreement=sum(map(float.__eq__, self.agreements, map(float, self.tokens))) / len(self.tokens),
+            records=len(self.tokens),
+            prompts=len(set(self.prompts)),
+            tokens=sum(self.tokens),
+        )
 
-    def mean_true_kl(self) -> dict[str, float | int | None] | None:
+    def mean_true_kl(self) -> MeanKl | None:
         """The mean a token of the true KL, with its standard error; None where no seal was opened."""
         if self.true_kl is None:
             return None
         kl, stderr = ratio_of_sums(self.true_kl, self.tokens, self.prompts)
-        return {"kl": kl, "stderr": stderr, "tokens": sum(self.tokens)}
+        return MeanKl(kl=kl, stderr=stderr, tokens=sum(self.tokens))
 
 
 class SealedTeacher:
@@ -107,14 +106,14 @@ def score_records(
         table[part] = torch.stack([sequence_sums(c, batch.lengths_B) for c in columns], dim=1)
     nll, agreements, true_kl = workers.sum(table).T.tolist()
     tokens = [len(row["completion_ids"]) for row in rows]
-    return RecordScores(tokens, nll, agreements, list(map(prompt_of, rows)), true_kl if teacher else None)
+    return RecordScores(tokens, nll, agreements, [row["prompt_key"] for row in rows], true_kl if teacher else None)
 
 
 def teacher_kl(
     scorer: CompletionScorer, rows: Sequence[Row], workers: Workers, micro_batch_tokens: int
-) -> dict[str, float | int | None] | None:
-    """KL(teacher || model) a token, at least, where a grey box tells its distribution (teacher_logprobs.py); None where
-    it nowhere does."""
+) -> MeanKl | None:
+    """A lower bound of KL(teacher || model) in nats a token, over the tokens at which the teacher's log-probs are
+    known (teacher_logprobs.py); None where there are none."""
     places = [len(places_of(row)) for row in rows]
     if not any(places):
         return None
@@ -124,8 +123,8 @@ def teacher_kl(
         with torch.no_grad():
             kl_N = teacher.kl(scorer(batch, teacher.top.ids_NK).top)
         sums[part] = sequence_sums(kl_N, batch.lengths_B)
-    kl, stderr = ratio_of_sums(workers.sum(sums).tolist(), places, list(map(prompt_of, rows)))
-    return {"kl": kl, "stderr": stderr, "tokens": sum(places)}
+    kl, stderr = ratio_of_sums(workers.sum(sums).tolist(), places, [row["prompt_key"] for row in rows])
+    return MeanKl(kl=kl, stderr=stderr, tokens=sum(places))
 
 
 def token_logps(
@@ -144,7 +143,7 @@ def token_logps(
 def pair_token_logps(
     scorer: CompletionScorer, pairs: Sequence[Row], workers: Workers, micro_batch_tokens: int
 ) -> dict[str, list[list[float]]]:
-    """The same for both completions of each pair, by side. Every worker must call it."""
+    """Both completions of each pair, by side, token by token: log-probs in nats. Every worker must call it."""
     rows = [
         {
             "prompt_ids": pair["prompt_ids"],
@@ -179,9 +178,7 @@ def _my_batches(
             scorer.score(batch)
 
 
-def mass_shares(
-    scorer: CompletionScorer, rows: Sequence[Row], micro_batch_tokens: int, top_k: int = 50
-) -> dict[str, Any]:
+def mass_shares(scorer: CompletionScorer, rows: Sequence[Row], micro_batch_tokens: int, top_k: int = 50) -> MassShares:
     """Figure 5: for k = 1..top_k, the share of tokens whose k most likely tokens hold more than 0.95 of the mass."""
     above = torch.zeros(top_k, dtype=torch.float64)
     tokens = 0
@@ -191,7 +188,7 @@ def mass_shares(
         mass_NK = scores.top.logps_NK.double().exp().cumsum(-1).cpu()
         above[: mass_NK.shape[1]] += (mass_NK > 0.95).sum(0)
         tokens += len(mass_NK)
-    return {"k": list(range(1, top_k + 1)), "share": (above / max(tokens, 1)).tolist()}
+    return MassShares(k=list(range(1, top_k + 1)), share=(above / max(tokens, 1)).tolist())
 
 
 def _collate(rows: Sequence[Row], part: list[int], device: torch.device) -> CompletionBatch:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from proxykd.config import RunConfig
 from proxykd.data.pairs import SIDES, read_pairs
-from proxykd.losses.trust import reduction_of, scores, trust_statistics, trust_weights
-from proxykd.runs.storage import RunDirectory, read_table, shard_facts, write_shard
+from proxykd.losses.trust import weights_among
+from proxykd.runs.storage import RunDirectory, read_table, shard_facts
+from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.corpus import Row
 
 PAIRS = 64
@@ -60,7 +58,8 @@ def write_inspected(
     """`margin` is beta * (change of log p(chosen) - change of log p(rejected)), equation (4)'s, in nats; `trust`
     equation (9)'s weight of the teacher's completion, mu and gamma over these pairs."""
     config = run.config()
-    trust = _trust(config, after["chosen"])
+    chosen = after["chosen"]
+    trust = weights_among(list(map(sum, chosen)), list(map(len, chosen)), config.distillation.trust)
     rows = []
     for i, pair in enumerate(pairs):
         row: dict[str, Any] = {"id": pair["id"], "prompt": tokenizer.decode(pair["prompt_ids"]), "trust": trust[i]}
@@ -70,9 +69,7 @@ def write_inspected(
             row[f"{side}_before"], row[f"{side}_after"] = before[side][i], after[side][i]
             gained[side] = sum(after[side][i]) - sum(before[side][i])
         rows.append(row | {"margin": config.alignment.beta * (gained["chosen"] - gained["rejected"])})
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    write = partial(pq.write_table, table, compression="zstd")
-    write_shard(_path(run, number), write, {"records": len(rows)})
+    write_rows_as_shard(_path(run, number), rows, SCHEMA)
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -102,11 +99,6 @@ def has_inspected(run: RunDirectory, number: int) -> bool:
 def read_inspected(run: RunDirectory, number: int) -> list[dict[str, Any]] | None:
     """The round's inspected pairs, or None where it has none (yet)."""
     return read_table(_path(run, number)).to_pylist() if has_inspected(run, number) else None
-
-
-def _trust(config: RunConfig, chosen: Logps) -> list[float]:
-    judged = scores(list(map(sum, chosen)), list(map(len, chosen)), reduction_of(config.distillation.trust))
-    return trust_weights(judged, *trust_statistics(judged))
 
 
 def _path(run: RunDirectory, number: int) -> Path:

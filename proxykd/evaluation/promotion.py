@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxykd.config import AlignmentConfig
+from proxykd.evaluation.measures import ValidationChange
 from proxykd.evaluation.standard_errors import student_t
 
 SURE = 0.95
@@ -36,15 +37,16 @@ class Change:
         return self.nll - error > bound
 
     def kept(self) -> Change:
-        """None at all, where this one was rejected: the adapter before stays in force."""
+        """Returns no change, as where this one was rejected: the adapter before stays in force."""
         return Change(self.before, self.before, 0.0, self.prompts)
 
     @property
     def error(self) -> str:
         return "" if self.stderr is None else f" ± {self.stderr:.4f}"
 
-    def facts(self) -> dict[str, float | int | None]:
-        return {"nll": self.nll, "stderr": self.stderr, "prompts": self.prompts}
+    def measure(self) -> ValidationChange:
+        """Returns the change in the form that results hold: in nats a token."""
+        return ValidationChange(nll=self.nll, stderr=self.stderr, prompts=self.prompts)
 
     def __str__(self) -> str:
         change = f"{self.nll:+.4f}{self.error} nats a token"
@@ -82,9 +84,9 @@ def stop_reason(changes: Sequence[Change], config: AlignmentConfig) -> str | Non
         return f"all {config.rounds} rounds done"
     last = changes[-config.patience :]
     if rounds >= config.patience and all(change.surely_above(-config.min_improvement) for change in last):
-        told = ", ".join(f"{change.nll:+.4f}{change.error}" for change in last)
+        changes_in_nll = ", ".join(f"{change.nll:+.4f}{change.error}" for change in last)
         return (
             f"converged: validation NLL improved by less than {config.min_improvement:g} nats a token "
-            f"for {config.patience} rounds ({told})"
+            f"for {config.patience} rounds ({changes_in_nll})"
         )
     return None

@@ -5,17 +5,16 @@ validation/<adapter>/records.parquet, in the slice's order.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proxykd.errors import RunError
 from proxykd.evaluation.promotion import Change
 from proxykd.evaluation.standard_errors import ratio_of_sums
-from proxykd.runs.storage import RunDirectory, read_table, shard_facts, verify_shard, write_shard
+from proxykd.runs.storage import RunDirectory, read_table, shard_facts, verify_shard
+from proxykd.runs.table_shards import write_table_shard
 
 if TYPE_CHECKING:  # torch comes with it
     from proxykd.evaluation.fidelity import RecordScores
@@ -26,8 +25,7 @@ SCHEMA = pa.schema([("prompt", pa.string()), ("tokens", pa.int32()), ("nll", pa.
 
 def write_validation(run: RunDirectory, adapter: str, scores: RecordScores) -> None:
     columns = {"prompt": scores.prompts, "tokens": scores.tokens, "nll": scores.nll}
-    write = partial(pq.write_table, pa.table(columns, schema=SCHEMA), compression="zstd")
-    write_shard(_path(run, adapter), write, {"records": len(scores.tokens)})
+    write_table_shard(_path(run, adapter), pa.table(columns, schema=SCHEMA))
 
 
 def validation_change(run: RunDirectory, before: str, after: str) -> Change:
@@ -48,7 +46,7 @@ def validation_change(run: RunDirectory, before: str, after: str) -> Change:
 def _read(run: RunDirectory, adapter: str) -> dict[str, list[Any]]:
     path = _path(run, adapter)
     if shard_facts(path) is None:
-        raise RunError(f"{path} is not there, by which a round is judged: an earlier version began the run; begin anew")
+        raise RunError(f"{path} is not there, by which a round is judged; begin the run anew with --fresh")
     verify_shard(path)
     columns: dict[str, list[Any]] = read_table(path).to_pydict()
     return columns

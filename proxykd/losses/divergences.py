@@ -41,7 +41,7 @@ def tvd(teacher_logps_nV: Tensor, student_logps_nV: Tensor) -> Tensor:
     return (teacher_logps_nV.exp() - student_logps_nV.exp()).abs().sum(-1) / 2
 
 
-FORMS: dict[Name, Callable[[Tensor, Tensor], Tensor]] = {
+DENSE_DIVERGENCES: dict[Name, Callable[[Tensor, Tensor], Tensor]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jsd": jsd,
@@ -70,7 +70,7 @@ class Divergence:
         teacher, student = (
             (logits / self.temperature).log_softmax(-1) for logits in (teacher_logits_nV, student_logits_nV)
         )
-        return self.temperature ** ORDERS[self.name] * FORMS[self.name](teacher, student)
+        return self.temperature ** ORDERS[self.name] * DENSE_DIVERGENCES[self.name](teacher, student)
 
     def by_token(self, teacher: Head, teacher_hidden_NH: Tensor, student: Head, student_hidden_NH: Tensor) -> Tensor:
         """[N] from hidden states, chunk by chunk: backward computes a chunk's logits again, so that the float32 logits

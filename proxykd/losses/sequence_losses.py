@@ -58,7 +58,7 @@ def kl_both_renormalised(proxy: TopK, student: TopK) -> Tensor:
     return _kl_terms(proxy.logps_NK.log_softmax(-1), student.logps_NK.log_softmax(-1)).sum(-1)
 
 
-DIVERGENCES = {
+TOP_K_DIVERGENCES = {
     "tail": kl_tail,
     "truncated": kl_truncated,
     "proxy_renormalised": kl_proxy_renormalised,

@@ -45,7 +45,7 @@ class Architecture:
 
     @property
     def embeddings(self) -> int:
-        """With a head of its own, where the two are not tied."""
+        """How many parameters the embeddings have, with those of a head of its own where the two are not tied."""
         return self.head * (1 if self.tied else 2)
 
     @property
@@ -54,7 +54,7 @@ class Architecture:
         return self.layers * self.layer_linear + norms + self.embeddings
 
     def lora_parameters(self, rank: int) -> int:
-        """Of adapters on all seven matrices of every layer: rank * (inputs + outputs) each."""
+        """How many parameters adapters on all seven matrices of every layer have: rank * (inputs + outputs) each."""
         ends = 2 * (self.hidden + self.query_width) + 2 * (self.hidden + self.kv_width)
         return self.layers * rank * (ends + 3 * (self.hidden + self.intermediate))
 
@@ -89,10 +89,10 @@ def architecture(model: ModelConfig) -> Architecture | None:
 
 
 def require_architecture(model: ModelConfig) -> Architecture:
-    """The same.
+    """What `model` is made of, its dropped layers taken out.
 
     Raises:
-        ModelError: nothing says it.
+        ModelError: neither a file nor the name says it.
     """
     found = architecture(model)
     if found is None:

@@ -47,7 +47,11 @@ class CompletionBatch:
 
 
 def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> CompletionBatch:
-    """Pads B sequences to the longest. An empty completion contributes no tokens; an empty prompt is refused."""
+    """Pads B sequences to the longest. An empty completion contributes no tokens.
+
+    Raises:
+        ValueError: a prompt is empty.
+    """
     import torch
 
     sequences = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]

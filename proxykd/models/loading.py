@@ -169,6 +169,9 @@ def load_scorer(
     """The base in its own dtype with float32 LoRA weights on every linear layer (`method: lora`), or alone.
 
     `adapter` gives the LoRA weights to start from; without it they are fresh (B = 0: the base itself).
+
+    Raises:
+        ModelError: fewer embeddings than the tokenizer has tokens, or an adapter for a model of `method: full`.
     """
     base = local_model(base)
     tokens = len(load_tokenizer(base))

@@ -64,7 +64,7 @@ class NewTensor:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """How many bytes it has."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 

@@ -1,4 +1,4 @@
 """Before anything starts: what a run needs in memory, time and disk, and what its models will see.
 
-May import training and what that may; not report or study.
+Demands and hours are those of the stages' entries. May import stages and what that may.
 """

@@ -48,7 +48,7 @@ class ChatFacts:
 
 
 def chat_facts(model: ModelConfig, folder: Path, tokenizer: Any) -> ChatFacts:
-    """Of a tokenizer that load_tokenizer has read from `folder` for `model`.
+    """Returns the facts of a tokenizer that load_tokenizer has read from `folder` for `model`.
 
     Raises:
         TemplateError: the template does not do.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from proxykd.config import ModelConfig, RunConfig
+from proxykd.costs.memory_plan import footprints
 from proxykd.models.architecture import architecture
-from proxykd.planning.memory_plan import footprints
 from proxykd.planning.requirements import cpus_needed, gpus_needed
 
 
@@ -33,26 +33,27 @@ def describe(config: RunConfig) -> list[str]:
 def _method(config: RunConfig) -> list[str]:
     """What the student learns from, and how."""
     warmup, alignment, distillation, white_box = config.warmup, config.alignment, config.distillation, config.white_box
+    teaching = config.teaching
     lines = []
-    if distillation.source == "proxy":
+    if teaching.aligned:
         dpo = f" + DPO (beta {alignment.beta:g})" if alignment.preference else ", without the preference loss"
         lines = [
             f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
             f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}){dpo}, "
             + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
         ]
-    if config.uses_proxy:
-        whose = "" if distillation.source == "proxy" else ", of the unaligned base"
+    if teaching.labels:
+        whose = "" if teaching.aligned else ", of the unaligned base"
         lines.append(f"  score         top-{config.score.top_k} + tail, by the {config.score.source}{whose}")
         loss = (
             f"NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
             f"{distillation.kl_reduction})"
         )
-    elif white_box is None or distillation.source == "none":
+    elif white_box is None or not teaching.open_teacher:
         loss = "NLL on the teacher's text alone (black-box KD)"
     else:
         student = "its own completions" if white_box.on_policy else "the open teacher's completions"
-        whose = "an assistant of the open teacher's" if distillation.source == "assistant" else "the open teacher's"
+        whose = "an assistant of the open teacher's" if teaching.assistant else "the open teacher's"
         lines.append(f"  open teacher  {_model(white_box.teacher.model_copy(update={'method': 'full'}))}")
         loss = f"{white_box.divergence} from {whose} whole distribution, on {student}"
     training = _training(distillation.learning_rate, distillation.global_batch, distillation.epochs)

@@ -60,7 +60,11 @@ def require_trackers(config: RunConfig) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Found by writing: permissions tell nothing of a file system that has turned read-only upon an error."""
+    """Tries to write to `folder`: permissions tell nothing of a file system that has turned read-only upon an error.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
     if (message := refuses_now(folder, size=0)) is not None:
         raise ResourceError(f"the run's storage cannot be written: {message}")
 

@@ -20,8 +20,8 @@ class Tokens(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stage trains on: an epoch's global batches, each the lengths of its rows."""
+class Epoch:
+    """What a stage trains on in one pass: its global batches, each the lengths of its rows."""
 
     name: str
     slices: tuple[str, ...]
@@ -53,40 +53,41 @@ class Packing:
 
 
 def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[Packing]:
-    """Of every training stage, given each slice's records in the order in which training sees them.
+    """Returns the packing of every training stage, given each slice's records in the order in which training sees them.
 
     A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
     completions of an open teacher.
     """
     warmup, alignment, distillation = config.warmup, config.alignment, config.distillation
-    stages = []
-    if distillation.source == "proxy":
-        stages.append(Stage("warm-up", ("warmup",), warmup, _batches(slices["warmup"], warmup)))
-        stages.append(Stage(f"{alignment.rounds} rounds", ("alignment",), alignment, _rounds(config, slices)))
-    if distillation.source == "assistant":
+    epochs = []
+    if config.teaching.aligned:
+        epochs.append(Epoch("warm-up", ("warmup",), warmup, _batches(slices["warmup"], warmup)))
+        epochs.append(Epoch(f"{alignment.rounds} rounds", ("alignment",), alignment, _rounds(config, slices)))
+    if config.teaching.assistant:
         assert config.white_box is not None
         train, both = config.white_box.assistant, [*slices["warmup"], *slices["alignment"]]
-        stages.append(Stage("assistant", ("warmup", "alignment"), train, _batches(both, train)))
+        epochs.append(Epoch("assistant", ("warmup", "alignment"), train, _batches(both, train)))
     batches = _batches(slices["distillation"], distillation)
-    stages.append(Stage("distillation", ("distillation",), distillation, batches))
-    return [packing(stage, config.resources) for stage in stages if stage.batches]
+    epochs.append(Epoch("distillation", ("distillation",), distillation, batches))
+    return [packing(epoch, config.resources) for epoch in epochs if epoch.batches]
 
 
-def packing(stage: Stage, resources: ResourceConfig) -> Packing:
+def packing(epoch: Epoch, resources: ResourceConfig) -> Packing:
+    """Returns how an epoch's sequences fill the padded micro-batches of the workers."""
     budget, workers = resources.micro_batch_tokens, resources.trainer_workers
-    plans = [[[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in stage.batches]
+    plans = [[[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in epoch.batches]
     padded = [len(part) * max(part) for plan in plans for part in plan]
-    tokens = sum(map(sum, stage.batches))
+    tokens = sum(map(sum, epoch.batches))
     turns = sum(-(-len(plan) // workers) * workers for plan in plans)
     return Packing(
-        stage=stage.name,
-        slices=stage.slices,
-        records=sum(map(len, stage.batches)),
-        steps=stage.train.epochs * len(stage.batches),
+        stage=epoch.name,
+        slices=epoch.slices,
+        records=sum(map(len, epoch.batches)),
+        steps=epoch.train.epochs * len(epoch.batches),
         micro_batches=fmean(map(len, plans)),
         padding=1 - tokens / sum(padded),
         largest=max(padded),
-        over_budget=sum(length > budget for batch in stage.batches for length in batch),
+        over_budget=sum(length > budget for batch in epoch.batches for length in batch),
         idle=1 - len(padded) / turns,
     )
 

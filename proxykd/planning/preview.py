@@ -12,7 +12,13 @@ from typing import Any
 from proxykd.collection.requests import with_system
 from proxykd.config import CorpusConfig, Reasoning, RunConfig
 from proxykd.data.corpus_segments import reading_of
-from proxykd.data.corpus_store import SLICES, require_few_refused, require_grey_box, require_slices, training_order
+from proxykd.data.corpus_store import (
+    SLICES,
+    require_few_refused,
+    require_slices,
+    require_teacher_logprobs,
+    training_order,
+)
 from proxykd.errors import CorpusError
 from proxykd.planning.padding import Packing, Tokens, packings
 from proxykd.planning.record_lengths import Lengths, Measured, SampleRoom, measure, sample_rooms, spread, typical
@@ -146,6 +152,7 @@ def read(config: RunConfig) -> tuple[Reading, str | None]:
 
 
 def show(measured: Measured, chat: ChatFormat, corpus: CorpusConfig) -> Shown:
+    """Returns a record as training sees it: the spans of prompt and completion, and the stop token if it has one."""
     record, _ = tokenise(measured.record, measured.slice, chat, corpus.max_length, corpus.overlong)
     assert record is not None
     control = {*control_tokens(chat.tokenizer).values(), chat.stop_token_id}
@@ -199,10 +206,10 @@ def _token_reasons(measured: list[Measured]) -> list[Reason]:
 
 
 def _example(m: Measured) -> str:
-    told = m.detail if m.detail is not None else f"{m.prompt} + {m.completion}"
+    length = m.detail if m.detail is not None else f"{m.prompt} + {m.completion}"
     text = " ".join(m.record.messages[-1]["content"].split())
     opening = text if len(text) <= OPENING else text[:OPENING] + "…"
-    return f"{m.record.id}: {told}, “{opening}”"
+    return f"{m.record.id}: {length}, “{opening}”"
 
 
 def _scaled(packing: Packing, counts: Sequence[SliceCount]) -> Packing:
@@ -221,7 +228,7 @@ def _refusal(
     refused = [{"id": m.record.id, "reason": m.detail} for m in measured if m.detail is not None]
     try:
         if config.corpus.prompts is None:
-            require_grey_box(config, reading)
+            require_teacher_logprobs(config, reading)
         require_few_refused(refused, len(measured), config)
         require_slices(config, {count.name: math.ceil(scale * count.kept) for count in counts}, dropped)
     except CorpusError as error:

@@ -63,7 +63,7 @@ class SampleRoom:
     cut_as_own: float
     """The share of samples that would end by length if each were as long as the teacher's completion of its prompt."""
     cut_as_any: float
-    """The same if each were as long as the teacher's completion of a prompt drawn at random."""
+    """The share that would if each were as long as the teacher's completion of a prompt drawn at random."""
 
 
 def measure(record: Record, slice_name: str, chat: ChatFormat, corpus: CorpusConfig) -> Measured:
@@ -82,7 +82,7 @@ def measure(record: Record, slice_name: str, chat: ChatFormat, corpus: CorpusCon
 
 
 def spread(total: int, most: int) -> list[int]:
-    """At most `most` of the indices below `total`, at even distances."""
+    """Returns at most `most` of the indices below `total`, at even distances."""
     taken = min(total, most)
     return [i * total // taken for i in range(taken)]
 
@@ -95,13 +95,13 @@ def typical(measured: Sequence[Measured], count: int) -> list[Measured]:
 
 
 def sample_rooms(config: RunConfig, kept: Mapping[str, Sequence[Measured]]) -> Iterator[SampleRoom]:
-    """Of every slice for whose prompts the run draws completions."""
-    source, white_box, alignment = config.distillation.source, config.white_box, config.alignment
+    """Returns the SampleRoom of every slice for whose prompts the run draws completions."""
+    teaching, white_box, alignment = config.teaching, config.white_box, config.alignment
     drawn: list[tuple[str, int | None]] = []
-    if source == "proxy" and alignment.preference and alignment.rounds:
+    if teaching.aligned and alignment.preference and alignment.rounds:
         drawn.append(("alignment", alignment.max_new_tokens))
-    if source in ("white_box", "assistant") and white_box is not None:
-        names = ("distillation", "warmup", "alignment") if source == "assistant" else ("distillation",)
+    if teaching.open_teacher and white_box is not None:
+        names = ("distillation", "warmup", "alignment") if teaching.assistant else ("distillation",)
         drawn += [(name, white_box.max_new_tokens) for name in names]
     for name, limit in drawn:
         rooms = [min(config.corpus.max_length - m.prompt, limit or sys.maxsize) for m in kept[name]]

@@ -1,4 +1,4 @@
-"""What a run has found, gathered from its stages' results: report.json, a page's numbers, milestones.
+"""What a run has found and has to offer, gathered from its stages' results: report.json, a page's numbers, adapters.
 
-Reads run directories, and loads no model. May import evaluation and what that may.
+Reads run directories, and loads no model. May import stages and what that may.
 """

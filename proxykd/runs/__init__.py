@@ -1,4 +1,4 @@
-"""A run's directory: storage and its protocol, links, the journal, checkpoints, and which adapters a run offers.
+"""A run's directory: storage and its protocol, links, the journal, checkpoints, and how adapters are named.
 
-Every path has its name here. May import config, and from losses the trust weight.
+Every path has its name here. May import config.
 """

@@ -74,6 +74,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file as a whole or not at all, onto the disk itself."""
     if is_remote(path):
         path.write_bytes(data)
         return
@@ -121,7 +122,7 @@ def refusal(error: BaseException, root: Path) -> str | None:
 
 
 def refuses_now(root: Path, size: int = 2**16) -> str | None:
-    """The same, found by trying to write `size` bytes (0: whether it can be written at all, full or not)."""
+    """Tries to write `size` bytes (0: whether it can be written at all, full or not); returns why not, else None."""
     probe = root / f".probe-{uuid.uuid4().hex}"
     try:
         write_atomic(probe, bytes(size))
@@ -136,6 +137,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """Returns the value that a file of JSON holds.
+
+    Raises:
+        IntegrityError: the file is torn, or no JSON.
+    """
     try:
         return json.loads(_read_whole(path))
     except json.JSONDecodeError as error:
@@ -244,7 +250,11 @@ def publish_directory(
 
 
 def verify_directory(path: Path) -> dict[str, Any]:
-    """Checks a published directory's files against its manifest and returns the manifest."""
+    """Checks a published directory's files against its manifest and returns the manifest.
+
+    Raises:
+        IntegrityError: it was never finished, or a file is not what its manifest names.
+    """
     manifest = _ready_manifest(path)
     for name, expected in manifest["files"].items():
         if not (path / name).exists() or sha256_file(path / name) != expected:
@@ -345,6 +355,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
+        """Returns the run directory at `path`.
+
+        Raises:
+            RunError: there is none.
+        """
         run = cls(path)
         if not (run.root / "config.json").exists():
             raise RunError(f"{path} is no run directory (no config.json); list runs/ for the ones that exist")

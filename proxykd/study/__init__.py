@@ -1,4 +1,4 @@
 """Methods compared: arms by seeds, the stages that they share, the study's report and page.
 
-May import report, training and what those may.
+What one run is and finds, it has from report and stages. May import report and what that may.
 """

@@ -7,48 +7,33 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from proxykd.runs.storage import READY, RunDirectory, is_remote, read_json, stage_key, write_json
+from proxykd.errors import RunError
+from proxykd.runs.storage import READY, RunDirectory, is_remote, stage_key
+from proxykd.stages.stage import R, Stage
 
-Facts = dict[str, Any]
 
-
-def adopt(run: RunDirectory, donor: RunDirectory, stage: str, round_number: int | None) -> Facts:
+def adopt_stage(run: RunDirectory, donor: RunDirectory, stage: Stage[R], number: int | None) -> R:
     """Gives `run` what `donor` made in a stage, its marker last, and returns the stage's result.
 
     On a file system the files are hard links: all of them are immutable once a stage has finished. An object store
     copies them.
+
+    Raises:
+        RunError: the donor has not finished it.
     """
-    key = stage_key(stage, round_number)
-    marker: Facts = read_json(donor.stages / f"{key}.json")
-    result: Facts = marker["result"]
-    for path in _made_by(donor, stage, round_number, result):
-        take(path, run.root / path.relative_to(donor.root))
-    write_json(run.stages / f"{key}.json", {**marker, "adopted_from": donor.id})
-    return result
+    if (made := stage.finished(donor, number)) is None:
+        raise RunError(f"{donor.id} has not finished {stage_key(stage.name, number)}, which {run.id} was to take over")
+    for folder in stage.files(donor, made.result):
+        link_tree(folder, run.root / folder.relative_to(donor.root))
+    stage.write(run, made.model_copy(update={"adopted_from": donor.id}))
+    return made.result
 
 
-def _made_by(run: RunDirectory, stage: str, round_number: int | None, result: Facts) -> list[Path]:
-    """The folders that a finished stage has filled."""
-    if stage == "collect":
-        return [run.collected]
-    if stage == "corpus":
-        return [run.corpus]
-    if stage in ("warmup", "assist"):
-        completed = [run.completed(name) for name in ("warmup", "alignment")] if stage == "assist" else []
-        return [run.adapters / result["adapter"], run.validation(result["adapter"]), *completed]
-    if stage == "align" and round_number is not None:
-        return [run.adapters / result["adapter"], run.validation(result["adapter"]), run.round(round_number)]
-    if stage == "score":
-        return [run.soft_labels(result["adapter"])]
-    if stage == "complete":
-        return [run.completed("distillation")]
-    if stage == "distil":
-        return [run.student]
-    return []
+def link_tree(source: Path, target: Path) -> None:
+    """Links a folder with all that is in it to `target`, markers last; copies where there are no hard links.
 
-
-def take(source: Path, target: Path) -> None:
-    """A folder with all that is in it, markers last. What an earlier attempt took stays."""
+    What an earlier attempt has linked stays.
+    """
     if is_remote(source):
         remote: Any = source
         remote.fs.copy(f"{remote.path}/", f"{target.path}/", recursive=True)  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,15 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from proxykd.evaluation.measures import Fidelity
+from proxykd.stages.distil import CurvePoint
+from proxykd.study.study_model import ArmReport, StudyReport
 from proxykd.study.study_report import MEASURES
-
-Facts = dict[str, Any]
 
 FULL = "#c2410c"
 COLOURS = ("#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569", "#a16207", "#6d28d9")
 DASHES = ("-", "--", ":", "-.")
 GREY = "#64748b"
-PANELS = (("held_out_nll", "NLL (nats a token)"), ("top1_agreement", "top-1 agreement"))
+Panel = tuple[str, Callable[[Fidelity], float]]
+NLL: Panel = ("NLL (nats a token)", lambda measured: measured.held_out_nll)
+TOP1: Panel = ("top-1 agreement", lambda measured: measured.top1_agreement)
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -33,7 +36,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def figures(report: Facts) -> dict[str, Figure]:
+def figures(report: StudyReport) -> dict[str, Figure]:
     """Every figure that the study's arms have the numbers for, by file name."""
     with rc_context(STYLE):
         made = {
@@ -62,21 +65,21 @@ def as_png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def arms_compared(report: Facts) -> Figure:
+def arms_compared(report: StudyReport) -> Figure:
     """Every arm's student on the test slice: mean over seeds, 95 % interval, each seed a tick."""
-    measures = [key for key in ("true_kl", "held_out_nll") if report["table"][0][key] is not None]
+    measures = [key for key in ("true_kl", "held_out_nll") if report.table[0][key] is not None]
     titles = {
         "true_kl": "true KL from the teacher (nats a token)",
         "held_out_nll": "NLL of the teacher's text (nats a token)",
     }
-    rows = report["table"][::-1]
+    rows = report.table[::-1]
     figure = Figure(figsize=(4.6 * len(measures), 0.32 * len(rows) + 0.9))
     for number, key in enumerate(measures):
         axes = figure.add_subplot(1, len(measures), number + 1)
         for y, row in enumerate(rows):
             colour = FULL if row["arm"] == "proxy_kd" else COLOURS[0]
             axes.errorbar(row[key], y, xerr=row[f"{key}_ci"], fmt="o", color=colour, markersize=5, capsize=2)
-            found = (_measured(arm, key) for arm in report["arms"] if arm["name"] == row["arm"])
+            found = (_measured(arm, key) for arm in report.arms if arm.name == row["arm"])
             seeds = [value for value in found if value is not None]
             axes.plot(seeds, [y] * len(seeds), "|", color=GREY, markersize=8, alpha=0.8)
         axes.set_yticks(range(len(rows)), [row["title"] for row in rows] if number == 0 else [""] * len(rows))
@@ -86,34 +89,35 @@ def arms_compared(report: Facts) -> Figure:
     return figure
 
 
-def student_curves(report: Facts) -> Figure | None:
+def student_curves(report: StudyReport) -> Figure | None:
     """Figures 3 and 7: the student's fidelity on the validation slice while it trains, mean over seeds."""
-    curves = {row["title"]: _mean_curve(report, row["arm"]) for row in report["table"]}
+    curves = {row["title"]: _by_point(report, row["arm"]) for row in report.table}
     curves = {title: curve for title, curve in curves.items() if len(curve) > 1}
     if not curves:
         return None
     figure = Figure(figsize=(9.2, 3.6))
-    for number, (key, label) in enumerate(PANELS):
+    for number, (label, measure) in enumerate((NLL, TOP1)):
         axes = figure.add_subplot(1, 2, number + 1)
         for index, (title, curve) in enumerate(curves.items()):
-            full = title == report["table"][0]["title"]
-            axes.plot([p["step"] for p in curve], [p[key] for p in curve], **_look(index, full), label=title)
+            full = title == report.table[0]["title"]
+            steps, values = _means(curve, lambda point: point.step), _means(curve, measure)
+            axes.plot(steps, values, **_look(index, full), label=title)
         axes.set(xlabel="step", ylabel=label)
     _legend_beside(figure)
     figure.tight_layout()
     return figure
 
 
-def accuracy_curves(report: Facts) -> Figure | None:
+def accuracy_curves(report: StudyReport) -> Figure | None:
     """Figure 3: the student's average benchmark score at each snapshot, mean over seeds."""
-    curves = {row["title"]: _accuracy(report, row["arm"]) for row in report["table"]}
+    curves = {row["title"]: _accuracy(report, row["arm"]) for row in report.table}
     curves = {title: points for title, points in curves.items() if len(points) > 1}
     if not curves:
         return None
     figure = Figure(figsize=(5.4, 3.4))
     axes = figure.add_subplot()
     for index, (title, points) in enumerate(curves.items()):
-        full = title == report["table"][0]["title"]
+        full = title == report.table[0]["title"]
         axes.plot(list(points), list(points.values()), marker="o", ms=3.5, **_look(index, full), label=title)
     axes.set(xlabel="step", ylabel="average score")
     _legend_beside(figure)
@@ -121,24 +125,22 @@ def accuracy_curves(report: Facts) -> Figure | None:
     return figure
 
 
-def alignment(report: Facts) -> Figure | None:
+def alignment(report: StudyReport) -> Figure | None:
     """Figure 6: the proxy's fidelity from the base through the warm-up and every round (validation slice)."""
-    arms = [arm for arm in report["arms"] if arm["alignment"]]
-    names = [row for row in report["table"] if any(arm["name"] == row["arm"] for arm in arms)]
-    shown: dict[str, tuple[str, list[Any]]] = {}
+    arms = [arm for arm in report.arms if arm.alignment]
+    names = [row for row in report.table if any(arm.name == row["arm"] for arm in arms)]
+    shown: dict[str, tuple[str, list[list[Fidelity]]]] = {}
     for row in names:
-        points = [arm["alignment"] for arm in arms if arm["name"] == row["arm"]]
+        points = [arm.alignment for arm in arms if arm.name == row["arm"]]
         shown.setdefault(str(points), (row["title"], points))
     if not shown:
         return None
     figure = Figure(figsize=(9.2, 3.2))
-    for number, (key, label) in enumerate(
-        (("top1_agreement", "top-1 agreement"), ("held_out_nll", "NLL (nats a token)"))
-    ):
+    for number, (label, measure) in enumerate((TOP1, NLL)):
         axes = figure.add_subplot(1, 2, number + 1)
         for index, (title, seeds) in enumerate(shown.values()):
             rounds = min(map(len, seeds))
-            means = [fmean(seed[i][key] for seed in seeds) for i in range(rounds)]
+            means = [fmean(measure(seed[i]) for seed in seeds) for i in range(rounds)]
             axes.plot(range(rounds), means, marker="o", ms=3.5, **_look(index, full=index == 0), label=title)
             axes.set_xticks(range(rounds), ["base", "warm-up", *(str(i) for i in range(1, rounds - 1))][:rounds])
         axes.set(xlabel="round", ylabel=label)
@@ -147,39 +149,40 @@ def alignment(report: Facts) -> Figure | None:
     return figure
 
 
-def mass_shares(report: Facts) -> Figure | None:
+def mass_shares(report: StudyReport) -> Figure | None:
     """Figure 5: share of tokens whose K most likely tokens hold more than 0.95 of the proxy's mass."""
-    shares = [arm["mass"] for arm in report["arms"] if arm["mass"] and arm["name"] == _full(report)]
+    shares = [arm.mass for arm in report.arms if arm.mass and arm.name == _full(report)]
     if not shares:
         return None
     figure = Figure(figsize=(4.6, 3.0))
     axes = figure.add_subplot()
-    axes.plot(shares[0]["k"], [fmean(values) for values in zip(*(s["share"] for s in shares), strict=True)], color=FULL)
+    axes.plot(shares[0].k, [fmean(values) for values in zip(*(s.share for s in shares), strict=True)], color=FULL)
     axes.axvline(10, color=GREY, lw=0.8, ls=":")
     axes.set(xlabel="K", ylabel="share of tokens", ylim=(0, 1))
     figure.tight_layout()
     return figure
 
 
-def proxy_and_student(report: Facts) -> Figure | None:
+def proxy_and_student(report: StudyReport) -> Figure | None:
     """Figure 4: the student's quality against its proxy's, with the proxy's size."""
-    arms = [arm for arm in report["arms"] if arm["proxy"]]
+    arms = [arm for arm in report.arms if arm.proxy]
     if not arms:
         return None
-    titles = {row["arm"]: row["title"] for row in report["table"]}
+    titles = {row["arm"]: row["title"] for row in report.table}
     figure = Figure(figsize=(4.8, 3.4))
     axes = figure.add_subplot()
-    for index, name in enumerate(dict.fromkeys(arm["name"] for arm in arms)):
-        seeds = [arm for arm in arms if arm["name"] == name]
-        millions = seeds[0]["parameters"]["proxy"] / 1e6
+    for index, name in enumerate(dict.fromkeys(arm.name for arm in arms)):
+        seeds = [arm for arm in arms if arm.name == name]
+        parameters = seeds[0].parameters["proxy"]
+        size = "" if parameters is None else f" ({parameters / 1e6:.3g} M)"
         axes.plot(
-            [arm["proxy"]["held_out_nll"] for arm in seeds],
-            [arm["student"]["held_out_nll"] for arm in seeds],
+            [arm.proxy.held_out_nll for arm in seeds if arm.proxy],
+            [arm.student.held_out_nll for arm in seeds],
             "o",
             color=FULL if name == _full(report) else COLOURS[index % len(COLOURS)],
             markersize=5,
             alpha=0.8,
-            label=f"{titles[name]} ({millions:.3g} M)",
+            label=f"{titles[name]}{size}",
         )
     axes.set(xlabel="proxy: NLL of the teacher's text", ylabel="student: NLL of the teacher's text")
     _legend_beside(figure)
@@ -187,18 +190,17 @@ def proxy_and_student(report: Facts) -> Figure | None:
     return figure
 
 
-def trust_calibration(report: Facts) -> Figure | None:
+def trust_calibration(report: StudyReport) -> Figure | None:
     """Does a higher weight mean a proxy closer to the teacher? Each held-out record's weight and true KL."""
-    arms = [arm for arm in report["arms"] if arm["calibration"] and arm["name"] == _full(report)]
-    if not arms:
+    arms = [arm for arm in report.arms if arm.name == _full(report)]
+    calibrations = [arm.calibration for arm in arms if arm.calibration]
+    if not calibrations:
         return None
     figure = Figure(figsize=(4.6, 3.2))
     axes: Axes = figure.add_subplot()
-    for arm in arms:
-        axes.plot(
-            arm["calibration"]["weight"], arm["calibration"]["kl"], ".", color=COLOURS[0], alpha=0.35, markersize=4
-        )
-    ranks = [arm["trust"]["spearman_vs_true_kl"] for arm in arms if arm["trust"]["spearman_vs_true_kl"] is not None]
+    for one in calibrations:
+        axes.plot(one.weight, one.kl, ".", color=COLOURS[0], alpha=0.35, markersize=4)
+    ranks = [rank for arm in arms if arm.trust and (rank := arm.trust.spearman_vs_true_kl) is not None]
     if ranks:
         axes.set_title(f"rank correlation {fmean(ranks):+.2f}", fontsize=9, color=GREY)
     axes.set(xlabel="trust weight", ylabel="true KL of the record (nats a token)")
@@ -206,7 +208,7 @@ def trust_calibration(report: Facts) -> Figure | None:
     return figure
 
 
-def _look(index: int, full: bool) -> Facts:
+def _look(index: int, full: bool) -> dict[str, Any]:
     """How a figure draws its line `index`: the full method stands out, colours come round again with other dashes."""
     if full:
         return {"color": FULL, "linewidth": 2.2}
@@ -221,26 +223,29 @@ def _legend_beside(figure: Figure) -> None:
     )
 
 
-def _full(report: Facts) -> str:
-    return str(report["table"][0]["arm"])
+def _full(report: StudyReport) -> str:
+    return str(report.table[0]["arm"])
 
 
-def _measured(arm: Facts, key: str) -> float | None:
-    value: float | None = MEASURES[key][1](arm)
-    return value
+def _measured(arm: ArmReport, key: str) -> float | None:
+    return MEASURES[key][1](arm)
 
 
-def _accuracy(report: Facts, name: str) -> dict[int, float]:
+def _accuracy(report: StudyReport, name: str) -> dict[int, float]:
     """By step: the mean over seeds and tasks of the scores of an arm's snapshots."""
     scores: dict[int, list[float]] = {}
-    for arm in report["arms"]:
-        for model, tasks in arm["benchmarks"].items() if arm["name"] == name else ():
+    for arm in report.arms:
+        for model, tasks in arm.benchmarks.items() if arm.name == name else ():
             if model.startswith("student@"):
-                scores.setdefault(int(model.partition("@")[2]), []).append(fmean(s["score"] for s in tasks.values()))
+                scores.setdefault(int(model.partition("@")[2]), []).append(fmean(s.score for s in tasks.values()))
     return {step: fmean(values) for step, values in sorted(scores.items())}
 
 
-def _mean_curve(report: Facts, name: str) -> Sequence[Facts]:
-    curves = [arm["curve"] for arm in report["arms"] if arm["name"] == name]
-    keys = ("step", "held_out_nll", "top1_agreement")
-    return [{key: fmean(point[key] for point in points) for key in keys} for points in zip(*curves, strict=False)]
+def _by_point(report: StudyReport, name: str) -> list[tuple[CurvePoint, ...]]:
+    """An arm's validation curve: of each point, every seed's."""
+    return list(zip(*(arm.curve for arm in report.arms if arm.name == name), strict=False))
+
+
+def _means(curve: Sequence[tuple[CurvePoint, ...]], measure: Callable[[CurvePoint], float]) -> list[float]:
+    """Over seeds, point by point."""
+    return [fmean(map(measure, seeds)) for seeds in curve]

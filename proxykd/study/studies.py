@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from proxykd.config import (
     ModelConfig,
@@ -21,9 +21,9 @@ from proxykd.config import (
     read_yaml,
     set_key,
     validate_config,
+    validated,
 )
 from proxykd.errors import ConfigError
-from proxykd.losses.trust import reduction_of
 from proxykd.runs.storage import RunDirectory, location, read_json, write_json
 
 Facts = dict[str, Any]
@@ -77,22 +77,27 @@ class ArmConfig(Section):
     """An arm of one's own: overrides of the run, by dotted keys, and what the tables call it."""
 
     title: str
+    """What the study's tables call it."""
     set: dict[str, Any] = Field(min_length=1)
+    """Keys of the run's config by their dotted names, with the values that this arm has for them."""
 
 
 class StudyConfig(Section):
-    """`proxykd study CONFIG`. `run` is the full method's config, without name and seed.
-
-    `arms` are names of presets and of `own_arms`; `settings` are overrides that an arm needs for a fair comparison (its
-    own best learning rate, say), by arm.
-    """
+    """What `proxykd study` takes ([study.md](study.md))."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Names the study: small letters, digits and hyphens."""
     seeds: tuple[int, ...] = (0,)
+    """Every arm runs once with each."""
     arms: tuple[str, ...] = Field(min_length=1)
-    own_arms: dict[str, ArmConfig] = Field(default_factory=dict)
-    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Names of presets ([study.md](study.md) lists them) and of `own_arms`."""
+    own_arms: dict[str, ArmConfig] = Field({})
+    settings: dict[str, dict[str, Any]] = Field({})
+    """By arm, what it needs beside its own change for a fair comparison: its own best learning rate, say. Keys as in an
+    own arm's `set`.
+    """
     run: dict[str, Any]
+    """The full method's config, as `proxykd run` takes it, without `name` and `seed`."""
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
@@ -102,7 +107,9 @@ class StudyConfig(Section):
         if taken := PRESETS.keys() & self.own_arms.keys():
             raise ValueError(f"own_arms {', '.join(taken)} are presets; choose other names")
         if len(set(self.seeds)) != len(self.seeds) or len(set(self.arms)) != len(self.arms):
-            raise ValueError("seeds and arms must each be named once")
+            raise ValueError(
+                f"seeds {list(self.seeds)} and arms {', '.join(self.arms)} must each be named once; remove the others"
+            )
         if given := {"name", "seed"} & self.run.keys():
             raise ValueError(f"run.{given.pop()} is the study's to set; remove it")
         return self
@@ -181,7 +188,7 @@ class StudyDirectory:
         return RunDirectory(self.root / "runs" / arm.config.run_id)
 
     def model(self, config: ModelConfig, voice: str) -> Path:
-        """Where a model that several runs start from is kept once; `voice` says as whom it speaks there."""
+        """Returns the folder of a model that several runs start from; `voice` says as whom it speaks there."""
         digest = hashlib.sha256(f"{config.model_dump_json()}{voice}".encode()).hexdigest()[:8]
         return self.root / "models" / digest
 
@@ -207,62 +214,12 @@ def load_study(path: str | Path, overrides: tuple[str, ...] = ()) -> StudyConfig
 
 
 def validate_study(raw: Facts, origin: str) -> StudyConfig:
-    try:
-        study = StudyConfig.model_validate(raw)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{origin} is not a valid study:\n" + "\n".join(lines)) from None
+    """Returns the study that `raw`, as read from `origin`, describes.
+
+    Raises:
+        ConfigError: a key is unknown, an arm cannot run, or corpus.follow is set.
+    """
+    study = validated(StudyConfig, raw, origin, "study")
     if any(arm.config.corpus.follow for arm in study.expand()):
         raise ConfigError(f"{origin}: corpus.follow would give every arm another corpus; leave it out of a study")
     return study
-
-
-def stage_keys(config: RunConfig) -> dict[str, str]:
-    """For each stage, a hash of all settings that its result depends on (a round's number aside).
-
-    Runs with equal keys make equal results, so that one may take over the other's. (The teacher is asked once for all
-    seeds: they share its text.)
-    """
-    whole = config.of_results()
-    del whole["name"]
-
-    def of(*keys: str) -> Facts:
-        return {key: whole[key] for key in keys}
-
-    collected = of("teacher", "quality") | {key: whole["corpus"][key] for key in ("prompts", "limit")}
-    tokenizer = {key: whole["proxy"][key] for key in ("source", "chat_template")}
-    corpus = [collected, of("seed", "corpus"), tokenizer]
-    warmup = [*corpus, of("proxy", "warmup")]
-    align = [*warmup, of("alignment", "engine")]
-    proxy = align if config.distillation.source == "proxy" else [*corpus, of("proxy", "engine")]
-    completed: list[Any] = [*corpus, of("engine")]
-    assisted: list[Any] = []
-    if config.white_box is not None:
-        white_box = whole["white_box"]
-        completed.append({key: white_box[key] for key in ("teacher", "max_new_tokens")})
-        assisted = [*completed, of("proxy"), {key: white_box[key] for key in ("assistant", "temperature")}]
-    parts = {
-        "collect": [collected],
-        "corpus": corpus,
-        "warmup": warmup,
-        "align": align,
-        "score": [*proxy, of("score"), reduction_of(config.distillation.trust)],
-        "complete": completed,
-        "assist": assisted,
-        "distil": [_used(config, whole)],
-        "evaluate": [_used(config, whole)],
-    }
-    return {
-        stage: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
-        for stage, part in parts.items()
-    }
-
-
-def _used(config: RunConfig, whole: Facts) -> Facts:
-    """All settings but those of methods that the run does not use."""
-    unused = set() if config.open_teacher is not None else {"white_box"}
-    if config.distillation.source != "proxy":
-        unused |= {"warmup", "alignment"}
-    if not config.uses_proxy:
-        unused |= {"score"}
-    return {key: value for key, value in whole.items() if key not in unused}

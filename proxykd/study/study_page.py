@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from proxykd.runs.storage import write_atomic, write_json
 from proxykd.study.figures import as_png, as_svg, figures
 from proxykd.study.studies import StudyDirectory
+from proxykd.study.study_model import StudyReport
 from proxykd.study.study_report import (
     MEASURES,
     as_csv,
@@ -25,22 +25,23 @@ TEMPLATE = Path(__file__).parent / "templates" / "study.html.j2"
 
 
 def write_study_report(directory: StudyDirectory) -> None:
+    """Writes a study's report.json, its page, its tables (CSV, Markdown) and its figures (SVG, PNG)."""
     report = build_study_report(directory)
     folder = directory.report.parent
     drawn = figures(report)
     for name, figure in drawn.items():
         write_atomic(folder / "figures" / f"{name}.svg", as_svg(figure).encode())
         write_atomic(folder / "figures" / f"{name}.png", as_png(figure))
-    write_atomic(folder / "arms.csv", as_csv([flat(arm) for arm in report["arms"]]))
-    write_atomic(folder / "table.csv", as_csv(report["table"]))
+    write_atomic(folder / "arms.csv", as_csv([flat(arm) for arm in report.arms]))
+    write_atomic(folder / "table.csv", as_csv(report.table))
     write_atomic(folder / "table.md", as_markdown(report).encode())
-    if report["benchmarks"]:
-        write_atomic(folder / "benchmarks.csv", as_csv(report["benchmarks"]))
+    if report.benchmarks:
+        write_atomic(folder / "benchmarks.csv", as_csv(report.benchmarks))
     write_atomic(folder / "report.html", page(report, drawn).encode())
-    write_json(directory.report, report)
+    write_json(directory.report, report.model_dump())
 
 
-def page(report: dict[str, Any], drawn: dict[str, Figure]) -> str:
+def page(report: StudyReport, drawn: dict[str, Figure]) -> str:
     """No script, no network, the figures inline."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text())
     return template.render(

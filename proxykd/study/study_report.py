@@ -8,55 +8,67 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, stdev
-from typing import Any
 
+from proxykd.evaluation.benchmarks import TaskScore
+from proxykd.evaluation.measures import Fidelity
 from proxykd.evaluation.standard_errors import student_t
-from proxykd.losses.trust import Trust, all_alike
-from proxykd.report.run_report import finished_stages, git_revision, hardware
-from proxykd.runs.storage import RunDirectory, read_json
-from proxykd.study.studies import PROXY_KD, StudyConfig, StudyDirectory
+from proxykd.report.blocks import TrustReport
+from proxykd.report.provenance import git_revision, hardware
+from proxykd.report.report_model import RunReport, read_report
+from proxykd.report.run_report import stage_cost
+from proxykd.stages.evaluate import EVALUATE, OPEN_TEACHER, ModelScores
+from proxykd.stages.models import MODELS
+from proxykd.stages.results import Results
+from proxykd.stages.warmup import WARMUP
+from proxykd.study.studies import PROXY_KD, Arm, StudyConfig, StudyDirectory
+from proxykd.study.study_model import ArmKl, ArmReport, Calibration, Row, StageHours, StudyFacts, StudyReport
 
-Facts = dict[str, Any]
-Measure = Callable[[Facts], float | None]
+Measure = Callable[[ArmReport], float | None]
 
 MEASURES: dict[str, tuple[str, Measure]] = {
-    "held_out_nll": ("NLL a token", lambda arm: arm["student"]["held_out_nll"]),
-    "true_kl": ("true KL", lambda arm: (arm["sealed_teacher"] or {}).get("student")),
-    "top1_agreement": ("top-1", lambda arm: arm["student"]["top1_agreement"]),
-    "sequence_agreement": ("whole sequence", lambda arm: arm["student"].get("sequence_agreement")),
-    "source_nll": ("its source's NLL", lambda arm: arm["source"] and arm["source"]["held_out_nll"]),
-    "source_true_kl": ("its source's true KL", lambda arm: (arm["sealed_teacher"] or {}).get("source")),
+    "held_out_nll": ("NLL a token", lambda arm: arm.student.held_out_nll),
+    "true_kl": ("true KL", lambda arm: arm.sealed_teacher.student if arm.sealed_teacher else None),
+    "top1_agreement": ("top-1", lambda arm: arm.student.top1_agreement),
+    "sequence_agreement": ("whole sequence", lambda arm: arm.student.sequence_agreement),
+    "source_nll": ("its source's NLL", lambda arm: arm.source.held_out_nll if arm.source else None),
+    "source_true_kl": ("its source's true KL", lambda arm: arm.sealed_teacher.source if arm.sealed_teacher else None),
 }
 """What each arm is compared by, on the test slice. A student's source is the model whose distribution it learned."""
 
 
-def build_study_report(directory: StudyDirectory) -> Facts:
+def build_study_report(directory: StudyDirectory) -> StudyReport:
     """All numbers that a reader may rely on: every arm and seed, the table of means, what a stage costs."""
     study = directory.study()
     arms = [_arm(directory, arm) for arm in directory.arms()]
-    return {
-        "study": {"id": directory.id, "name": study.name, "seeds": list(study.seeds)}
-        | {"git_revision": git_revision(), "hardware": hardware()},
-        "arms": arms,
-        "table": table(study, arms),
-        "benchmarks": benchmark_table(study, arms),
-        "costs": costs(arms),
-    }
+    return StudyReport(
+        study=StudyFacts(
+            id=directory.id,
+            name=study.name,
+            seeds=list(study.seeds),
+            git_revision=git_revision(),
+            hardware=hardware(),
+        ),
+        arms=arms,
+        table=table(study, arms),
+        benchmarks=benchmark_table(study, arms),
+        costs=costs(arms),
+    )
 
 
-def known_measures(report: Facts) -> dict[str, str]:
+def known_measures(report: StudyReport) -> dict[str, str]:
     """The measures that any arm has, with their titles; one that is 0 in all of them tells nothing."""
-    known = {key for row in report["table"] for key in MEASURES if row[key]}
+    known = {key for row in report.table for key in MEASURES if row[key]}
     return {key: title for key, (title, _) in MEASURES.items() if key in known}
 
 
-def known_tasks(report: Facts) -> list[str]:
+def known_tasks(report: StudyReport) -> list[str]:
     """The benchmarks that any arm has scores of, and their average; empty where there are none."""
-    known = {task: None for arm in report["arms"] for scores in arm["benchmarks"].values() for task in scores}
+    known = {task: None for arm in report.arms for scores in arm.benchmarks.values() for task in scores}
     return [*known, AVERAGE] if known else []
 
 
-def as_csv(rows: Sequence[Facts]) -> bytes:
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """A table with every column that any of the rows has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -65,17 +77,15 @@ def as_csv(rows: Sequence[Facts]) -> bytes:
     return text.getvalue().encode()
 
 
-def as_markdown(report: Facts) -> str:
+def as_markdown(report: StudyReport) -> str:
     """The table of arms, for a document: means, half 95 % intervals, differences to the full method in brackets."""
     measures = known_measures(report)
     lines = ["| arm | " + " | ".join(measures.values()) + " |", "|---" * (1 + len(measures)) + "|"]
-    lines += [
-        f"| {row['title']} | " + " | ".join(_cell(row, key) for key in measures) + " |" for row in report["table"]
-    ]
+    lines += [f"| {row['title']} | " + " | ".join(_cell(row, key) for key in measures) + " |" for row in report.table]
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: Facts, key: str) -> str:
+def _cell(row: Row, key: str) -> str:
     if row[key] is None:
         return ""
     interval, difference = row[f"{key}_ci"], row.get(f"{key}_difference")
@@ -86,86 +96,81 @@ def _cell(row: Facts, key: str) -> str:
     return f"{text} ({difference:+.4f}" + ("" if interval is None else f" ± {interval:.4f}") + ")"
 
 
-def flat(arm: Facts) -> Facts:
+def flat(arm: ArmReport) -> Row:
     """One arm and seed as a row of a table."""
     measures = {key: measure(arm) for key, (_, measure) in MEASURES.items()}
-    return {
-        **{key: arm[key] for key in ("name", "seed", "run")},
-        **measures,
-        **{key: arm[key] for key in ("device_hours", "own_device_hours")},
-    }
+    names = {"name": arm.name, "seed": arm.seed, "run": arm.run}
+    return {**names, **measures, "device_hours": arm.device_hours, "own_device_hours": arm.own_device_hours}
 
 
-def _arm(directory: StudyDirectory, arm: Any) -> Facts:
+def _arm(directory: StudyDirectory, arm: Arm) -> ArmReport:
     """One arm with one seed, in the words of docs/design.md, report.json."""
     run = directory.run(arm)
-    report = read_json(run.report)
-    sealed, proxy, source = report["sealed_teacher"], report["proxy"], _source(run, report)
-    kls = sealed and {
-        "student": sealed["kl_teacher_student"]["after"]["kl"],
-        "source": source and source["true_kl"]["kl"],
-    }
-    made = [stage for stage in finished_stages(run) if "adopted_from" not in stage]
-    return {
-        "name": arm.name,
-        "seed": arm.seed,
-        "run": run.id,
-        "proxy": proxy and proxy["aligned"],
-        "source": source and source["fidelity"],
-        "student": report["student"]["after"],
-        "student_before": report["student"]["before"],
-        "curve": report["student"]["curve"],
-        "sealed_teacher": kls,
-        "trust": report["trust"],
-        "calibration": _calibration(report["trust"], source),
-        "alignment": _alignment(report),
-        "mass": report["soft_labels"] and report["soft_labels"]["share_mass_over_095"],
-        "parameters": read_json(run.stages / "models.json")["result"]["parameters"],
-        "rounds": report["rounds"],
-        "benchmarks": report["benchmarks"],
-        "device_hours": sum(stage["device_hours"] for stage in report["stages"]),
-        "own_device_hours": sum(stage["busy_seconds"] * stage["devices"] / 3600 for stage in made),
-        "stages": report["stages"],
-    }
+    report, results = read_report(run), Results.read(run)
+    source = _source(report, results)
+    made = [stage_cost(done) for done in results.stages if done.adopted_from is None]
+    return ArmReport(
+        name=arm.name,
+        seed=arm.seed,
+        run=run.id,
+        proxy=report.proxy.aligned if report.proxy else None,
+        source=source.fidelity if source else None,
+        student=report.student.after,
+        student_before=report.student.before,
+        curve=report.student.curve,
+        sealed_teacher=_kl(report, source),
+        trust=report.trust,
+        calibration=_calibration(report.trust, source),
+        alignment=_alignment(report),
+        mass=report.soft_labels.share_mass_over_095 if report.soft_labels else None,
+        parameters=results.need(MODELS).parameters,
+        rounds=report.rounds,
+        benchmarks=report.benchmarks,
+        device_hours=sum(stage.device_hours for stage in report.stages),
+        own_device_hours=sum(stage.device_hours for stage in made),
+        stages=report.stages,
+    )
 
 
-def _alignment(report: Facts) -> list[Facts]:
+def _kl(report: RunReport, source: ModelScores | None) -> ArmKl | None:
+    if report.sealed_teacher is None:
+        return None
+    theirs = source.true_kl if source else None
+    return ArmKl(student=report.sealed_teacher.kl_teacher_student.after.kl, source=theirs.kl if theirs else None)
+
+
+def _alignment(report: RunReport) -> list[Fidelity]:
     """The proxy's validation fidelity: base, warm-up, every round. Empty where nothing was aligned."""
-    if not report["proxy"] or not report["proxy"]["validation"]:
-        return []
-    validation = report["proxy"]["validation"]
-    return [validation["base"], validation["warmup"], *(entry["validation"] for entry in report["rounds"])]
+    start = report.proxy.validation if report.proxy else None
+    return [start.base, start.warmup, *(one.validation for one in report.rounds)] if start else []
 
 
-def _source(run: RunDirectory, report: Facts) -> Facts | None:
+def _source(report: RunReport, results: Results) -> ModelScores | None:
     """The test slice of the model whose distribution the student learned: the proxy, an open teacher or its assistant.
     None where it learned from text alone."""
-    if report["trust"]:
-        name = report["trust"]["adapter"]
-    elif report["white_box"]:
-        assistant = report["white_box"]["assistant"]
-        name = assistant["adapter"] if assistant else "white_box"
+    if report.trust:
+        name = report.trust.adapter
+    elif report.white_box:
+        name = report.white_box.assistant.adapter if report.white_box.assistant else OPEN_TEACHER
     else:
         return None
-    measured: Facts = read_json(run.stages / "evaluate.json")["result"]["models"][name]
-    return measured
+    return results.need(EVALUATE).models[name]
 
 
-def _calibration(trust: Facts | None, proxy: Facts | None) -> Facts | None:
+def _calibration(judged: TrustReport | None, proxy: ModelScores | None) -> Calibration | None:
     """Each held-out record's trust weight and the true KL there; None for a black box, or without a proxy."""
-    if not trust or not proxy or "record_kls" not in proxy or all_alike(trust["mu"], trust["gamma"]):
+    if judged is None or proxy is None or proxy.record_kls is None or not judged.trust.tells_apart:
         return None
-    weights = Trust.of(trust).weights(proxy["sequence_logps"], proxy["tokens"])
-    return {"weight": weights, "kl": proxy["record_kls"]}
+    return Calibration(weight=judged.trust.weights(proxy.sequence_logps, proxy.tokens), kl=proxy.record_kls)
 
 
-def table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
+def table(study: StudyConfig, arms: Sequence[ArmReport]) -> list[Row]:
     """A row an arm: each measure's mean over seeds, half its 95 % interval, and its difference to Proxy-KD, paired by
     seed."""
     by_arm = _by_arm(study, arms)
     rows = []
     for name, seeds in by_arm.items():
-        row: Facts = {"arm": name, "title": study.title(name), "group": study.group(name), "seeds": len(seeds)}
+        row: Row = {"arm": name, "title": study.title(name), "group": study.group(name), "seeds": len(seeds)}
         for key, (_, measure) in MEASURES.items():
             row |= _compared(key, measure, seeds, by_arm.get(PROXY_KD) if name != PROXY_KD else None)
         rows.append(row)
@@ -175,15 +180,15 @@ def table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
 AVERAGE = "average"
 
 
-def benchmark_table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
+def benchmark_table(study: StudyConfig, arms: Sequence[ArmReport]) -> list[Row]:
     """Tables 1 and 2: a row an arm and model (its student, its proxy), with each task's score as in `table`, and the
     average over tasks. Empty until `proxykd evaluate` was given the study."""
     rows = []
     by_arm = _by_arm(study, arms)
     for name, seeds in by_arm.items():
         for model in ("proxy", "student"):
-            tasks = list(dict.fromkeys(task for arm in seeds.values() for task in arm["benchmarks"].get(model, {})))
-            row: Facts = {"arm": name, "title": study.title(name), "group": study.group(name), "model": model}
+            tasks = list(dict.fromkeys(task for arm in seeds.values() for task in arm.benchmarks.get(model, {})))
+            row: Row = {"arm": name, "title": study.title(name), "group": study.group(name), "model": model}
             for task in [*tasks, AVERAGE] if tasks else []:
                 full = by_arm.get(PROXY_KD) if name != PROXY_KD else None
                 row |= _compared(task, partial(_score, model, task), seeds, full)
@@ -192,22 +197,22 @@ def benchmark_table(study: StudyConfig, arms: Sequence[Facts]) -> list[Facts]:
     return rows
 
 
-def _score(model: str, task: str, arm: Facts) -> float | None:
+def _score(model: str, task: str, arm: ArmReport) -> float | None:
     """Of one arm and seed; the average is over the tasks that it was asked."""
-    scores = arm["benchmarks"].get(model, {})
+    scores: dict[str, TaskScore] = arm.benchmarks.get(model, {})
     if task == AVERAGE:
-        return fmean(score["score"] for score in scores.values()) if scores else None
-    return scores[task]["score"] if task in scores else None
+        return fmean(score.score for score in scores.values()) if scores else None
+    return scores[task].score if task in scores else None
 
 
-def _by_arm(study: StudyConfig, arms: Sequence[Facts]) -> dict[str, dict[int, Facts]]:
-    return {name: {arm["seed"]: arm for arm in arms if arm["name"] == name} for name in study.arms}
+def _by_arm(study: StudyConfig, arms: Sequence[ArmReport]) -> dict[str, dict[int, ArmReport]]:
+    return {name: {arm.seed: arm for arm in arms if arm.name == name} for name in study.arms}
 
 
-def _compared(key: str, measure: Measure, seeds: dict[int, Facts], full: dict[int, Facts] | None) -> Facts:
+def _compared(key: str, measure: Measure, seeds: dict[int, ArmReport], full: dict[int, ArmReport] | None) -> Row:
     """A measure over an arm's seeds, and against the full method's where that is another arm."""
     values = {seed: value for seed, arm in seeds.items() if (value := measure(arm)) is not None}
-    cells: Facts = {}
+    cells: Row = {}
     cells[key], cells[f"{key}_ci"] = mean_and_interval(list(values.values()))
     if full is not None:
         pairs = [(value, measure(full[seed])) for seed, value in values.items()]
@@ -226,14 +231,15 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float | None, float | No
     return fmean(values), t * stdev(values) / math.sqrt(len(values))
 
 
-def costs(arms: Sequence[Facts]) -> list[Facts]:
+def costs(arms: Sequence[ArmReport]) -> list[StageHours]:
     """Table 3: mean device-hours of one stage (of one round, for align) at work, and the ratio to the warm-up's SFT."""
     hours: dict[str, list[float]] = {}
     for arm in arms:
-        for stage in arm["stages"]:
-            hours.setdefault(stage["stage"], []).append(stage["device_hours"])
+        for stage in arm.stages:
+            hours.setdefault(stage.stage, []).append(stage.device_hours)
     means = {stage: fmean(values) for stage, values in hours.items()}
-    unit = means.get("warmup")
+    unit = means.get(WARMUP.name)
     return [
-        {"stage": stage, "device_hours": mean, "to_sft": mean / unit if unit else None} for stage, mean in means.items()
+        StageHours(stage=stage, device_hours=mean, to_sft=mean / unit if unit else None)
+        for stage, mean in means.items()
     ]

@@ -38,12 +38,14 @@ class Turn:
 class ChatFormat:
     """Renders prompts and completions, and knows the token that ends a turn.
 
-    Raises (at construction):
-        TemplateError: the template does not round-trip: rendering a conversation with its completion must give
-            the rendered prompt, then the completion, then a single stop token.
+    Rendering a conversation with its completion must give the rendered prompt, then the completion, then a single stop
+    token: the template round-trips.
     """
 
     def __init__(self, tokenizer: Any):
+        """Raises:
+        TemplateError: the template does not round-trip, or renders a prompt as nothing.
+        """
         self.tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer)
         prompt = self._render(list(QUESTION), generate=True)
@@ -71,8 +73,10 @@ class ChatFormat:
         return self.completion_ids(record.completion, record.stopped, record.reasoning)
 
     def spans(self, completion: str) -> list[tuple[int, int]]:
-        """Of each token of `completion_ids(completion, stopped=False)`, its first character in `completion` and the one
-        after its last; what the template writes before it lies below 0, and counts to the token that it shares."""
+        """Returns, of each token of `completion_ids(completion, stopped=False)`, its first character in `completion`
+        and the one after its last. What the template writes before it lies below 0, and counts to the token that it
+        shares.
+        """
         lead = len(self._encoder.named(self._turn.lead))
         found = self._following(self._reply(completion, False, None)).spans
         return [(max(start - lead, 0) if end > lead else start - lead, end - lead) for start, end in found]

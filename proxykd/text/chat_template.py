@@ -98,7 +98,11 @@ def fitted_template(tokenizer: Any, template: str, day: date, thinking: bool) ->
 
 
 def dated(template: str, day: date) -> str:
-    """The template with every `strftime_now(format)` replaced by that text for `day`."""
+    """The template with every `strftime_now(format)` replaced by that text for `day`.
+
+    Raises:
+        TemplateError: the template computes the format.
+    """
     fixed = re.sub(
         r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(day.strftime(call[2])), template, flags=re.DOTALL
     )

@@ -91,7 +91,7 @@ class TextEncoder:
         return None if found is None else found[0]
 
     def last_spelt(self, text: str) -> int:
-        """Where the last control token of a rendering begins; 0 without one."""
+        """Returns the character at which the last control token of a rendering begins; 0 without one."""
         return max((found.start() for found in self._spelt.finditer(text)), default=0)
 
     def named(self, rendered: str) -> str:

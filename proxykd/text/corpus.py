@@ -31,7 +31,7 @@ class Record:
     completion: str
     stopped: bool = True
     top_logprobs: list[dict[str, Any]] | None = None
-    """What a grey box tells of its tokens (proxykd/collection/requests.py), else None."""
+    """The teacher's log-probs (proxykd/collection/requests.py), None where it gave none."""
     reasoning: str | None = None
     """The teacher's thoughts before y, where they are trained on."""
     tool_calls: tuple[dict[str, Any], ...] = ()
@@ -156,16 +156,16 @@ def parse_row(row: Any, layout: str = "auto") -> Record | None:
         tuple(map(without_thoughts, messages)),
         answer,
         row.get("finish_reason") != "length",
-        _told(row) if thoughts is None else None,
+        _top_logprobs(row) if thoughts is None else None,
         thoughts,
         calls,
         found.tools,
     )
 
 
-def _told(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    told = row.get("top_logprobs")
-    return json.loads(told) if isinstance(told, str) else told
+def _top_logprobs(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    value = row.get("top_logprobs")
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _as_taught(record: Record, reasoning: Reasoning, dropped: Counter[str]) -> Record | None:

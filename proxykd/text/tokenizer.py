@@ -36,8 +36,14 @@ def load_tokenizer(
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """By tokenizer.json alone where there is one, which says all. The class that a folder names may build another
-    tokenizer over the same vocabulary: transformers 5 makes DeepSeek's lose every space so."""
+    """Returns a folder's tokenizer, made of tokenizer.json alone where there is one, which says all.
+
+    The class that a folder names may build another tokenizer over the same vocabulary: transformers 5 makes DeepSeek's
+    lose every space so.
+
+    Raises:
+        ModelError: none can be read.
+    """
     kind: Any
     if (folder / "tokenizer.json").exists():
         from transformers import PreTrainedTokenizerFast as kind

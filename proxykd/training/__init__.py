@@ -1,4 +1,4 @@
-"""What a training worker does: losses of the stages on rows, the step, sampling, gates.
+"""What a training worker does: the stages' loops, losses on rows, the step, sampling, gates.
 
-May import evaluation and what that may; the device, the stream and progress are handed in.
+The device, the stream of rows and progress are handed in. May import stages and what that may.
 """

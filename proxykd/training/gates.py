@@ -25,7 +25,11 @@ def check_step0(largest_margin: float, dpo_loss: float) -> None:
 
 
 def parity(engine_logps: Sequence[float], trainer_logps: Sequence[float]) -> tuple[float, float]:
-    """Mean and largest absolute difference a token between the engine's and the trainer's log-probs, in nats."""
+    """Mean and largest absolute difference a token between the engine's and the trainer's log-probs, in nats.
+
+    Raises:
+        GateError: there is no token to compare.
+    """
     if not engine_logps:
         raise GateError("parity gate: no completion token to compare; raise alignment.parity_records")
     differences = [abs(a - b) for a, b in zip(engine_logps, trainer_logps, strict=True)]

@@ -23,7 +23,7 @@ class Room:
     max_new_tokens: int | None = None
 
     def of(self, prompt: Sequence[int]) -> int:
-        """Of one prompt.
+        """Returns how many tokens a completion of this prompt may have.
 
         Raises:
             ValueError: the prompt leaves none. A run's corpus has no such record.

@@ -16,13 +16,14 @@ from proxykd.config import AlignmentConfig, DistillationConfig
 from proxykd.data.soft_labels import as_top_k
 from proxykd.data.teacher_logprobs import TeacherAt, places_known
 from proxykd.losses.divergences import Divergence
-from proxykd.losses.sequence_losses import DIVERGENCES, dpo, sequence_sums
+from proxykd.losses.sequence_losses import TOP_K_DIVERGENCES, dpo, sequence_sums
 from proxykd.models.batching import CompletionBatch, collate
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
 
 
-def completion_tokens(rows: Sequence[Row]) -> int:
+def batch_completion_tokens(rows: Sequence[Row]) -> int:
+    """Returns how many completion tokens the rows have, at least 1, so that a loss may be divided by it."""
     return max(1, sum(len(row["completion_ids"]) for row in rows))
 
 
@@ -33,7 +34,7 @@ class SftLoss:
     metrics: tuple[str, ...] = ()
 
     def __init__(self, global_batch: Sequence[Row], by_sequence: bool = False):
-        self._unit = len(global_batch) if by_sequence else completion_tokens(global_batch)
+        self._unit = len(global_batch) if by_sequence else batch_completion_tokens(global_batch)
 
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
@@ -44,8 +45,8 @@ class AlignmentLoss:
     """Equations (3)-(6): NLL of the chosen completion plus DPO of chosen against rejected.
 
     Rows add `rejected_ids` and the reference's sequence log-probs, `reference_chosen` and `reference_rejected`. With
-    `teacher_kl`, the KL from what a grey box tells of its distribution (`teacher_top`) is added, averaged over the
-    tokens at which it does.
+    `teacher_kl`, the KL from the teacher's log-probs (`teacher_top`) is added, averaged over the tokens at which they
+    are known.
     """
 
     metrics: tuple[str, ...] = ("correct", "margin")
@@ -58,7 +59,7 @@ class AlignmentLoss:
         self.largest_margin = 0.0
         """The largest absolute margin that this worker has met, in nats."""
         sums = config.nll_reduction == "sequence_sum"
-        self._nll_unit = self._pairs if sums else completion_tokens(global_batch)
+        self._nll_unit = self._pairs if sums else batch_completion_tokens(global_batch)
 
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         (chosen_B, rejected_B), kl = self._scores(scorer, rows)
@@ -117,9 +118,9 @@ class DistillationLoss:
 
     def __init__(self, global_batch: Sequence[Row], config: DistillationConfig):
         self._by_token = config.kl_reduction == "token_sum"
-        self._unit = completion_tokens(global_batch) if self._by_token else len(global_batch)
+        self._unit = batch_completion_tokens(global_batch) if self._by_token else len(global_batch)
         self._alpha = config.alpha
-        self._divergence = DIVERGENCES[config.divergence]
+        self._divergence = TOP_K_DIVERGENCES[config.divergence]
 
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         device = _device(scorer)
@@ -145,7 +146,7 @@ class WhiteBoxLoss:
     metrics: tuple[str, ...] = ()
 
     def __init__(self, global_batch: Sequence[Row], teacher: CompletionScorer, divergence: Divergence):
-        self._tokens = completion_tokens(global_batch)
+        self._tokens = batch_completion_tokens(global_batch)
         self._teacher = teacher
         self._divergence = divergence
 

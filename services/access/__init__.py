@@ -1,4 +1,4 @@
 """Who may ask, and how a refusal looks: API keys, errors as JSON.
 
-Imports no other room of services.
+Every route, of a run or of the dashboard, answers by it. Imports no other room.
 """

@@ -1,4 +1,4 @@
 """`proxykd`: the commands, and what a terminal shows of them.
 
-May import every other room of services.
+Commands import what they do inside: `--help` loads neither torch nor Ray. May import every other room.
 """

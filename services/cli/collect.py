@@ -11,33 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from actors.cluster.embedded_redis import EmbeddedRedis
-from proxykd.collection.collector import Outcome
-from proxykd.collection.collector import Progress as Standing
+from proxykd.collection.collector import CollectionProgress, Outcome, Show
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig
 from proxykd.errors import ConfigError, RunError
 from proxykd.runs.storage import is_remote
 from proxykd.text.corpus import read_prompts
+from services.cli.formatting import PLAIN_EVERY_S, bar_columns, clock, figure_table
 
-PLAIN_EVERY_S = 15.0
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who asks: this process alone, or `workers` on a Ray cluster (at `address`, or one of this machine)."""
+class WorkerOptions:
+    """Which processes send: this one alone, or `workers` on a Ray cluster (at `address`, or one of this machine)."""
 
     workers: int = 1
     address: str | None = None
 
 
-def collect(config: CollectConfig, prompts: str, out: str, crew: Crew, limit: int | None, dry_run: bool) -> None:
+def collect(
+    config: CollectConfig, prompts: str, out: str, options: WorkerOptions, limit: int | None, dry_run: bool
+) -> None:
     """Collects the data set at `out` as far as it is missing.
 
     Raises:
@@ -51,9 +51,13 @@ def collect(config: CollectConfig, prompts: str, out: str, crew: Crew, limit: in
         console.print(_estimate_table(estimate))
         return
     _print_terms(console, config)
-    with _alone_on(collection.dataset.root), _stoppable(console) as stop_asked, _Display(console, estimate) as display:
+    with (
+        _locked(collection.dataset.root),
+        _stoppable(console) as stop_requested,
+        _Display(console, estimate) as display,
+    ):
         collection.refresh()  # another process may have ended meanwhile
-        outcome = _collect(collection, crew, display.show, stop_asked)
+        outcome = _collect(collection, options, display.show, stop_requested)
         summary = collection.conclude(outcome)
     console.print(_summary_table(summary))
     collection.require_whole(outcome)
@@ -61,25 +65,21 @@ def collect(config: CollectConfig, prompts: str, out: str, crew: Crew, limit: in
     console.print(f"use it:   proxykd run CONFIG --set corpus.path={out}", soft_wrap=True)
 
 
-def _collect(
-    collection: Collection, crew: Crew, show: Callable[[Standing], None], stop_asked: Callable[[], bool]
-) -> Outcome:
+def _collect(collection: Collection, options: WorkerOptions, show: Show, stop_requested: Callable[[], bool]) -> Outcome:
     config = collection.config
-    if crew.workers > 1:
+    if options.workers > 1:
         if config.collection.batch is not None:
             raise ConfigError("collection.batch and --workers: one process submits batches; leave --workers out")
-        return _on_ray(collection, crew, show, stop_asked)
-    pace = None
+        return _on_ray(collection, options, show, stop_requested)
+    rate_limit = None
     if config.redis.url is not None:  # a limit that others share, wherever they are
-        from actors.data.collectors import shared_pace
+        from actors.data.collectors import shared_rate_limit
 
-        pace = shared_pace(config, config.redis.url, workers=1)
-    return collection.run(config.teacher.address, show, pace, stop_asked)
+        rate_limit = shared_rate_limit(config, config.redis.url, workers=1)
+    return collection.run(config.teacher.address, show, rate_limit, stop_requested)
 
 
-def _on_ray(
-    collection: Collection, crew: Crew, show: Callable[[Standing], None], stop_asked: Callable[[], bool]
-) -> Outcome:
+def _on_ray(collection: Collection, options: WorkerOptions, show: Show, stop_requested: Callable[[], bool]) -> Outcome:
     import ray
 
     from actors.cluster.launch import NAMESPACE
@@ -87,16 +87,16 @@ def _on_ray(
     from actors.hosting.local_cluster import start
 
     url = collection.config.redis.url
-    if url is None and crew.address is not None:
+    if url is None and options.address is not None:
         raise ConfigError(
             "workers on a cluster share their pace through Redis; set redis.url to one that all can reach"
         )
-    cluster = None if crew.address else start(collection.dataset.root, crew.workers)
+    cluster = None if options.address else start(collection.dataset.root, options.workers)
     own = None if url else EmbeddedRedis()
     try:
-        address = cluster.address if cluster else crew.address
+        address = cluster.address if cluster else options.address
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-        return collect_on_cluster(collection, crew.workers, url or own.url, show, stop_asked)  # type: ignore[union-attr]
+        return collect_on_cluster(collection, options.workers, url or own.url, show, stop_requested)  # type: ignore[union-attr]
     finally:
         ray.shutdown()
         if own is not None:
@@ -106,7 +106,7 @@ def _on_ray(
 
 
 @contextlib.contextmanager
-def _alone_on(root: Path) -> Iterator[None]:
+def _locked(root: Path) -> Iterator[None]:
     """Two that collect the same data set would pay twice. The lock goes with its process, however that ends.
 
     Raises:
@@ -126,16 +126,16 @@ def _alone_on(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable(console: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the asking, and what is in flight comes home; a second one does not wait for that."""
+    """Ctrl-C and SIGTERM end the sending, and what is in flight is waited for; a second one does not wait for that."""
     asked: list[int] = []
 
-    def ask(number: int, _: object) -> None:
+    def stop(number: int, _: object) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
         console.print("\nstopping: what is in flight comes home first (again to stop at once)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
     finally:
@@ -152,13 +152,8 @@ class _Display:
         self._priced = estimate["cost_at_most"] > 0
         self._began = self._shown_at = time.monotonic()
         self._first: int | None = None
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[told]}", style="dim"),
-        )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("collect", total=None, told="")
+        self._bar = Progress(*bar_columns(), console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("collect", total=None, detail="")
 
     def __enter__(self) -> _Display:
         self._bar.start()
@@ -167,15 +162,15 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, now: Standing) -> None:
-        told = self._told(now)
-        self._bar.update(self._task, completed=now.done + now.screened, total=now.total, told=told)
+    def show(self, now: CollectionProgress) -> None:
+        line = self._line(now)
+        self._bar.update(self._task, completed=now.done + now.screened, total=now.total, detail=line)
         ended = now.done + now.screened + now.failed >= now.total
         if not self._console.is_terminal and (ended or time.monotonic() - self._shown_at > PLAIN_EVERY_S):
             self._shown_at = time.monotonic()
-            self._console.print(f"{_clock(self._shown_at - self._began)}  {told}", soft_wrap=True)
+            self._console.print(f"{clock(self._shown_at - self._began)}  {line}", soft_wrap=True)
 
-    def _told(self, now: Standing) -> str:
+    def _line(self, now: CollectionProgress) -> str:
         self._first = now.done if self._first is None else self._first
         parts = [f"{now.done}/{now.total - now.screened} answers", f"{now.minute} a minute"]
         if self._priced:
@@ -184,7 +179,7 @@ class _Display:
         parts += [f"{value} {name}" for name, value in (("failed", now.failed), ("429s", now.limited)) if value]
         if gained := now.done - self._first:
             left = (now.total - now.screened - now.done) * (time.monotonic() - self._began) / gained
-            parts.append(f"{_clock(left)} left")
+            parts.append(f"{clock(left)} left")
         return " | ".join(parts)
 
 
@@ -202,7 +197,7 @@ def _estimate_line(estimate: Facts) -> str:
 
 
 def _estimate_table(estimate: Facts) -> Table:
-    table = _table("What it will take", "", "")
+    table = figure_table("What it will take", "", "", show_header=False)
     table.add_row("requests", str(estimate["requests"]))
     table.add_row("prompt tokens, at 4 characters a token", str(estimate["prompt_tokens"]))
     table.add_row("completion tokens, at most", str(estimate["completion_tokens_at_most"]))
@@ -215,7 +210,7 @@ def _estimate_table(estimate: Facts) -> Table:
 
 
 def _summary_table(summary: Facts) -> Table:
-    table = _table("Collected", "", "")
+    table = figure_table("Collected", "", "", show_header=False)
     for name in ("prompts", "duplicates", "records", "failed", "retried", "limited"):
         table.add_row(name, str(summary[name]))
     for reason, count in summary["dropped"].items():
@@ -232,14 +227,3 @@ def _summary_table(summary: Facts) -> Table:
             "for requests without an answer, at most", f"{summary['unanswered_tokens_at_most']} tokens, {lost}"
         )
     return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60:d}:{int(seconds) % 60:02d}"

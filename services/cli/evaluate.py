@@ -8,20 +8,22 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import Question
-from proxykd.evaluation.benchmarks import Grade, read_questions, subset, summarise
+from proxykd.evaluation.benchmarks import Grade, TaskScore, read_questions, subset, summarise
 from proxykd.evaluation.harness import Answerer, hub_questions, opened
+from proxykd.report.report_model import read_report
 from proxykd.runs.storage import RunDirectory, read_json, write_atomic, write_json
 from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_page import write_study_report
+from services.cli.formatting import figure_table, with_error
 from services.cli.subjects import Subject, of_model, of_run, of_study
 
+Scores = dict[str, TaskScore]
+"""A model's, by task."""
 CHUNK = 256
 """Questions between two writes of what is answered: what a death costs at most."""
 
@@ -58,7 +60,8 @@ def evaluate(source: str, settings: Settings, output: str | None) -> None:
     folder = Path(output or (owner / "benchmarks" if owner else Path("evaluations") / Path(source).name))
     _claim(folder, source, settings)
     results = {subject.name: _evaluate(subject, questions, folder) for subject in subjects}
-    write_json(folder / "results.json", {"model": source, **asdict(settings), "results": results})
+    by_model = {name: {task: score.model_dump() for task, score in scores.items()} for name, scores in results.items()}
+    write_json(folder / "results.json", {"model": source, **asdict(settings), "results": by_model})
     for subject in subjects:
         for owned, key in subject.reports:
             _enter(owned, key, results[subject.name])
@@ -83,12 +86,12 @@ def _subjects(source: str, study: StudyDirectory | None, run: RunDirectory | Non
     return of_model(source, plain) if run is None else of_run(run, plain, settings.dtype)
 
 
-def _enter(run: RunDirectory, key: str, scores: dict[str, Any]) -> None:
+def _enter(run: RunDirectory, key: str, scores: Scores) -> None:
     """Into the run's report, where it has one already."""
     if run.report.exists():
-        report = read_json(run.report)
-        report["benchmarks"].setdefault(key, {}).update(scores)
-        write_json(run.report, report)
+        report = read_report(run)
+        known = report.benchmarks | {key: report.benchmarks.get(key, {}) | scores}
+        write_json(run.report, report.model_copy(update={"benchmarks": known}).model_dump())
 
 
 def _questions(task: str, settings: Settings) -> list[Question]:
@@ -107,7 +110,7 @@ def _claim(folder: Path, source: str, settings: Settings) -> None:
         raise BenchmarkError(f"{folder} holds an evaluation with {differ}; name another folder with --output")
 
 
-def _evaluate(subject: Subject, questions: dict[str, list[Question]], folder: Path) -> dict[str, Any]:
+def _evaluate(subject: Subject, questions: dict[str, list[Question]], folder: Path) -> Scores:
     """Every task's summary, from the kept generations.
 
     What is missing is asked in a process of its own, so that nothing of the model is left when the next one comes.
@@ -148,11 +151,8 @@ def _answer(answerer: Answerer, name: str, missing: dict[str, dict[Path, list[Qu
                 console.print(f"  {name}  {task}  {done} of {total} questions")
 
 
-def _show(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    table = Table(title="share of right answers, zero-shot, greedy", title_justify="left")
-    table.add_column("model")
-    for task in next(iter(results.values())):
-        table.add_column(task, justify="right")
+def _show(results: dict[str, Scores], folder: Path) -> None:
+    table = figure_table("share of right answers, zero-shot, greedy", "model", *next(iter(results.values())))
     for name, scores in results.items():
         table.add_row(name, *map(_cell, scores.values()))
     console = Console(highlight=False)
@@ -160,7 +160,6 @@ def _show(results: dict[str, dict[str, Any]], folder: Path) -> None:
     console.print(f"every generation: {folder}")
 
 
-def _cell(score: dict[str, Any]) -> str:
-    stderr = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
-    unread = f", {score['unanswered']:.0%} unread" if score["unanswered"] else ""
-    return f"{score['score']:.3f}{stderr} ({score['n']}{unread})"
+def _cell(score: TaskScore) -> str:
+    unread = f", {score.unanswered:.0%} unread" if score.unanswered else ""
+    return f"{with_error(score.score, score.stderr, digits=3)} ({score.n}{unread})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,11 +103,11 @@ def collect(
 ) -> None:
     """Ask the teacher of CONFIG for completions of PROMPTS; never twice for the same."""
     from proxykd.config import load_collect_config
-    from services.cli.collect import Crew
+    from services.cli.collect import WorkerOptions
     from services.cli.collect import collect as collect_dataset
 
-    crew = Crew(workers, address)
-    collect_dataset(load_collect_config(config, overrides), prompts, out, crew, limit, dry_run)
+    options = WorkerOptions(workers, address)
+    collect_dataset(load_collect_config(config, overrides), prompts, out, options, limit, dry_run)
 
 
 @main.command()
@@ -177,9 +176,9 @@ def status(run_directory: str, as_json: bool, watch: bool) -> None:
     from services.cli.terminal import status_lines, watch_run
 
     work = Work.at(run_directory)
-    facts = run_status(work)
-    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(status_lines(facts)))
-    if watch and facts["alive"]:
+    found = run_status(work)
+    click.echo(found.model_dump_json(indent=1) if as_json else "\n".join(status_lines(found)))
+    if watch and found.alive:
         watch_run(work)
 
 
@@ -204,7 +203,7 @@ def report(run_directory: str, html: str | None) -> None:
 
     work = Work.at(run_directory)
     if html is None:
-        from services.cli.terminal import print_report
+        from services.cli.report_tables import print_report
 
         print_report(work)
         return
@@ -331,6 +330,15 @@ def show(file: str, overrides: tuple[str, ...]) -> None:
     from proxykd.config import load_config
 
     click.echo(yaml.safe_dump(load_config(file, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@config.command()
+def reference() -> None:
+    """Print every key with its type, its default and what it is, as Markdown."""
+    from proxykd.config.reference import configuration_page
+    from proxykd.study.studies import StudyConfig
+
+    click.echo(configuration_page(StudyConfig), nl=False)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from proxykd.config import RunConfig
+from proxykd.costs.devices import GPUS, Device, this_cpu
+from proxykd.costs.estimator import StageEstimate, Text
+from proxykd.costs.memory_plan import Footprint, disk_gib, footprints, machine_disk_gib
 from proxykd.errors import ConfigError
 from proxykd.planning.machine import available_memory_gib
-from proxykd.planning.memory_plan import Footprint, disk_gib, footprints, machine_disk_gib
 from proxykd.planning.requirements import memory_needed, pool_demands, shared_memory_needed
-from proxykd.planning.time_plan import GPUS, Device, StageEstimate, Text, estimate, this_cpu
+from proxykd.planning.time_plan import estimate
 from proxykd.text.corpus import Record, read_corpus, read_prompts
+from services.cli.formatting import figure_table
 
 CHARACTERS_A_TOKEN = 4.0
 """Of English text, roughly."""
@@ -36,20 +38,20 @@ def print_plan(
     """
     device = _device(config, device_name)
     text = _text(config, records, prompt_tokens, completion_tokens)
-    holders, stages = footprints(config), estimate(config, text, device)
+    memory, stages = footprints(config), estimate(config, text, device)
     console = Console(highlight=False)
     console.print(
         f"{config.name}: {text.records} records of {text.prompt:.0f} + {text.completion:.0f} tokens, on {device.name} "
         f"({device.peak / 1e12:.3g} TFLOP/s, {device.bandwidth / 1e9:.3g} GB/s)"
     )
-    console.print(_memory_table(holders, device))
+    console.print(_memory_table(memory, device))
     console.print(_needs_table(config))
     console.print(_disks(config, text))
     console.print(_time_table(stages, text))
-    over = [holder for holder in holders if config.resources.device == "gpu" and holder.total > device.memory_gib]
-    for holder in over:
+    over = [one for one in memory if config.resources.device == "gpu" and one.total > device.memory_gib]
+    for one in over:
         console.print(
-            f"{holder.what}: {holder.total:.1f} GiB do not fit one {device.name}; use more devices "
+            f"{one.what}: {one.total:.1f} GiB do not fit one {device.name}; use more devices "
             f"(engine_tensor_parallel, trainer_workers with parallel=fsdp2), fewer micro_batch_tokens or "
             f"engine_max_seqs, or gradient_checkpointing"
         )
@@ -90,18 +92,18 @@ def _prompt_tokens(rows: list[Record]) -> float:
     return fmean(sum(len(m["content"]) for m in row.messages) for row in rows) / CHARACTERS_A_TOKEN
 
 
-def _memory_table(holders: list[Footprint], device: Device) -> Table:
-    table = _table(f"GiB of each device (of {device.memory_gib:.0f})", "", *(holder.what for holder in holders))
-    for name in dict.fromkeys(name for holder in holders for name in holder.parts):
-        table.add_row(name, *(f"{holder.parts[name]:.2f}" if name in holder.parts else "" for holder in holders))
+def _memory_table(memory: list[Footprint], device: Device) -> Table:
+    table = figure_table(f"GiB of each device (of {device.memory_gib:.0f})", "", *(one.what for one in memory))
+    for name in dict.fromkeys(name for one in memory for name in one.parts):
+        table.add_row(name, *(f"{one.parts[name]:.2f}" if name in one.parts else "" for one in memory))
     table.add_section()
-    table.add_row("all", *(f"{holder.total:.2f}" for holder in holders))
-    table.add_row("devices", *(str(holder.processes) for holder in holders))
+    table.add_row("all", *(f"{one.total:.2f}" for one in memory))
+    table.add_row("devices", *(str(one.processes) for one in memory))
     return table
 
 
 def _needs_table(config: RunConfig) -> Table:
-    table = _table("What must be there", "pool", "CPUs", "GPUs", "on one node", "host memory, GiB")
+    table = figure_table("What must be there", "pool", "CPUs", "GPUs", "on one node", "host memory, GiB")
     for pool, demand in pool_demands(config).items():
         table.add_row(
             pool or "any node", str(demand.cpus), str(demand.gpus), str(demand.largest), f"{demand.memory_gib:.1f}"
@@ -120,7 +122,7 @@ def _disks(config: RunConfig, text: Text) -> str:
 
 
 def _time_table(stages: list[StageEstimate], text: Text) -> Table:
-    table = _table("Time", "stage", "records", "tokens", "devices", "hours", "device-hours")
+    table = figure_table("Time", "stage", "records", "tokens", "devices", "hours", "device-hours")
     for s in stages:
         table.add_row(
             s.stage, str(s.records), f"{s.tokens:.3g}", str(s.devices), f"{s.hours:.2f}", f"{s.hours * s.devices:.2f}"
@@ -128,12 +130,4 @@ def _time_table(stages: list[StageEstimate], text: Text) -> Table:
     table.add_section()
     hours, device_hours = sum(s.hours for s in stages), sum(s.hours * s.devices for s in stages)
     table.add_row("all", "", "", "", f"{hours:.2f}", f"{device_hours:.2f}")
-    return table
-
-
-def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(first)
-    for column in numbers:
-        table.add_column(column, justify="right")
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -18,6 +17,7 @@ from proxykd.planning.chat_facts import ChatFacts, OtherTokenizers, StopToken, c
 from proxykd.planning.preview import Preview, Reason, preview, read
 from proxykd.planning.record_lengths import QUANTILES
 from proxykd.text.tokenizer import load_tokenizer
+from services.cli.formatting import figure_table, share
 from services.cli.record_view import print_records, shown
 
 REASONS = {
@@ -73,7 +73,7 @@ def _print_head(console: Console, config: RunConfig, seen: Preview, chat: ChatFa
     console.print(f"[bold]{config.name}[/]: {seen.records} {unit} of {source}{limit}{sample}", soft_wrap=True)
     lines = {
         "tokenizer": [f"{config.proxy.source}, {chat.tokens} tokens, hash {chat.tokenizer_sha256}"],
-        "template": [f"{chat.origin}, sha256 {chat.template_sha256}", *(f"fitted: {words}" for words in chat.fitted)],
+        "template": [f"{chat.origin}, sha256 {chat.template_sha256}", *(f"fitted: {word}" for word in chat.fitted)],
         "stop token": [f"{_token(chat.stop)} ends every completion"],
     }
     if chat.day is not None:
@@ -86,8 +86,8 @@ def _print_head(console: Console, config: RunConfig, seen: Preview, chat: ChatFa
         lines[name] = ["its tokenizer is not here, so the two were not compared"]
     if not seen.has_completions:
         lines["corpus"] = ["prompts alone: their completions are to be collected"]
-    for name, told in lines.items():
-        console.print(Text(f"  {name:<11}{'; '.join(told)}"), soft_wrap=True)
+    for name, words in lines.items():
+        console.print(Text(f"  {name:<11}{'; '.join(words)}"), soft_wrap=True)
 
 
 def _token(token: StopToken) -> str:
@@ -102,7 +102,7 @@ def _print_lengths(console: Console, config: RunConfig, seen: Preview) -> None:
     if seen.has_completions:
         verb = "cut" if corpus.overlong == "truncate" else "dropped"
         notes.append(
-            f"{seen.over_length} records ({_share(seen.over_length, seen.tokenised)}) are longer than "
+            f"{seen.over_length} records ({share(seen.over_length, seen.tokenised)}) are longer than "
             f"corpus.max_length {corpus.max_length}; such are {verb}."
         )
     for room in seen.rooms:
@@ -150,14 +150,12 @@ def _print_steps(console: Console, config: RunConfig, seen: Preview) -> None:
 def _print_reasons(console: Console, seen: Preview) -> None:
     if not seen.reasons:
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("left out" if all(reason.dropped for reason in seen.reasons) else "left out or changed")
-    table.add_column("records", justify="right")
-    table.add_column("share", justify="right")
+    first = "left out" if all(reason.dropped for reason in seen.reasons) else "left out or changed"
+    table = figure_table(None, first, "records", "share", show_edge=False)
     table.add_column("first of them", overflow="fold")
     for reason in sorted(seen.reasons, key=lambda r: -r.count):
-        share = _share(reason.count, reason.total)
-        table.add_row(Text(_words(reason)), str(reason.count), share, Text("\n".join(map(_printable, reason.examples))))
+        part = share(reason.count, reason.total)
+        table.add_row(Text(_words(reason)), str(reason.count), part, Text("\n".join(map(_printable, reason.examples))))
     note = f"What was tokenised is counted of the {seen.tokenised}, what could not be read of all."
     _print_section(console, table, [note] if seen.sampled else [])
 
@@ -173,18 +171,12 @@ def _words(reason: Reason) -> str:
 def _verdict(seen: Preview) -> Text:
     kept = sum(each.kept for each in seen.slices)
     unit = "records" if seen.has_completions else "prompts"
-    return Text(f"{kept} of {seen.tokenised} {unit} would be used ({_share(kept, seen.tokenised)}).", style="bold")
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / max(1, whole):.1%}"
+    return Text(f"{kept} of {seen.tokenised} {unit} would be used ({share(kept, seen.tokenised)}).", style="bold")
 
 
 def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column(first, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right")
+    table = figure_table(None, first, *numbers, show_edge=False)
+    table.columns[0].no_wrap = True
     return table
 
 

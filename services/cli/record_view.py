@@ -25,6 +25,7 @@ STYLES = {
 
 
 def print_records(console: Console, records: Sequence[Shown], max_length: int, has_completions: bool) -> None:
+    """Prints records, each within its share of the terminal's lines."""
     marked = console.no_color or not console.is_terminal
     most = max(6, LINES // max(1, 2 * len(records)))
     for record in records:
@@ -43,18 +44,18 @@ def print_records(console: Console, records: Sequence[Shown], max_length: int, h
 
 def _heading(record: Shown, max_length: int, has_completions: bool) -> Text:
     measured = record.measured
-    told = f"{measured.prompt} tokens"
+    lengths = f"{measured.prompt} tokens"
     if has_completions:
-        told = f"{measured.prompt} + {measured.kept} tokens of {max_length}"
+        lengths = f"{measured.prompt} + {measured.kept} tokens of {max_length}"
         if record.stop is None:
-            told += ", ends by length"
+            lengths += ", ends by length"
         if measured.kept != measured.completion:
-            told += f", cut from {measured.completion}"
-    return Text(f"{measured.record.id}, {measured.slice}, {told}", style="bold")
+            lengths += f", cut from {measured.completion}"
+    return Text(f"{measured.record.id}, {measured.slice}, {lengths}", style="bold")
 
 
 def visible(spans: Iterable[Span], style: str, control: str, marked: bool) -> Text:
-    """The text with its white space and unprintable characters shown; control tokens in brackets where `marked`."""
+    """Returns the text with white space and unprintable characters shown; control tokens in brackets where `marked`."""
     text = Text()
     for span in spans:
         if span.control:
@@ -77,7 +78,7 @@ def _printable(line: str, ends: bool) -> str:
 
 
 def shown(character: str) -> str:
-    """A character, or what stands for one that a terminal would not show or would obey."""
+    """Returns the character, or what stands for one that a terminal would not show or would obey."""
     if character == "\t":
         return f"{TAB}   "
     return character if character.isprintable() or character in KEPT else character.encode("unicode_escape").decode()

@@ -17,14 +17,17 @@ from actors.cluster.launch import Launch
 from actors.hosting import coordinator_host
 from actors.hosting.local_cluster import LocalCluster, running, start
 from actors.hosting.status import Work, finished
-from actors.telemetry.events import gives_signs_of_life, last_segment
+from actors.telemetry.event_files import last_segment
+from actors.telemetry.event_types import RunFailed, RunFinished
+from actors.telemetry.live_state import gives_signs_of_life
 from proxykd.config import RunConfig
 from proxykd.errors import ConfigError, ProxykdError, RunError
 from proxykd.planning.machine import require_machine, require_trackers
 from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import RunDirectory, delete, refuses_now, write_json
 from proxykd.study.studies import StudyConfig, StudyDirectory
-from services.cli.terminal import follow, print_report
+from services.cli.report_tables import print_report
+from services.cli.terminal import follow
 
 DEPLOYER = "services.rest.deployments:ServeDeployer"
 STOP_POLL_S = 0.5
@@ -89,17 +92,21 @@ def follow_or_start(work: Work, *, address: str | None, http: HttpOptions, detac
         return
     if cluster is not None:
         cluster.see_out()
-    if end["event"] == "finished":
+    if isinstance(end, RunFinished):
         print_report(work)
         return
-    if end["event"] == "failed" and "traceback" in end:
-        print(end["traceback"], file=sys.stderr)
-    message = end.get("message") or end.get("reason") or refuses_now(run.root) or "its coordinator is gone"
+    if isinstance(end, RunFailed) and end.traceback:
+        print(end.traceback, file=sys.stderr)
+    message = end.summary() if end else refuses_now(run.root) or "its coordinator is gone"
     raise ProxykdError(f"{run.id}: {message}\nwhat was finished is kept; go on with: proxykd resume {run.root}")
 
 
 def launch_coordinator(work: Work, address: str | None, http: HttpOptions) -> LocalCluster | None:
-    """Starts Ray where no address is given, and the coordinator on it."""
+    """Starts Ray where no address is given, and the coordinator on it; returns that local Ray.
+
+    Raises:
+        ProxykdError: the machine or the cluster lacks what the run needs.
+    """
     root, config = work.run.root, work.config
     require_trackers(config)
     if address is None:
@@ -114,7 +121,7 @@ def launch_coordinator(work: Work, address: str | None, http: HttpOptions) -> Lo
 
 
 def job_id() -> str | None:
-    """The submission id of the Ray job that this process is, or None."""
+    """Returns the submission id of the Ray job that this process is, or None."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     job: str | None = config.get("metadata", {}).get("job_submission_id")
     return job

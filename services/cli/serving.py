@@ -13,7 +13,7 @@ from actors.engine.app_names import proxy_app, rest_app
 from actors.hosting.local_cluster import running, start
 from proxykd.errors import ResourceError, RunError
 from proxykd.planning.machine import require_machine
-from proxykd.runs.adapter_catalogue import AdapterCard, catalogue, find
+from proxykd.report.adapter_catalogue import AdapterCard, catalogue, find
 from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import RunDirectory
 

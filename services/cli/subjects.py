@@ -13,8 +13,11 @@ from proxykd.evaluation.harness import Answerer
 from proxykd.models.loading import merge_adapter
 from proxykd.models.model_sources import resolve
 from proxykd.models.run_models import local_model
-from proxykd.runs.adapter_catalogue import BASE
-from proxykd.runs.storage import RunDirectory, fetch, read_json
+from proxykd.runs.adapter_names import BASE
+from proxykd.runs.storage import RunDirectory, fetch
+from proxykd.stages.assist import ASSIST
+from proxykd.stages.distil import DISTIL
+from proxykd.stages.score import SCORE
 from proxykd.study.studies import StudyDirectory
 
 PROXY, STUDENT = "proxy", "student"
@@ -53,7 +56,7 @@ def of_run(run: RunDirectory, plain: Answerer, dtype: str | None) -> list[Subjec
     Raises:
         BenchmarkError: no student yet.
     """
-    if not (run.stages / "distil.json").exists():
+    if not DISTIL.marker(run).exists():
         raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")
     config, found = run.config(), []
     if (source := _proxy(run)) is not None:
@@ -87,8 +90,7 @@ def of_study(study: StudyDirectory, plain: Answerer, dtype: str | None) -> list[
 
 def _proxy(run: RunDirectory) -> str | None:
     """The adapter that the student learned from, or BASE; None where it learned from no proxy."""
-    for stage in ("score", "assist"):
-        marker = run.stages / f"{stage}.json"
-        if marker.exists():
-            return str(read_json(marker)["result"]["adapter"])
-    return None
+    if (scored := SCORE.finished(run)) is not None:
+        return scored.result.adapter
+    assistant = ASSIST.finished(run)
+    return None if assistant is None else assistant.result.adapter

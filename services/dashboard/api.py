@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from actors.telemetry.events import events_before
+from actors.telemetry.event_files import entries_before
 from actors.telemetry.live_view import LiveView
 from proxykd.evaluation.inspection import read_inspected
-from proxykd.evaluation.trust_examples import trust_examples
+from proxykd.report.trust_examples import TrustExample, trust_examples
 from proxykd.runs.storage import RunDirectory, read_json
 from services.access.refusals import ApiError
-from services.dashboard.library import Library
+from services.dashboard.library import Library, RunLine, RunPage, UnreadableLine
 from services.dashboard.live import Follower
 
 PING_S = 15
@@ -32,19 +32,19 @@ def dashboard_api(library: Library, views: Views) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["dashboard"])
 
     @api.get("/runs")
-    def runs() -> dict[str, Any]:
+    def runs() -> dict[str, list[RunLine | UnreadableLine]]:
         """Every run and study here, newest first, with where each stands."""
         return {"runs": library.runs()}
 
     @api.get("/runs/{run_id}")
-    def run(run_id: str) -> dict[str, Any]:
+    def run(run_id: str) -> RunPage:
         """One run's numbers so far."""
         return library.overview(run_id)
 
     @api.get("/runs/{run_id}/events")
     def events(run_id: str, before: Segment = None, limit: Page = 50) -> dict[str, Any]:
         """Its latest events, or the latest before a segment; oldest first."""
-        return {"events": events_before(library.run(run_id).events, before, limit)}
+        return {"events": entries_before(library.run(run_id).events, before, limit)}
 
     @api.get("/runs/{run_id}/live", include_in_schema=False)
     async def live(
@@ -95,7 +95,7 @@ def dashboard_api(library: Library, views: Views) -> APIRouter:
         low: Annotated[float, Query(ge=0, le=1)] = 0.0,
         high: Annotated[float, Query(ge=0, le=1)] = 1.0,
         limit: Page = 10,
-    ) -> dict[str, Any]:
+    ) -> dict[str, list[TrustExample]]:
         """Records of D_s whose trust weight lies in [low, high)."""
         return {"records": trust_examples(library.run(run_id), low, high, limit)}
 

@@ -19,6 +19,7 @@ MAX_BODY_BYTES = 2**16
 
 
 def dashboard_app(library: Library, key_digests: tuple[str, ...] = ()) -> FastAPI:
+    """Returns the dashboard of a library of runs: its page and API, behind API keys where there are any."""
     app = FastAPI(title="proxykd dashboard", version=__version__)
     app.add_middleware(Guard, key_digests=key_digests, max_body_bytes=MAX_BODY_BYTES)
     refuse_as_openai_does(app)

@@ -5,19 +5,53 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from actors.hosting.status import Work, run_status
-from actors.telemetry.events import read_live
+from actors.hosting.status import DoneLine, RunStatus, Work, run_status
+from actors.telemetry.live_state import Now, read_live
 from proxykd.errors import IntegrityError, ProxykdError, RunError
 from proxykd.report.overview import overview
+from proxykd.report.overview_model import Overview
+from proxykd.runs.json_model import JsonModel
 from proxykd.runs.storage import RunDirectory, location, read_json
+from proxykd.stages.align import ALIGN
 from proxykd.study.studies import StudyDirectory
 from services.access.refusals import ApiError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
 
-Facts = dict[str, Any]
+Kind = Literal["run", "study"]
+
+
+class UnreadableLine(JsonModel):
+    """A run or study that cannot be read, and why."""
+
+    id: str
+    kind: Kind
+    state: str
+    error: str | None
+
+
+class RunLine(UnreadableLine):
+    """Where a run or study stands, in the words of RunStatus."""
+
+    now: Now | None
+    runs: dict[str, bool] | None
+    stage: DoneLine | None
+    """The last one that finished."""
+    rounds: int
+    seconds: float
+    """Of all stages that are done."""
+    started_at: float | None
+    teacher: str
+
+
+class RunPage(Overview):
+    """All that a run's page shows."""
+
+    status: RunStatus
+    history: list[dict[str, float | None]]
+    """What the stage in hand has reported: `done`, and its measures."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +75,10 @@ class Library:
     def of_run(cls, run: RunDirectory) -> Library:
         return cls(run.root.parent, run.id)
 
-    def runs(self) -> list[Facts]:
-        """A line for each run and study, newest first; one that cannot be read says why."""
+    def runs(self) -> list[RunLine | UnreadableLine]:
+        """Returns a line for each run and study, newest first; one that cannot be read says why."""
         found = [self._line(path) for path in self._directories()]
-        return sorted(found, key=lambda line: line.get("started_at") or 0.0, reverse=True)
+        return sorted(found, key=lambda line: getattr(line, "started_at", None) or 0.0, reverse=True)
 
     def run(self, run_id: str) -> RunDirectory:
         """Raises:
@@ -65,12 +99,16 @@ class Library:
         """
         return StudyDirectory(self._directory(study_id, "study.json"))
 
-    def overview(self, run_id: str) -> Facts:
-        """All that a run's page shows: its numbers so far, where it stands, and what its stage in hand has reported."""
+    def overview(self, run_id: str) -> RunPage:
+        """Returns a run's numbers so far, where it stands, and what its stage in hand has reported.
+
+        Raises:
+            ApiError: 404, no run of that id lies here.
+            IntegrityError: one of its files is torn, or of another version.
+        """
         run = self.run(run_id)
         work = Work(run, run.config())
-        live = read_live(run)
-        return {"status": run_status(work), "history": live.get("history", []), **overview(run)}
+        return RunPage(**dict(overview(run)), status=run_status(work), history=read_live(run).history or [])
 
     def _directories(self) -> list[Path]:
         if self.only is not None:
@@ -84,25 +122,25 @@ class Library:
             raise ApiError(404, f"no {'study' if mark == 'study.json' else 'run'} {name[:200]!r} here")
         return path
 
-    def _line(self, path: Path) -> Facts:
-        kind = "study" if StudyDirectory.is_one(path) else "run"
+    def _line(self, path: Path) -> RunLine | UnreadableLine:
+        kind: Kind = "study" if StudyDirectory.is_one(path) else "run"
         try:
             work = Work.at(path)
             status = run_status(work)
             journal = sorted(work.run.journal.glob("[0-9]*.json"))
-            return {
-                "id": path.name,
-                "kind": kind,
-                **{key: status[key] for key in ("state", "now", "error", "runs")},
-                "stage": _last(status["stages_done"]),
-                "rounds": sum(stage["stage"] == "align" for stage in status["stages_done"]),
-                "seconds": sum(stage["seconds"] for stage in status["stages_done"]),
-                "started_at": read_json(journal[0])["time"] if journal else None,
-                "teacher": work.config.teacher.model,
-            }
+            done = status.stages_done
+            return RunLine(
+                id=path.name,
+                kind=kind,
+                state=status.state,
+                now=status.now,
+                error=status.error,
+                runs=status.runs,
+                stage=done[-1] if done else None,
+                rounds=sum(line.stage == ALIGN.name for line in done),
+                seconds=sum(line.seconds for line in done),
+                started_at=read_json(journal[0])["time"] if journal else None,
+                teacher=work.config.teacher.model,
+            )
         except (ProxykdError, IntegrityError, OSError, KeyError) as error:
-            return {"id": path.name, "kind": kind, "state": "unreadable", "error": str(error)}
-
-
-def _last(stages: list[Facts]) -> Facts | None:
-    return stages[-1] if stages else None
+            return UnreadableLine(id=path.name, kind=kind, state="unreadable", error=str(error))

@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 import redis
 
-from actors.telemetry.events import is_sign_of_life, last_segment, read_events, read_live
+from actors.telemetry.event_files import last_segment, read_entries
+from actors.telemetry.live_state import LiveState, read_live
 from actors.telemetry.live_view import LiveView
 from proxykd.runs.storage import RunDirectory, is_remote
 
@@ -57,11 +58,11 @@ class Follower:
                     yield message
 
     async def _stored(self) -> AsyncIterator[Message]:
-        events = None
-        while events is None or len(events) >= PORTION:
-            events, last = await _in_thread(read_events, self.run.events, self.after, PORTION)
-            for event in events:
-                yield "event", event
+        entries = None
+        while entries is None or len(entries) >= PORTION:
+            entries, last = await _in_thread(read_entries, self.run.events, self.after, PORTION)
+            for entry in entries:
+                yield "event", entry
             self.after = last
         for message in self._changed(await _in_thread(read_live, self.run)):
             yield message
@@ -73,15 +74,15 @@ class Follower:
             entries = await self._asked(self.view.events, mark, WAIT_S)
             if entries is None:
                 return
-            for mark, event in entries:  # noqa: B007  (the next look begins there)
-                if event["segment"] > self.after:
-                    self.after = event["segment"]
-                    yield "event", event
-            for message in self._changed(await self._asked(self.view.state) or {}):
+            for mark, entry in entries:  # noqa: B007  (the next look begins there)
+                if entry["segment"] > self.after:
+                    self.after = entry["segment"]
+                    yield "event", entry
+            for message in self._changed(await self._asked(self.view.state) or LiveState()):
                 yield message
 
-    def _changed(self, now: dict[str, Any]) -> list[Message]:
-        now = {key: value for key, value in now.items() if key != "history"} | {"alive": is_sign_of_life(now)}
+    def _changed(self, live: LiveState) -> list[Message]:
+        now = live.progress_json() | {"alive": live.alive}
         if now == self._now:
             return []
         self._now = now

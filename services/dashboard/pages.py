@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from actors.telemetry.events import events_before
+from actors.telemetry.event_files import entries_before
 from proxykd.evaluation.inspection import read_inspected
-from proxykd.evaluation.trust_examples import trust_examples
+from proxykd.report.trust_examples import trust_examples
 from proxykd.runs.storage import RunDirectory, write_atomic
 from services.access.keys import PAGE
 from services.dashboard.library import Library
@@ -80,22 +80,27 @@ def report_page(library: Library, run_id: str) -> str:
 
 def _answers(library: Library, run_id: str) -> dict[str, Any]:
     """What the page asks the API for, by path."""
-    run, facts = library.run(run_id), library.overview(run_id)
+    run, page = library.run(run_id), library.overview(run_id)
     if run.report.exists():  # the page is a finished run's last act but one
-        facts["status"] |= {"state": "finished", "alive": False, "now": None}
+        ended = page.status.model_copy(update={"state": "finished", "alive": False, "now": None})
+        page = page.model_copy(update={"status": ended})
     found: dict[str, Any] = {
         "report": run_id,
-        f"runs/{run_id}": facts,
-        f"runs/{run_id}/events": {"events": events_before(run.events, None, REPORT_EVENTS)},
+        f"runs/{run_id}": page.model_dump(mode="json"),
+        f"runs/{run_id}/events": {"events": entries_before(run.events, None, REPORT_EVENTS)},
     }
-    for one in facts["rounds"]:
-        pairs = sorted(read_inspected(run, one["round"]) or [], key=lambda pair: pair["trust"])
+    for one in page.rounds:
+        pairs = sorted(read_inspected(run, one.round) or [], key=lambda pair: pair["trust"])
         shown = {"inspected": len(pairs), "found": min(len(pairs), REPORT_PAIRS), "pairs": pairs[:REPORT_PAIRS]}
-        found[f"runs/{run_id}/rounds/{one['round']}/pairs"] = shown
-    if facts["trust"]:
-        edges = facts["trust"]["histogram"]["edges"]
+        found[f"runs/{run_id}/rounds/{one.round}/pairs"] = shown
+    if page.trust:
+        edges = page.trust.histogram.edges
         found[f"runs/{run_id}/trust"] = {
-            "records": [one for low, high in pairwise(edges) for one in trust_examples(run, low, high, REPORT_EXAMPLES)]
+            "records": [
+                example.model_dump(mode="json")
+                for low, high in pairwise(edges)
+                for example in trust_examples(run, low, high, REPORT_EXAMPLES)
+            ]
         }
     return found
 

@@ -12,7 +12,7 @@ from proxykd.runs.storage import RunDirectory
 
 
 def redis_of_coordinator(run: RunDirectory) -> LiveView:
-    """For a process of the run's own Ray: whatever server the coordinator uses now."""
+    """Returns the live view for a process of the run's own Ray: on whatever server the coordinator uses now."""
     import ray
     from ray.exceptions import RayError
 
@@ -27,6 +27,6 @@ def redis_of_coordinator(run: RunDirectory) -> LiveView:
 
 
 def redis_of_config(run: RunDirectory) -> LiveView | None:
-    """For any other process: a server of one's own, where the run has one."""
+    """Returns the live view for any other process: on a server of one's own, None where the run has none."""
     url = run.config().redis.url
     return LiveView(run.id, lambda: url) if url else None

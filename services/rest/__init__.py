@@ -1,4 +1,4 @@
 """The REST routes on Ray Serve: chat, distributions, adapters, health; and the sealed teacher.
 
-May import dashboard and access.
+The one place that makes applications of the engine. May import dashboard and access.
 """

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from actors.engine.openai_front import Opening, Route
 from proxykd import __version__
-from proxykd.runs.adapter_catalogue import AdapterCard
+from proxykd.report.adapter_catalogue import AdapterCard
 from services.access.keys import Guard
 from services.access.refusals import ApiError, body_of, first_problem, refuse_as_openai_does
 from services.dashboard.api import Views, dashboard_api

@@ -18,10 +18,11 @@ from actors.cluster.http_options import HttpOptions
 from actors.cluster.placement import in_pool
 from actors.engine.app_names import proxy_app, rest_app, teacher_app
 from actors.engine.openai_front import OpenAIFront, Opening, Route
-from actors.engine.proxy_engine import CompletionLogps, EngineSpec, Generation, ProxyEngine
+from actors.engine.proxy_engine import EngineSpec, Generation, ProxyEngine
 from actors.telemetry.logs import log_of
 from actors.telemetry.metrics import ReplicaMetrics
 from proxykd.config import ResourceConfig, RunConfig
+from proxykd.data.label_shards import CompletionLogps
 from proxykd.runs.storage import RunDirectory, location
 from services.dashboard.pages import write_report_page
 from services.dashboard.redis_of_run import redis_of_coordinator
@@ -118,11 +119,11 @@ class ServeDeployer:
 
     def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str:
         """Starts the sealed teacher and returns its OpenAI-compatible base URL."""
-        from services.rest.sealed_teacher import SealedTeacher
+        from services.rest.sealed_teacher import SealedTeacherServer
 
         options = engine_options(self._resources, replicas=1)
         self._start_serve()
-        teacher: Any = SealedTeacher
+        teacher: Any = SealedTeacherServer
         serve.run(
             teacher.options(name="SealedTeacher", **options).bind(spec, model_name),
             name=teacher_app(spec.prefix),
@@ -171,6 +172,7 @@ def engine_options(resources: ResourceConfig, replicas: int) -> dict[str, Any]:
 
 
 def engine_environment(resources: ResourceConfig) -> dict[str, str]:
+    """Returns the environment variables of an engine's process."""
     cores = sorted(os.sched_getaffinity(0))
     return {
         "VLLM_LOGGING_LEVEL": "WARNING",

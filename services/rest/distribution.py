@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from actors.engine.proxy_engine import CompletionLogps
+from proxykd.data.label_shards import CompletionLogps
 from proxykd.losses.trust import Trust
 
 TokenText = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Question:
-    """x and y as token ids; without a completion, the question is for the next token."""
+class DistributionQuery:
+    """x and y as token ids; without a completion, the query is for the next token."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -31,27 +31,27 @@ class Question:
         return {"prompt_tokens": len(self.prompt_ids), "completion_tokens": len(self.completion_ids)}
 
 
-def describe(
-    question: Question, scored: CompletionLogps, trust: Trust | None, text: TokenText, vocabulary: int
+def distribution_of(
+    query: DistributionQuery, scored: CompletionLogps, trust: Trust | None, text: TokenText, vocabulary: int
 ) -> dict[str, Any]:
-    """Log-probs are natural logarithms of the full softmax: logits less their logsumexp."""
-    tokens = [_token(scored, t, question, text, vocabulary) for t in range(len(question.scored_ids))]
-    if not question.completion_ids:
+    """Returns what the route answers under one adapter: each token's log-prob, rank and entropy, and the sequence's.
+
+    Log-probs are natural logarithms of the full softmax: logits less their logsumexp.
+    """
+    tokens = [_token(scored, t, query, text, vocabulary) for t in range(len(query.scored_ids))]
+    if not query.completion_ids:
         return {"adapter": scored.adapter, "next_token": tokens[0], "sequence": None}
     logp = float(scored.token_logps_T.sum(dtype="float64"))
     z, weight = trust.judge(logp, len(tokens)) if trust else (None, None)
     sequence: dict[str, Any] = {"logprob": logp, "tokens": len(tokens), "z_score": z, "trust_weight": weight}
     if trust:
-        sequence["trust"] = {
-            "adapter": trust.adapter,
-            "mu": trust.mu,
-            "gamma": trust.gamma,
-            "reduction": trust.reduction,
-        }
+        sequence["trust"] = asdict(trust)
     return {"adapter": scored.adapter, "tokens": tokens, "sequence": sequence}
 
 
-def _token(scored: CompletionLogps, t: int, question: Question, text: TokenText, vocabulary: int) -> dict[str, Any]:
+def _token(
+    scored: CompletionLogps, t: int, query: DistributionQuery, text: TokenText, vocabulary: int
+) -> dict[str, Any]:
     """One position. Entropy in nats is known within bounds: the tail as one outcome, or spread evenly."""
     assert scored.ranks_T is not None
     top_logps, tail_logmass = scored.top_logps_TK[t], float(scored.tail_logmass_T[t])
@@ -67,8 +67,8 @@ def _token(scored: CompletionLogps, t: int, question: Question, text: TokenText,
         "entropy_at_least": least,
         "entropy_at_most": least + tail * float(np.log(max(vocabulary - len(top), 1))),
     }
-    if not question.completion_ids:
+    if not query.completion_ids:
         return facts
-    token_id = question.completion_ids[t]
+    token_id = query.completion_ids[t]
     actual = {"token_id": token_id, "token": text(token_id), "logprob": float(scored.token_logps_T[t])}
     return {**actual, "rank": int(scored.ranks_T[t]), **facts}

@@ -20,15 +20,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from actors.cluster.http_options import HttpOptions
 from actors.engine.openai_front import Opening, Route
 from actors.engine.proxy_engine import CLIENT
-from actors.telemetry.events import read_live
+from actors.telemetry.live_state import LiveState, read_live
 from proxykd.config import RunConfig
 from proxykd.errors import EngineError, ProxykdError
-from proxykd.runs.adapter_catalogue import AdapterCard, UnknownAdapterError, catalogue, find, trust_of_run
+from proxykd.report.adapter_catalogue import AdapterCard, catalogue, find, trust_of_run
+from proxykd.runs.adapter_names import UnknownAdapterError
 from proxykd.runs.storage import RunDirectory
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
 from services.access.refusals import ApiError
-from services.rest.distribution import Question, describe
+from services.rest.distribution import DistributionQuery, distribution_of
 from services.rest.schemas import DistributionBody
 
 LIVE_FOR_S = 0.5
@@ -84,7 +85,7 @@ class ProxyService:
         self._chat = ChatFormat(load_tokenizer(self.run.models / "proxy"))
         self.started_at = int(time.time())
         self._in_flight = 0
-        self._live: tuple[float, dict[str, Any]] = (0.0, {})
+        self._live: tuple[float, LiveState] = (0.0, LiveState())
         self.metrics = ServiceMetrics()
 
     # -- adapters ------------------------------------------------------------------------------------------------
@@ -93,6 +94,11 @@ class ProxyService:
         return catalogue(self.run)
 
     def adapter(self, name: str | None) -> AdapterCard:
+        """Returns the adapter of that name, or the default one.
+
+        Raises:
+            ApiError: 404, there is none.
+        """
         try:
             return find(self.adapters(), name or self.spec.default_adapter)
         except UnknownAdapterError as error:
@@ -125,15 +131,15 @@ class ProxyService:
         """The answer to one question, by every adapter that it names."""
         names = body.adapters or [body.adapter or self.spec.default_adapter]
         cards = [self.adapter(name) for name in dict.fromkeys(names)]
-        question = self._question(body)
+        query = self._query(body)
         scored = []
         for card in cards:
             with self._admitted("distribution", card.name), self._failures_as_statuses():
                 [one] = await self._within_deadline(
                     self._engine().score.remote(
                         card.name,
-                        prompts=[question.prompt_ids],
-                        completions=[question.scored_ids],
+                        prompts=[query.prompt_ids],
+                        completions=[query.scored_ids],
                         top_k=body.top_k,
                         deadline_s=self.spec.deadline_s,
                         priority=CLIENT,
@@ -142,8 +148,8 @@ class ProxyService:
                 scored.append(one)
         trust = trust_of_run(self.run)
         vocabulary = len(self._chat.tokenizer)
-        answers = [describe(question, one, trust, self._token_text, vocabulary) for one in scored]
-        return {"object": "proxy.distribution", **question.facts(), "results": answers}
+        answers = [distribution_of(query, one, trust, self._token_text, vocabulary) for one in scored]
+        return {"object": "proxy.distribution", **query.facts(), "results": answers}
 
     async def ready(self) -> str:
         """The name of the adapter in the weights, after the engine has made one real token with it."""
@@ -175,7 +181,7 @@ class ProxyService:
             raise ApiError(400, f"{len(ids)} prompt tokens, the limit is {self.spec.max_length}", param="messages")
         return body | {"prompt_token_ids": ids}
 
-    def _question(self, body: DistributionBody) -> Question:
+    def _query(self, body: DistributionBody) -> DistributionQuery:
         try:
             if body.messages is not None:
                 prompt = self._chat.prompt_ids(tuple(m.plain() for m in body.messages))
@@ -187,15 +193,15 @@ class ProxyService:
                 completion = self._ids(body.completion)
         except ProxykdError as error:
             raise ApiError(400, str(error), param="messages") from error
-        question = Question(prompt, completion, self._chat.stop_token_id)
-        tokens, vocabulary = len(prompt) + len(question.scored_ids), len(self._chat.tokenizer)
+        query = DistributionQuery(prompt, completion, self._chat.stop_token_id)
+        tokens, vocabulary = len(prompt) + len(query.scored_ids), len(self._chat.tokenizer)
         if not prompt:
             raise ApiError(400, "the prompt has no tokens", param="prompt")
         if tokens > self.spec.max_length:
             raise ApiError(400, f"{tokens} tokens, the limit is {self.spec.max_length}", param="completion")
         if (largest := max([*prompt, *completion])) >= vocabulary:
             raise ApiError(400, f"token id {largest} is outside the vocabulary of {vocabulary}", param="prompt")
-        return question
+        return query
 
     def _ids(self, text: str | list[int] | None) -> list[int]:
         if text is None or isinstance(text, list):
@@ -241,15 +247,15 @@ class ProxyService:
         if not self.spec.beside_run:
             return
         live = self._live_state()
-        where = f"stage {live.get('stage', 'between stages')}"
-        if not live.get("engine"):
+        where = f"stage {live.stage or 'between stages'}"
+        if not live.engine:
             raise ApiError(
                 503, f"the run's engine is not up ({where}); it is during the alignment rounds", retry_after_s=30
             )
-        if live.get("training") and self.spec.shares_cores:
+        if live.training and self.spec.shares_cores:
             raise ApiError(503, f"the run trains on the engine's cores ({where}); ask again later", retry_after_s=10)
 
-    def _live_state(self) -> dict[str, Any]:
+    def _live_state(self) -> LiveState:
         read_at, state = self._live
         if time.monotonic() - read_at > LIVE_FOR_S:
             state = read_live(self.run)

@@ -74,7 +74,7 @@ async def refuse_invalid(request: Request, error: RequestValidationError) -> JSO
 
 @serve.deployment
 @serve.ingress(app)
-class SealedTeacher:
+class SealedTeacherServer:
     """One engine without adapters, reached over HTTP alone."""
 
     async def __init__(self, spec: EngineSpec, model_name: str):  # type: ignore[misc]  # Serve awaits it

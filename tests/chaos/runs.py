@@ -15,9 +15,13 @@ from typing import Any
 import yaml
 
 from actors.hosting.local_cluster import running
-from actors.telemetry.events import last_segment, read_events, read_live
+from actors.telemetry.event_files import last_segment, read_events
+from actors.telemetry.event_types import RunFailed, RunFinished, StageFinished, StageStarted
+from actors.telemetry.live_state import read_live
 from proxykd.config import load_config
-from proxykd.runs.storage import RunDirectory, is_remote, read_json, read_table, sha256_file, stage_key
+from proxykd.runs.storage import RunDirectory, is_remote, read_json, read_table, sha256_file
+from proxykd.stages.align import ALIGN
+from proxykd.stages.score import SCORE
 from tests import tiny_model
 from tests.object_store import free_port
 from tests.small_run import run_config
@@ -116,7 +120,7 @@ class AttackedRun:
         if point.share is not None:
             return self._marked(point.stage) or self.done(point.stage) > done
         later, _ = read_events(self.run.events, events)
-        return any(event["event"] in ("stage_started", "stage_finished", "finished") for event in later)
+        return any(isinstance(logged.event, StageStarted | StageFinished | RunFinished) for logged in later)
 
     def wait_until_further(self, point: Point, position: tuple[float, int]) -> bool:
         """Waits until the run is beyond `position`, resuming it once if it ends; whether that was needed."""
@@ -164,9 +168,9 @@ class AttackedRun:
             total = len(list((self.run.corpus / slice_name).glob("*.ok"))) or 1
             return len(list(self.root.glob(f"{folder}/*.ok"))) / total
         live = read_live(self.run)
-        if live.get("stage") != stage or live.get("unit") not in ("steps", "models") or not live.get("total"):
+        if live.stage != stage or live.unit not in ("steps", "models") or not live.total:
             return 0.0
-        return float(live["done"] / live["total"])
+        return live.done / live.total
 
     @property
     def finished(self) -> bool:
@@ -177,8 +181,10 @@ class AttackedRun:
 
     def _must_be_alive(self) -> None:
         if not self.alive and not self.finished:
-            events = [e for e in read_events(self.run.events)[0] if e["event"] == "failed"]
-            raise AssertionError(f"the run is gone: {json.dumps(events[-1:], indent=1)}")
+            failures = [
+                logged.entry() for logged in read_events(self.run.events)[0] if isinstance(logged.event, RunFailed)
+            ]
+            raise AssertionError(f"the run is gone: {json.dumps(failures[-1:], indent=1)}")
 
 
 def results(root: Path) -> dict[str, str]:
@@ -197,14 +203,16 @@ def check_records(run: RunDirectory) -> None:
     from proxykd.data.corpus_store import read_slice, slice_shards
     from proxykd.data.soft_labels import read_source
 
-    stage = read_json(run.stages / f"{stage_key('align', 1)}.json")["result"]
+    done, scored = ALIGN.finished(run, 1), SCORE.finished(run)
+    assert done is not None
+    assert scored is not None
     pairs = [row for path in sorted(run.pairs(1).glob("*.parquet")) for row in read_table(path).to_pylist()]
     ids = [row["id"] for row in pairs]
     expected = {row["id"] for row in read_slice(run, "alignment")}
-    assert len(ids) == len(set(ids)) == len(expected) - sum(stage["dropped"].values())
+    assert len(ids) == len(set(ids)) == len(expected) - sum(done.result.dropped.values())
     assert set(ids) <= expected
-    assert {row["adapter"] for row in pairs} == {f"{run.id}-{stage['reference_adapter']}"}
-    adapter = read_json(run.stages / "score.json")["result"]["adapter"]
+    assert {row["adapter"] for row in pairs} == {f"{run.id}-{done.result.reference_adapter}"}
+    adapter = scored.result.adapter
     labels = sorted(run.soft_labels(adapter).glob("*.parquet"))
     assert [path.name for path in labels] == [path.name for path in slice_shards(run, "distillation")]
     labelled = [record for path in labels for record in read_table(path)["record_id"].to_pylist()]

@@ -13,8 +13,12 @@ from actors.engine.app_names import proxy_app
 from actors.hosting import local_cluster
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.stages.align import ALIGN
+from proxykd.stages.score import SCORE
+from proxykd.stages.warmup import WARMUP
 from tests.object_store import free_port
 from tests.small_run import engine_spec, make_adapter, run_config
+from tests.stage_results import aligned, finish, labels, warmed_up
 
 RECOMMENDED = {"do_sample": True, "temperature": 0.1, "top_k": 2, "min_p": 0.9, "repetition_penalty": 4.0}
 RECOMMENDED |= {"eos_token_id": [2], "bos_token_id": 1, "pad_token_id": 2}
@@ -51,12 +55,10 @@ def run_with_adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> R
         initialise(model, run.models / name)
     write_json(run.models / "proxy" / "generation_config.json", RECOMMENDED)
     names = [make_adapter(run, number) for number in range(3)]
-    write_json(run.stages / "warmup.json", {"stage": "warmup", "result": {"adapter": names[0]}})
+    finish(run, WARMUP, warmed_up(names[0]))
     for number in (1, 2):
-        result = {"round": number, "adapter": names[number], "decision": "promote"}
-        write_json(run.stages / f"align-{number:02d}.json", {"stage": "align", "result": result})
-    labels = {"adapter": names[2], "mu": -20.0, "gamma": 5.0, "reduction": "sequence_sum"}
-    write_json(run.stages / "score.json", {"stage": "score", "result": labels})
+        finish(run, ALIGN, aligned(number, names[number]), number)
+    finish(run, SCORE, labels(names[2], -20.0, 5.0))
     return run
 
 

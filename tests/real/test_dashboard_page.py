@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from actors.telemetry.event_types import RunFailed, Warned
 from actors.telemetry.events import EventLog
 from services.dashboard.library import Library
 from services.dashboard.pages import report_page
@@ -90,7 +91,7 @@ def test_progress_and_events_arrive_live(dashboard: Dashboard, page: Page):
     log.beat(1)
     expect(page.get_by_text("6 of 8 steps")).to_be_visible()
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "75")
-    log.emit("warning", message="something to know")
+    log.emit(Warned("something to know"))
     expect(page.get_by_text("warning: something to know")).to_be_visible()
     log.close()
 
@@ -100,14 +101,14 @@ def test_a_killed_server_is_found_again_and_no_event_is_lost_or_doubled(dashboar
     log = EventLog(run)
     page.goto(f"{dashboard.url}#/runs/{run.id}")
     expect(page.locator("#link")).to_have_text("live")
-    log.emit("warning", message="before the loss")
+    log.emit(Warned("before the loss"))
     expect(page.get_by_text("before the loss")).to_be_visible()
     dashboard.kill()
     expect(page.locator("#link")).to_contain_text("connection lost")
-    log.emit("warning", message="while it was away")
+    log.emit(Warned("while it was away"))
     dashboard.start()
     expect(page.locator("#link")).to_have_text("live", timeout=20_000)
-    log.emit("warning", message="after it")
+    log.emit(Warned("after it"))
     expect(page.get_by_text("after it")).to_be_visible()
     for message in ("before the loss", "while it was away", "after it"):
         assert page.locator(".log li", has_text=message).count() == 1
@@ -126,7 +127,7 @@ def test_sixteen_rounds_and_a_hundred_thousand_events_open_at_their_end(dashboar
 
 def test_a_failed_run_says_why(dashboard: Dashboard, page: Page):
     run = tell_run(dashboard.folder, name="failed", until="align-01")
-    EventLog(run).emit("failed", error="GateError", message="parity gate: engine and trainer differ")
+    EventLog(run).emit(RunFailed("GateError", "parity gate: engine and trainer differ"))
     page.goto(f"{dashboard.url}#/runs/{run.id}")
     expect(page.get_by_role("alert")).to_contain_text("parity gate: engine and trainer differ")
     expect(page.locator(".title .state")).to_have_text("failed")

@@ -12,7 +12,8 @@ import pytest
 from actors.cluster.launch import NAMESPACE
 from actors.data.streams import stream_corpus, stream_pairs
 from actors.telemetry.progress import Reporter
-from actors.training.training_runs import TrainTask, train
+from actors.training.training_runs import TrainRequest, train
+from actors.training.worker_loop import LoopCall
 from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.models.loading import initialise
@@ -20,6 +21,9 @@ from proxykd.runs.storage import RunDirectory, read_json, verify_directory
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import read_corpus
 from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training.loops.align import Parity, RoundTask, align
+from proxykd.training.loops.warm_up import WarmupTask
+from proxykd.training.loops.warm_up import warm_up as warm_up_loop
 from tests import tiny_model
 from tests.object_store import new_bucket
 from tests.small_run import run_config
@@ -59,18 +63,16 @@ def prepared(cluster, tiny, tmp_path_factory):
     ray.kill(silent)
 
 
-def run_stage(run, loop, stream, **task):
-    outcome = run.root / f"outcome-{loop}.json"
-    base = {"run": str(run.root), "key": loop, "loop": loop, "outcome": str(outcome)}
-    reporter = Reporter("silent", NAMESPACE, run.id)
-    facts = base | {"reporter": reporter} | task
-    train(f"{run.root.parent.name}-{loop}", [TrainTask(facts, stream)], run.config().resources)
+def run_stage(run, key, loop, task, stream):
+    outcome = run.root / f"outcome-{key}.json"
+    call = LoopCall(str(run.root), key, loop, task, str(outcome), Reporter("silent", NAMESPACE, run.id))
+    train(f"{run.root.parent.name}-{key}", [TrainRequest(call, stream)], run.config().resources)
     return read_json(outcome)
 
 
 def warm_up(run):
-    stream = stream_corpus(slice_shards(run, "warmup"))
-    return run_stage(run, "warmup", stream, records=manifest(run)["warmup"])["result"]
+    stream, task = stream_corpus(slice_shards(run, "warmup")), WarmupTask(manifest(run)["warmup"])
+    return run_stage(run, "warmup", warm_up_loop, task, stream)["result"]
 
 
 def kill_a_worker_after(run, step):
@@ -119,11 +121,10 @@ def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
     assert not write_pairs(path, [*rows, {**rows[0], "rejected_ids": []}], "keep")["equal"]
     kept = read_pairs(path)
     assert len(kept) == len(rows)
-    sample = {"prompts": [kept[0]["prompt_ids"]], "completions": [kept[0]["completion_ids"]]}
-    sample["logps"] = [-1.0] * len(kept[0]["completion_ids"])
+    [first, *_] = kept
+    parity = Parity([first["prompt_ids"]], [first["completion_ids"]], [-1.0] * len(first["completion_ids"]))
     adapter = next(run.adapters.glob("warmup-*")).name
-    task = {"records": len(kept), "round": 1, "reference": adapter, "parity": sample}
-    outcome = run_stage(run, "align", stream_pairs([path]), **task)
+    outcome = run_stage(run, "align-01", align, RoundTask(1, adapter, len(kept), parity), stream_pairs([path]))
     assert outcome["error"]["type"] == "GateError"
     assert "parity gate: engine and trainer differ by" in outcome["error"]["message"]
     assert not list(run.adapters.glob("r01-*"))

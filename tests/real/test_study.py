@@ -10,6 +10,7 @@ import yaml
 
 from proxykd.data.corpus_store import read_shard_rows, read_slice, slice_shards
 from proxykd.runs.storage import read_json, read_table, verify_directory
+from proxykd.stages.distil import DISTIL
 from proxykd.study.studies import StudyDirectory
 from proxykd.text.tokenizer import load_tokenizer
 from tests import families, tiny_model
@@ -107,7 +108,7 @@ def test_all_arms_of_a_seed_start_from_one_student_and_see_as_many_batches(by_ar
     for seed in SEEDS:
         runs = [by_arm[name, seed] for name in ARMS]
         assert len({json.dumps(read_json(run.report)["student"]["before"]) for run in runs}) == 1
-        steps = {len(read_json(run.stages / "distil.json")["result"]["steps"]) for run in runs}
+        steps = {len(DISTIL.finished(run).result.steps) for run in runs}
         assert len(steps) == 1
 
 

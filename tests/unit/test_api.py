@@ -12,15 +12,18 @@ import pytest
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorDiedError
 
+from actors.cluster.http_options import HttpOptions
 from actors.engine.openai_front import Opening
 from actors.engine.proxy_engine import CompletionLogps
 from proxykd.errors import ConfigError, EngineError, IntegrityError
 from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.stages.score import SCORE
 from services.access.keys import key_digests, require_keys_beyond_loopback
 from services.dashboard.redis_of_run import redis_of_config
 from services.rest.api import build_app
 from services.rest.proxy_service import ProxyService, ServiceSpec
 from tests.small_run import run_config
+from tests.stage_results import finish, labels
 from tests.unit.test_catalogue import fake_adapter
 
 KEY = "a-key-of-some-length"
@@ -103,9 +106,7 @@ def front(tiny, tmp_path):
 
 def test_a_distribution_by_independent_arithmetic(front):
     client, engine, run = front
-    write_json(
-        run.stages / "score.json", {"result": {"adapter": "r01", "mu": -4.0, "gamma": 2.0, "reduction": "sequence_sum"}}
-    )
+    finish(run, SCORE, labels("r01", -4.0, 2.0))
     answer = client().post("/v1/proxy/distribution", json=QUESTION | {"adapters": ["base", "r01", "base"]}).json()
     assert [r["adapter"] for r in answer["results"]] == engine.asked
     assert [name.split("-")[-2 if "r01" in name else -1] for name in engine.asked] == ["base", "r01"]
@@ -348,8 +349,11 @@ def test_unknown_adapters_are_404_with_the_known_ones(front, name):
     assert engine.asked == []
 
 
-def test_a_slow_engine_is_given_up_after_the_deadline(front, monkeypatch):
-    client, engine, _ = front
+def test_a_slow_engine_is_given_up_after_the_deadline_of_the_config(front, monkeypatch):
+    client, engine, run = front
+    config = run.config()
+    config = config.model_copy(update={"resources": config.resources.model_copy(update={"request_deadline_s": 7.0})})
+    assert ServiceSpec.of_run(run, config, HttpOptions(), beside_run=False).deadline_s == 7.0
 
     async def never(*_, **__):
         await asyncio.sleep(60)

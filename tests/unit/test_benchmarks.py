@@ -71,24 +71,24 @@ def test_scores_are_shares_with_the_standard_error_of_a_mean():
     values = [1, 1, 0, 0, 0, 0]
     mean = sum(values) / 6
     spread = sum((v - mean) ** 2 for v in values) / 5
-    assert score["score"] == pytest.approx(mean)
-    assert score["stderr"] == pytest.approx(math.sqrt(spread / 6))
-    assert score["n"] == 6
-    assert score["unanswered"] == pytest.approx(1 / 6)
-    assert "subtasks" not in score
+    assert score.score == pytest.approx(mean)
+    assert score.stderr == pytest.approx(math.sqrt(spread / 6))
+    assert score.n == 6
+    assert score.unanswered == pytest.approx(1 / 6)
+    assert "subtasks" not in score.model_dump()
 
 
 def test_a_question_that_stands_twice_is_one_piece_of_evidence():
     once, twice = grades(1, 0, 0, 1, 1), [*grades(1, 0, 0, 1, 1), *grades(1, 0, 0, 1, 1)]
-    assert summarise(twice)["n"] == 10
-    assert summarise(twice)["stderr"] == pytest.approx(summarise(once)["stderr"])
-    assert summarise(grades(1))["stderr"] is None
+    assert summarise(twice).n == 10
+    assert summarise(twice).stderr == pytest.approx(summarise(once).stderr)
+    assert summarise(grades(1)).stderr is None
 
 
 def test_subtasks_have_scores_of_their_own_and_weigh_by_size():
     score = summarise(grades(1, 1, 1, subtask="anatomy") + grades(0, subtask="virology"))
-    assert score["score"] == 0.75
-    assert {name: s["score"] for name, s in score["subtasks"].items()} == {"anatomy": 1.0, "virology": 0.0}
+    assert score.score == 0.75
+    assert {name: s.score for name, s in score.subtasks.items()} == {"anatomy": 1.0, "virology": 0.0}
 
 
 @pytest.mark.parametrize(

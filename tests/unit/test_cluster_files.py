@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
+import ray.autoscaler
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.sdk import fillout_defaults
 
 from actors.cluster.capacity import _may_be_added
 from actors.cluster.placement import POOL_LABEL
@@ -24,7 +27,14 @@ def cluster(request):
 
 
 def test_ray_takes_it(cluster):
-    validate_config(prepare_config(cluster))
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    jsonschema.validate(fillout_defaults(cluster), schema)
+    if cluster["provider"]["type"] == "local":
+        assert cluster["min_workers"] <= cluster["max_workers"] <= len(cluster["provider"]["worker_ips"])
+        return
+    kinds = cluster["available_node_types"]
+    assert cluster["head_node_type"] in kinds
+    assert sum(kind.get("min_workers", 0) for kind in kinds.values()) <= cluster["max_workers"]
 
 
 def test_every_command_is_bash(cluster):

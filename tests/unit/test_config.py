@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from proxykd.config import load_config
 from proxykd.errors import ConfigError
 from proxykd.planning.describe import describe
-from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.runs.storage import RunDirectory, read_json, write_json
 from services.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -77,9 +77,15 @@ def test_shipped_configs_leave_the_choice_to_the_device():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("alignment.bta=1",), r"alignment\.bta: Extra inputs.*got 1"),
+        (("alignment.bta=1",), r"alignment\.bta: there is no such key; did you mean beta\?"),
+        (("engine.max_loras=8",), r"engine\.max_loras: there is no such key; remove it"),
+        (
+            ("white_box.teacher.sorce=x",),
+            r"teacher\.source: is not set; set it\n.*teacher\.sorce: .*did you mean source",
+        ),
+        (("alignment.reject_above=.inf",), r"reject_above: Input should be a finite number \(got inf\)"),
         (("alignment.beta=-1",), r"alignment\.beta.*greater than 0 \(got -1\)"),
-        (("proxy.lora.rank=32",), r"set engine\.max_lora_rank=32"),
+        (("proxy.lora.rank=600",), r"proxy\.lora\.rank.*less than or equal to 512 \(got 600\)"),
         (("corpus.path=null",), r"--set corpus\.path=FILE"),
         (("corpus.prompts=p.jsonl",), r"set one of them"),
         (("corpus.path=null", "corpus.prompts=p"), r"set teacher\.base_url or teacher\.local"),
@@ -88,6 +94,17 @@ def test_shipped_configs_leave_the_choice_to_the_device():
         (("corpus.max_length=64", "alignment.max_new_tokens=64"), r"leave it out for what each prompt leaves"),
         (("student.method=full",), r"set student\.dtype=float32"),
         (("student.drop_layers=[1,1]",), r"distinct layer indices"),
+        (("corpus.split.validation=0.3", "corpus.split.test=0.3"), r"validation \+ test is 0\.6; keep it at or below"),
+        (("corpus.follow=10", "corpus.limit=5"), r"leave corpus\.prompts and corpus\.limit out"),
+        (("corpus.follow=10", "distillation.source=none"), r"corpus\.follow is for runs that align a proxy"),
+        (("teacher.base_url=x", "teacher.local.source=y"), r"set one of them"),
+        (("teacher.provider=anthropic", "teacher.top_logprobs=5"), r"is 5, but Anthropic.* no log-probs; set it to 0"),
+        (("teacher.provider=anthropic", "teacher.temperature=1.5"), r"is 1\.5, but .* at most 1; lower it"),
+        (("collection.budget.cost=5",), r"needs collection\.prices\.prompt and \.completion"),
+        (("collection.batch={}", "collection.hedge_after_s=1"), r"a batch is not asked twice"),
+        (("redis.url=redis://u:secret@h:1",), r"set \$PROXYKD_REDIS_USERNAME and"),
+        (("redis.url=http://h:1",), r"is 'http://h:1'; write redis://host:port"),
+        (("resources.engine_tensor_parallel=2",), r"is 2, which needs GPUs; set resources\.device=gpu"),
         (("name=Bad Name",), r"name: "),
         (("nonsense",), r"not of the form section\.key=value"),
         (("name.x=1",), r"'name' is a value, not a section"),
@@ -165,3 +182,19 @@ def test_an_open_teacher_that_no_arm_uses_is_no_model_of_the_run(tmp_path):
     assert config.open_teacher is None
     used = load(tmp_path, white_box=OPEN, distillation={"source": "white_box"})
     assert list(used.models) == ["proxy", "student", "white_box"]
+
+
+def test_a_key_that_is_no_option_is_not_repeated_with_its_value(tmp_path):
+    with pytest.raises(ConfigError, match=r"teacher\.api_key: there is no such key; did you mean api_key_") as told:
+        load(tmp_path, "teacher.api_key=sk-secret")
+    assert "sk-secret" not in str(told.value)
+
+
+def test_an_older_run_is_refused_by_the_key_that_is_gone(tmp_path):
+    run = RunDirectory.create(load(tmp_path, f"runs_dir={tmp_path / 'runs'}"))
+    path = run.root / "config.json"
+    kept = read_json(path)
+    kept["engine"]["max_lora_rank"] = 16
+    write_json(path, kept)
+    with pytest.raises(ConfigError, match=r"config\.json is not a valid config:\n  engine\.max_lora_rank: there is no"):
+        run.config()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.data.corpus_store import SLICES, prompt_of, read_slice, write_corpus
+from proxykd.data.corpus_store import SLICES, read_slice, write_corpus
 from proxykd.runs.storage import RunDirectory
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Reading, Record, slice_of
@@ -24,7 +24,7 @@ def test_records_of_the_same_normalised_prompt_share_a_key(tiny, tokenizer, tmp_
     config = run_config(str(tiny), str(tmp_path / "runs"))
     run = RunDirectory.create(config)
     write_corpus(run, config, Reading([*records, *other]), ChatFormat(tokenizer))
-    keys = {row["id"]: prompt_of(row) for name in SLICES for row in read_slice(run, name)}
+    keys = {row["id"]: row["prompt_key"] for name in SLICES for row in read_slice(run, name)}
     assert len(keys) == 240
     for number in range(60):
         same = {keys[record.id] for record in records[3 * number : 3 * number + 3]}
@@ -35,9 +35,3 @@ def test_records_of_the_same_normalised_prompt_share_a_key(tiny, tokenizer, tmp_
             == 1
         )
     assert len(set(keys.values())) == 120
-
-
-def test_a_row_of_an_earlier_version_goes_by_its_tokens():
-    row = {"prompt_ids": [1, 2, 3], "completion_ids": [4]}
-    assert prompt_of(row) == prompt_of({**row, "completion_ids": [5]})
-    assert prompt_of(row) != prompt_of({**row, "prompt_ids": [1, 2]})

@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
 MOST_LINES = 150
-PLACEHOLDERS = {"NAME.js", "NAME.md"}
+PLACEHOLDERS = {"NAME.js", "NAME.md", "NAME.py", "NAME.jinja"}
 """Of whatever is to be added."""
+NAMED_FILE = re.compile(r"(?<![\w./*-])(?:\.\./)?((?:[\w.-]+/)+[\w-]+\.(?:py|js|jinja|yaml))\b")
+"""A file with the folder that it lies in. (Of other kinds pages name what runs hold.)"""
 ABSENT = "DESIGN" + ".md"
 """A page that the repository does not hold: docs/design.md stands for it."""
 
@@ -96,8 +98,38 @@ def test_what_the_repository_cites_of_its_docs_is_there():
             assert title in titles, f"{name} names a section {title!r} of docs/design.md"
 
 
+def ends_of_paths() -> set[str]:
+    """Every file's path, and what is left of it without its first folders."""
+    parts = [Path(name).parts for name in tracked_texts()]
+    return {"/".join(one[start:]) for one in parts for start in range(len(one))}
+
+
+def test_a_file_that_is_named_with_its_room_lies_there():
+    there = ends_of_paths()
+    code = [ROOT / name for name in tracked_texts() if re.match(r"(proxykd|actors|services)/.*\.py$", name)]
+    for text in (*PAGES, *code):
+        for path in NAMED_FILE.findall(text.read_text()):
+            assert path in there or Path(path).name in PLACEHOLDERS, f"{named(text)} names {path}"
+
+
+def test_files_named_with_their_rooms_are_found_at_all():
+    found = NAMED_FILE.findall("`stages/table.py`, configs/paper.yaml ([x](../configs/x.yaml)), and runs/x/report.json")
+    assert found == ["stages/table.py", "configs/paper.yaml", "configs/x.yaml"]
+    assert "loops/align.py" in ends_of_paths()
+    assert "run/table.py" not in ends_of_paths()
+
+
+@pytest.mark.parametrize("package", ["proxykd", "actors", "services"])
+def test_the_readmes_tables_name_every_room(package):
+    [table] = re.findall(
+        rf"^\| `{package}/` \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    rooms = [room for row in table.splitlines() for room in re.findall(r"`(\w+)/`", row.split("|")[1])]
+    assert sorted(rooms) == sorted(path.parent.name for path in (ROOT / package).glob("*/__init__.py"))
+
+
 def test_the_modules_that_pages_name_are_there():
-    """By their own names: which room a module lies in, import-linter and its room say."""
+    """Those that stand without a room, by their own names."""
     known = {Path(name).name for name in tracked_texts()}
     for page in PAGES:
         for path in re.findall(r"`(?:[\w.-]+/)*([\w-]+\.(?:py|js))`", page.read_text()):

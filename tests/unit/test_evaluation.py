@@ -41,13 +41,13 @@ def test_fidelity_and_true_kl_are_those_of_single_records(models):
         assert scores.true_kl[i] == pytest.approx((theirs.exp() * (theirs - ours)).sum().item(), abs=1e-3)
     fidelity = scores.fidelity()
     tokens = sum(len(row["completion_ids"]) for row in held_out)
-    assert fidelity["held_out_nll"] == pytest.approx(sum(scores.nll) / tokens)
+    assert fidelity.held_out_nll == pytest.approx(sum(scores.nll) / tokens)
     whole = [found == len(row["completion_ids"]) for found, row in zip(scores.agreements, held_out, strict=True)]
-    assert fidelity["sequence_agreement"] == sum(whole) / 9
+    assert fidelity.sequence_agreement == sum(whole) / 9
     own = [{**row, "completion_ids": log_softmax(model, row).argmax(-1)[:1].tolist()} for row in held_out[:3]]
     greedy = score_records(model, [*own, *held_out[3:4]], Workers(), 40)
-    assert greedy.fidelity()["sequence_agreement"] == 0.75
-    assert (fidelity["records"], fidelity["tokens"]) == (9, tokens)
+    assert greedy.fidelity().sequence_agreement == 0.75
+    assert (fidelity.records, fidelity.tokens) == (9, tokens)
 
 
 def test_a_teacher_is_at_no_distance_from_itself_and_runs_once_for_all_models(models):
@@ -63,21 +63,18 @@ def test_a_teacher_is_at_no_distance_from_itself_and_runs_once_for_all_models(mo
 
 
 def test_errors_are_of_prompts_not_of_records(models):
-    """Rows of one prompt by its key, and by its tokens where a row has no key, are one cluster, in all three errors."""
+    """Rows of one prompt, by its key, are one cluster in both errors."""
     teacher, model = models
     held_out = [{**row, "prompt_key": f"p{i // 3}"} for i, row in enumerate(rows(9, seed=4))]
     scores = score_records(model, held_out, Workers(), 40, SealedTeacher(teacher))
     fidelity = scores.fidelity()
     keys = [row["prompt_key"] for row in held_out]
-    assert (fidelity["records"], fidelity["prompts"]) == (9, 3)
-    assert fidelity["stderr"] == pytest.approx(by_loops(scores.nll, scores.tokens, keys)[1])
+    assert (fidelity.records, fidelity.prompts) == (9, 3)
+    assert fidelity.stderr == pytest.approx(by_loops(scores.nll, scores.tokens, keys)[1])
     kl, stderr = by_loops(scores.true_kl, scores.tokens, keys)
-    assert scores.mean_true_kl() == {
+    assert scores.mean_true_kl().model_dump() == {
         "kl": pytest.approx(kl), "stderr": pytest.approx(stderr), "tokens": sum(scores.tokens)
     }  # fmt: skip
-    same = [{**row, "prompt_ids": held_out[0]["prompt_ids"]} for row in rows(4, seed=5)]
-    other = rows(2, seed=6)
-    assert score_records(model, [*same, *other], Workers(), 40).fidelity()["prompts"] == 3
 
 
 def test_mass_shares_count_tokens_whose_top_k_exceed_095(models):
@@ -86,9 +83,9 @@ def test_mass_shares_count_tokens_whose_top_k_exceed_095(models):
     facts = mass_shares(model, held_out, 40, top_k=300)
     masses = torch.cat([log_softmax(model, row).exp().sort(descending=True).values.cumsum(-1) for row in held_out])
     expected = (masses[:, :300] > 0.95).double().mean(0)
-    assert facts["k"] == list(range(1, 301))
-    assert sum(abs(a - b) > 1e-9 for a, b in zip(facts["share"], expected.tolist(), strict=True)) <= 2
-    assert facts["share"] == sorted(facts["share"])
+    assert facts.k == list(range(1, 301))
+    assert sum(abs(a - b) > 1e-9 for a, b in zip(facts.share, expected.tolist(), strict=True)) <= 2
+    assert facts.share == sorted(facts.share)
 
 
 def test_spearman_by_ranks():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from actors.run.means import Alone
+from actors.run.facilities import OwnModels
 from actors.run.preparation import prepare_models
 from proxykd.config import ModelConfig, validate_config
 from proxykd.errors import ConfigError, IntegrityError, ModelError
@@ -266,9 +266,9 @@ def test_a_run_prepares_all_but_a_local_teacher_in_the_proxys_voice(tiny, tmp_pa
     raw |= {"teacher": {"local": {"source": other}}, "distillation": {"source": "white_box"}}
     raw |= {"white_box": {"teacher": {"source": other}}}
     run = RunDirectory.create(validate_config(raw, "test"))
-    events, cost = SimpleNamespace(progress=lambda *_: None), lambda records: {}
-    bench = SimpleNamespace(run=run, config=run.config(), events=events, means=Alone(None), cost=cost)
-    parameters = prepare_models(bench)["parameters"]
+    events, facilities = SimpleNamespace(progress=lambda *_: None), SimpleNamespace(models=OwnModels())
+    context = SimpleNamespace(run=run, config=run.config(), events=events, facilities=facilities)
+    parameters = prepare_models(context, None).result.parameters
     assert parameters["proxy"] == parameters["teacher"] == parameters["white_box"] > parameters["student"]
     voices = {name: voice(run.models / name) for name in parameters}
     assert voices["proxy"] == voices["student"] == voices["white_box"] != voices["teacher"]

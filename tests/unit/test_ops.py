@@ -11,7 +11,7 @@ import pytest
 from actors.telemetry.metrics import GAUGES, REPLICA_GAUGES
 
 EXPOSED = {f"ray_{name}": set(tags) for name, (_, tags) in (GAUGES | REPLICA_GAUGES).items()}
-DASHBOARD = json.loads(Path("ops/grafana/proxykd.json").read_text())
+DASHBOARD = json.loads((Path(__file__).parents[2] / "ops" / "grafana" / "proxykd.json").read_text())
 TARGETS = [(panel["title"], target) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.step_peaks import CASES as ALL
 from benchmarks.step_peaks import WORKERS, measure, planned, write_shape
-from proxykd.planning.memory_plan import GIB
+from proxykd.costs.memory_plan import GIB
 
 TOKENS = 512
 CASES = [case for case in ALL if case.terms == 2 or (case.method, case.dtype) != ("lora", "float32")]

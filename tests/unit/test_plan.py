@@ -11,12 +11,10 @@ from click.testing import CliRunner
 from torch import nn
 
 from proxykd.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, validate_config
-from proxykd.errors import ModelError
-from proxykd.losses import head
-from proxykd.models.architecture import PUBLISHED, Architecture, architecture, require_architecture
-from proxykd.models.loading import attach_lora
-from proxykd.planning import memory_plan
-from proxykd.planning.memory_plan import (
+from proxykd.costs import memory_plan
+from proxykd.costs.devices import GPUS
+from proxykd.costs.estimator import Text
+from proxykd.costs.memory_plan import (
     disk_gib,
     engine_footprint,
     file_work_gib,
@@ -26,7 +24,11 @@ from proxykd.planning.memory_plan import (
     machine_disk_gib,
     trainer_footprint,
 )
-from proxykd.planning.time_plan import GPUS, Text, estimate
+from proxykd.errors import ModelError
+from proxykd.losses import head
+from proxykd.models.architecture import PUBLISHED, Architecture, architecture, require_architecture
+from proxykd.models.loading import attach_lora
+from proxykd.planning.time_plan import estimate
 from services.cli.main import main
 
 PARAMETERS = {

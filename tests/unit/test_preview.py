@@ -18,7 +18,7 @@ from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.data.round_records import round_slice
 from proxykd.models.batching import plan_micro_batches
 from proxykd.planning.chat_facts import chat_facts, generation_ends
-from proxykd.planning.padding import Stage, packing
+from proxykd.planning.padding import Epoch, packing
 from proxykd.planning.preview import preview, read
 from proxykd.planning.record_lengths import QUANTILES, Lengths, spread
 from proxykd.runs.storage import RunDirectory, write_json, write_shard
@@ -196,7 +196,7 @@ def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenize
 
 def test_workers_without_a_micro_batch_are_idle():
     resources = ResourceConfig(micro_batch_tokens=40, trainer_workers=4)
-    found = packing(Stage("s", ("warmup",), TrainConfig(), [[30, 30, 10, 10, 50], [20, 20]]), resources)
+    found = packing(Epoch("s", ("warmup",), TrainConfig(), [[30, 30, 10, 10, 50], [20, 20]]), resources)
     # 50 | 30 | 30 | 10 10, then 20 20: five micro-batches in turns of four and four.
     assert found.idle == pytest.approx(3 / 8)
     assert found.over_budget == 1

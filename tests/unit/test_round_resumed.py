@@ -6,11 +6,12 @@ from unittest import mock
 
 import pytest
 
-from actors.training import train_loops
 from proxykd.data.corpus_store import read_slice
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.runs.checkpoints import Checkpoints
 from proxykd.runs.storage import RunDirectory
+from proxykd.training.loops import align as align_module
+from proxykd.training.loops.align import Parity, RoundTask
 from proxykd.training.trainer import Trainer
 from tests.small_run import make_adapter
 from tests.stage_ranks import Ranks, make_run
@@ -41,8 +42,7 @@ class Round:
         resources = config.resources.model_copy(update={"micro_batch_tokens": micro_batch_tokens, "trainer_threads": 1})
         RunDirectory.create(config.model_copy(update={"resources": resources}))
         [one, *_] = self.pairs
-        parity = {"prompts": [one["prompt_ids"]], "completions": [one["completion_ids"]]}
-        parity["logps"] = [-1.0] * len(one["completion_ids"])
+        parity = Parity([one["prompt_ids"]], [one["completion_ids"]], [-1.0] * len(one["completion_ids"]))
         step = Trainer.step
 
         def mortal(trainer, *arguments):
@@ -51,8 +51,8 @@ class Round:
             return step(trainer, *arguments)
 
         with mock.patch.object(Trainer, "step", mortal):
-            task = {"round": 1, "reference": self.reference, "parity": parity}
-            return Ranks(str(self.run.root))("align-01", "align", self.pairs, **task)
+            task = RoundTask(1, self.reference, len(self.pairs), parity)
+            return Ranks(str(self.run.root))("align-01", align_module.align, task, self.pairs)
 
     @property
     def references(self):
@@ -62,8 +62,8 @@ class Round:
 @pytest.fixture
 def passes(monkeypatch):
     """How often references were made."""
-    made = mock.Mock(wraps=train_loops._reference_pass)
-    monkeypatch.setattr(train_loops, "_reference_pass", made)
+    made = mock.Mock(wraps=align_module._reference_pass)
+    monkeypatch.setattr(align_module, "_reference_pass", made)
     return made
 
 
@@ -75,7 +75,7 @@ def test_references_are_made_again_for_other_micro_batches_from_the_rounds_start
     before = killed.references
     result = killed.train(80)
     assert passes.call_count == 2
-    assert result["step0_margin_max_abs"] == 0.0
+    assert result.step0_margin_max_abs == 0.0
     whole.train(80)
     assert killed.references == whole.references != before
 
@@ -85,6 +85,6 @@ def test_references_are_kept_where_nothing_changed(tiny, tmp_path, passes):
     with pytest.raises(Killed):
         killed.train(80, 2)
     before = killed.references
-    assert killed.train(80)["step0_margin_max_abs"] == 0.0
+    assert killed.train(80).step0_margin_max_abs == 0.0
     assert passes.call_count == 1
     assert killed.references == before

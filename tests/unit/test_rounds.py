@@ -10,8 +10,10 @@ from proxykd.config import AlignmentConfig
 from proxykd.data.round_records import growing_round, require_rounds, round_slice
 from proxykd.errors import CorpusError, GateError
 from proxykd.evaluation.promotion import Change, Decision, decide, stop_reason
+from proxykd.stages.align import in_force
 from proxykd.text.seeds import sample_seed
 from proxykd.training import gates
+from tests.stage_results import aligned
 
 
 @pytest.mark.parametrize(("records", "rounds"), [(152, 3), (7, 3), (16, 16), (100, 7)])
@@ -137,6 +139,13 @@ def test_a_rejected_round_leaves_the_proxy_where_it_was():
     rejected = change(0.4, 0.01).kept()
     assert (rejected.nll, rejected.stderr, rejected.after) == (0.0, 0.0, 2.0)
     assert "converged" in stop_reason([change(-0.3, 0.01), rejected, rejected], AlignmentConfig(rounds=9))
+
+
+def test_the_adapter_in_force_is_that_of_the_last_promotion():
+    decisions = ("reject", "promote", "reject", "reject", "promote")
+    outcomes = [aligned(i, f"a{i}", decision=decision) for i, decision in enumerate(decisions, 1)]
+    assert in_force("w", outcomes) == ["w", "w", "a2", "a2", "a2", "a5"]
+    assert in_force("w", []) == ["w"]
 
 
 def test_the_step_0_gate():

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from actors.training import train_loops
 from proxykd.evaluation.fidelity import SealedTeacher
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory
+from proxykd.training.loops import evaluate as evaluate_loop
 from tests.small_run import run_config
+from tests.stage_ranks import worker_of
 from tests.unit.test_training import rows
 
 WORKERS = 2
@@ -28,11 +29,10 @@ def evaluate(run, held_out):
             shares.append(sum(part.numel() for part in parts) / sum(p.numel() for p in teacher.parameters()))
             super().__init__(teacher)
 
-    train_loops.SealedTeacher, train_loops.read_slice = Watched, lambda *_: held_out
-    facts = {"run": str(run.root), "trust": None, "adapters": [], "reporter": lambda: lambda *_, **__: None}
-    found = train_loops.evaluate(train_loops.Worker(facts))
+    evaluate_loop.SealedTeacher, evaluate_loop.read_slice = Watched, lambda *_: held_out
+    found = evaluate_loop.evaluate(worker_of(run, "evaluate", []), evaluate_loop.EvaluationTask([], None))
     [share] = shares
-    return found["models"], share
+    return found.model_dump()["models"], share
 
 
 def _worker(rank, world, store, run, out):
@@ -64,7 +64,7 @@ def run_of(tiny, tmp_path):
 
 def test_two_workers_share_the_teacher_and_find_the_same_true_kl(run_of, tmp_path, monkeypatch):
     for name in ("SealedTeacher", "read_slice"):
-        monkeypatch.setattr(train_loops, name, getattr(train_loops, name))
+        monkeypatch.setattr(evaluate_loop, name, getattr(evaluate_loop, name))
     alone = run_of("one")
     expected = [evaluate(alone, held_out) for held_out in HELD_OUT]
     run, out = run_of("two", parallel="fsdp2", trainer_workers=WORKERS), tmp_path / "out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proxykd.data.soft_label_statistics import label_statistics
 from proxykd.data.soft_labels import (
     LabelSource,
     SoftLabels,
@@ -17,10 +16,11 @@ from proxykd.data.soft_labels import (
     require,
     require_match,
     unpack,
-    write_shard_file,
+    write_label_shard,
 )
 from proxykd.errors import IntegrityError
-from proxykd.runs.storage import verify_shard, write_shard
+from proxykd.evaluation.soft_label_statistics import label_statistics
+from proxykd.runs.storage import verify_shard
 from proxykd.text.tokenising import ids_hash
 
 
@@ -86,14 +86,14 @@ def test_codes_are_within_half_a_step_and_saturate():
 def test_bytes_a_token_on_disk(tmp_path, vocabulary, limit):
     shard = [labels(60, vocabulary, seed=i, record_id=f"record-{i:06d}") for i in range(64)]
     path = tmp_path / "shard-00000.parquet"
-    write_shard_file(path, shard, LabelSource("r16-abcdef01", "0123456789abcdef", vocabulary, 10))
+    write_label_shard(path, shard, LabelSource("r16-abcdef01", "0123456789abcdef", vocabulary, 10))
     assert path.stat().st_size / (60 * 64) <= limit
 
 
 def test_labels_of_another_source_or_record_are_refused(tmp_path):
     source = LabelSource("r03-aaaaaaaa", "tok", 400, 10)
     path = tmp_path / "shard-00000.parquet"
-    write_shard(path, lambda target: write_shard_file(target, [labels(5, 400)], source), {"records": 1})
+    write_label_shard(path, [labels(5, 400)], source)
     assert read_source(path) == source
     require(path, source)
     for other in (
@@ -113,7 +113,7 @@ def test_labels_of_another_source_or_record_are_refused(tmp_path):
 def test_a_damaged_shard_is_refused(tmp_path):
     path = tmp_path / "shard-00000.parquet"
     source = LabelSource("a", "t", 400, 10)
-    write_shard(path, lambda target: write_shard_file(target, [labels(5, 400)], source), {"records": 1})
+    write_label_shard(path, [labels(5, 400)], source)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
@@ -128,16 +128,16 @@ def test_statistics_are_those_of_the_records(tmp_path):
     source = LabelSource("a", "t", 400, 10)
     parts = [labels(5, 400, seed=1), labels(9, 400, seed=2), labels(2, 400, seed=3)]
     path = tmp_path / "shard-00000.parquet"
-    write_shard(path, lambda target: write_shard_file(target, parts, source), {"records": 3})
-    facts = label_statistics([path], source, "sequence_sum")
+    write_label_shard(path, parts, source)
+    statistics = label_statistics([path], source, "sequence_sum")
     sums = [p.sequence_logp for p in parts]
-    assert facts["mu"] == pytest.approx(np.mean(sums))
-    assert facts["gamma"] == pytest.approx(np.std(sums))
+    assert statistics.mu == pytest.approx(np.mean(sums))
+    assert statistics.gamma == pytest.approx(np.std(sums))
     top1 = np.concatenate([np.exp(p.top_logps_TK[:, 0]) for p in parts])
-    assert facts["mass_at_k"]["1"] == pytest.approx(top1.mean(), abs=1e-3)
-    assert sum(facts["histogram"]["counts"]) == 3
+    assert statistics.mass_at_k["1"] == pytest.approx(top1.mean(), abs=1e-3)
+    assert sum(statistics.histogram.counts) == 3
     by_token = label_statistics([path], source, "token_mean")
-    assert by_token["mu"] == pytest.approx(np.mean([s / n for s, n in zip(sums, (5, 9, 2), strict=True)]))
+    assert by_token.mu == pytest.approx(np.mean([s / n for s, n in zip(sums, (5, 9, 2), strict=True)]))
 
 
 def test_as_top_k_joins_records_in_order():

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from functools import partial
 
 import pytest
 
 from proxykd.data.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
 from proxykd.data.pairs import read_pairs, write_pairs
-from proxykd.data.soft_label_statistics import label_statistics
 from proxykd.data.soft_labels import LabelSource
+from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.runs.storage import read_table
 from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training.loops.align import Parity, RoundTask, align, align_nll
+from proxykd.training.loops.assistant import AssistTask, assist
+from proxykd.training.loops.distil import distil
+from proxykd.training.loops.evaluate import EvaluationTask, evaluate
+from proxykd.training.loops.score import ScoreTask, score
+from proxykd.training.loops.warm_up import WarmupTask, warm_up
+from proxykd.training.objectives import DistilTask
 from tests.stage_ranks import Ranks, make_run, on_ranks
 
 RECOMPUTED = {"gradient_checkpointing": True}
@@ -65,43 +73,52 @@ def every_stage(roots):
 
 def proxys_stages(ranks):
     run = ranks.run
-    warm = ranks("warmup", "warmup", read_slice(run, "warmup"))["adapter"]
+    rows = read_slice(run, "warmup")
+    warm = ranks("warmup", warm_up, WarmupTask(len(rows)), rows).adapter
     pairs = read_pairs(run.pairs(1) / "shard-00000.parquet")
-    parity = {"prompts": [p["prompt_ids"] for p in pairs[:3]], "completions": [p["completion_ids"] for p in pairs[:3]]}
-    parity["logps"] = [-1.0] * sum(map(len, parity["completions"]))
-    aligned = ranks("align-01", "align", pairs, round=1, reference=warm, parity=parity)["adapter"]
-    ranks("align-02", "align_nll", read_slice(run, "alignment"), round=2, reference=aligned)
+    prompts, completions = ([p[key] for p in pairs[:3]] for key in ("prompt_ids", "completion_ids"))
+    parity = Parity(prompts, completions, [-1.0] * sum(map(len, completions)))
+    aligned = ranks("align-01", align, RoundTask(1, warm, len(pairs), parity), pairs).adapter
+    rows = read_slice(run, "alignment")
+    ranks("align-02", align_nll, RoundTask(2, aligned, len(rows)), rows)
     source = LabelSource(aligned, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4)
-    ranks("score", "score", [], adapter=aligned, source=source)
+    ranks("score", score, ScoreTask(aligned, source), [])
     shards = slice_shards(run, "distillation")
     labelled = [run.soft_labels(aligned) / path.name for path in shards]
     labels = [row for path in labelled for row in read_table(path).to_pylist()]
     rows = [row for path in shards for row in read_shard_rows(path)]
     rows = [{**row, **label, "trust": 0.5} for row, label in zip(rows, labels, strict=True)]
-    ranks("distil", "distil", rows, source=source)
-    facts = label_statistics(labelled, source, "sequence_sum")
-    trust = {key: facts[key] for key in ("adapter", "mu", "gamma", "reduction")}
-    ranks("evaluate", "evaluate", [], adapters=[warm, aligned], trust=trust)
-    return {**ranks.results, "labels": {row["id"]: row["sequence_logp"] for row in rows}, "trust": trust}
+    ranks("distil", distil, DistilTask(len(rows), aligned, source), rows)
+    trust = label_statistics(labelled, source, "sequence_sum").trust
+    ranks("evaluate", evaluate, EvaluationTask([warm, aligned], trust), [])
+    labels = {row["id"]: row["sequence_logp"] for row in rows}
+    return {**told(ranks), "labels": labels, "trust": asdict(trust)}
 
 
 def assistants_stages(ranks):
     run = ranks.run
-    adapter = ranks("assist", "assist", read_slice(run, "alignment"))["adapter"]
-    ranks("distil", "distil", read_slice(run, "distillation"), teacher=adapter)
-    ranks("evaluate", "evaluate", [], adapters=[adapter], trust=None)
-    return ranks.results
+    rows, students = read_slice(run, "alignment"), read_slice(run, "distillation")
+    adapter = ranks("assist", assist, AssistTask(len(rows)), rows).adapter
+    ranks("distil", distil, DistilTask(len(students), adapter), students)
+    ranks("evaluate", evaluate, EvaluationTask([adapter], None), [])
+    return told(ranks)
 
 
 def white_box_stages(ranks):
-    ranks("distil", "distil", read_slice(ranks.run, "distillation"), teacher=None)
-    ranks("evaluate", "evaluate", [], adapters=[], trust=None)
-    return ranks.results
+    rows = read_slice(ranks.run, "distillation")
+    ranks("distil", distil, DistilTask(len(rows)), rows)
+    ranks("evaluate", evaluate, EvaluationTask([], None), [])
+    return told(ranks)
 
 
 def bfloat16_stages(ranks):
-    ranks("warmup", "warmup", read_slice(ranks.run, "alignment"))
-    return ranks.results
+    rows = read_slice(ranks.run, "alignment")
+    ranks("warmup", warm_up, WarmupTask(len(rows)), rows)
+    return told(ranks)
+
+
+def told(ranks):
+    return {key: result.model_dump() for key, result in ranks.results.items()}
 
 
 STAGES = {

@@ -58,6 +58,7 @@ def test_a_file_that_is_written_anew_can_be_read_at_any_time(store):
         seen = []
         while not writing[-1].done():
             seen.append(read_json(path)["n"])
+    assert [one.result() for one in writing] == [None] * 60
     assert seen == sorted(seen)
 
 
@@ -248,6 +249,8 @@ def test_a_look_at_the_journal_beside_its_writer_is_no_false_alarm(tmp_path):
         writing = pool.submit(lambda: [journal.append("A", n=n) for n in range(200)])
         while not writing.done():
             journal.check()
+    assert [entry["n"] for entry in writing.result()] == list(range(200))
+    assert replay(tmp_path)[1:] == writing.result()
 
 
 def test_what_a_stale_epoch_wrote_later_is_ignored(store):

@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import BaseModel
 
+from proxykd.config import validate_config
+from proxykd.config.whole import WITHOUT_EFFECT
 from proxykd.errors import ConfigError
 from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shard
-from proxykd.study.adoption import adopt
-from proxykd.study.studies import PRESETS, StudyDirectory, load_study, stage_keys, validate_study
+from proxykd.stages.align import ALIGN
+from proxykd.stages.table import stage_keys
+from proxykd.study.adoption import adopt_stage
+from proxykd.study.studies import PRESETS, StudyDirectory, load_study, validate_study
+from proxykd.study.study_model import ArmReport
 from proxykd.study.study_report import mean_and_interval, table
 from services.cli.main import main
 from tests.small_run import run_config
+from tests.stage_results import aligned, fidelity, finish
 
 OPEN = {"teacher": {"source": "open"}, "max_new_tokens": 12}
 RUN = {"corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}, "white_box": OPEN}
@@ -45,7 +52,7 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
 def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
     of = keys(tmp_path)
     full = of["proxy_kd"]
-    for stage in ("collect", "corpus", "warmup", "align", "score"):
+    for stage in ("corpus", "warmup", "align", "score"):
         assert of["without_trust"][stage] == full[stage]
     assert of["without_trust"]["distil"] != full["distil"]
     assert of["without_preference"]["warmup"] == full["warmup"]
@@ -61,7 +68,9 @@ def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
 
 
 def test_seeds_share_the_teachers_text_alone(tmp_path):
-    one, two = (stage_keys(arm.config) for arm in study(tmp_path, arms=["proxy_kd"]).expand())
+    asked = {"corpus": {"prompts": "p.jsonl"}, "teacher": {"base_url": "http://localhost/v1"}}
+    made = study(tmp_path, arms=["proxy_kd"], run={**RUN, **asked, "runs_dir": str(tmp_path)})
+    one, two = (stage_keys(arm.config) for arm in made.expand())
     assert {stage for stage in one if one[stage] == two[stage]} == {"collect"}
 
 
@@ -127,9 +136,9 @@ def test_a_finished_stage_is_taken_over_with_its_files_as_links(store, tmp_path)
         path = adapter / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
-    finished(donor, "align", {"round": 1, "adapter": "r01-abc"})
+    finish(donor, ALIGN, aligned(1, "r01-abc"), 1)
     for _ in range(2):  # again after a death in the middle
-        assert adopt(run, donor, "align", 1) == {"round": 1, "adapter": "r01-abc"}
+        assert adopt_stage(run, donor, ALIGN, 1) == aligned(1, "r01-abc")
     assert (run.pairs(1) / "shard-00000.parquet").read_bytes() == b"pairs"
     assert (run.pairs(1) / "shard-00000.ok").exists()
     assert (run.adapters / "r01-abc" / "READY").exists()
@@ -140,9 +149,12 @@ def test_a_finished_stage_is_taken_over_with_its_files_as_links(store, tmp_path)
         assert (run.pairs(1) / "shard-00000.parquet").stat().st_ino == theirs.st_ino
 
 
-def arm(name, seed, nll, proxy=None):
-    fidelity = {"held_out_nll": nll, "top1_agreement": 0.5}
-    return {"name": name, "seed": seed, "student": fidelity, "source": proxy, "sealed_teacher": None}
+def arm(name, seed, nll):
+    lacking = dict.fromkeys(("proxy", "source", "sealed_teacher", "trust", "calibration", "mass"))
+    empty = {"curve": [], "alignment": [], "parameters": {}, "rounds": [], "benchmarks": {}, "stages": []}
+    hours = {"device_hours": 0.0, "own_device_hours": 0.0}
+    students = {"student": fidelity(nll), "student_before": fidelity(4.0)}
+    return ArmReport(name=name, seed=seed, run=f"{name}-s{seed}", **students, **lacking, **empty, **hours)
 
 
 def test_the_table_has_means_intervals_and_paired_differences(tmp_path):
@@ -168,3 +180,42 @@ def test_the_shipped_studies_are_valid_and_described():
         assert told.exit_code == 0, told.output
         study = load_study(path)
         assert f"{len(study.arms)} arms by {len(study.seeds)} seeds" in told.output
+
+
+def leaves(section, at=()):
+    """Every value of a config that is no section, by its keys."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        yield from leaves(value, (*at, name)) if isinstance(value, BaseModel) else [((*at, name), value)]
+
+
+def changed(section, keys, value):
+    """The config with another value at `keys`."""
+    name, *rest = keys
+    inner = changed(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
+
+
+def other(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return "another"
+
+
+@pytest.mark.parametrize("source", ["proxy", "assistant"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_setting_that_changes_results_changes_what_may_be_shared(tmp_path, source):
+    """A setting that no stage's key has would let one arm take over what another made under a different one."""
+    raw = {**RUN, "name": "x", "runs_dir": str(tmp_path), "distillation": {"source": source}}
+    config = validate_config(raw, "test")
+    without = {"name", *WITHOUT_EFFECT} | ({"white_box"} if source == "proxy" else {"warmup", "alignment", "score"})
+    before = stage_keys(config)
+    missed = [
+        ".".join(keys)
+        for keys, value in leaves(config)
+        if keys[0] not in without and keys not in (("engine", "adapters"), ("distillation", "source"))
+        if stage_keys(changed(config, keys, other(value)))["evaluate"] == before["evaluate"]
+    ]
+    assert missed == []

@@ -8,10 +8,18 @@ from xml.etree import ElementTree
 
 import pytest
 
+from proxykd.evaluation.benchmarks import TaskScore
+from proxykd.evaluation.measures import Fidelity, MassShares, TrustStatistics
+from proxykd.report.blocks import TrustReport
+from proxykd.report.provenance import Hardware
+from proxykd.report.report_model import StageCost
+from proxykd.stages.distil import CurvePoint
 from proxykd.study.figures import as_png, as_svg, figures
 from proxykd.study.studies import validate_study
+from proxykd.study.study_model import ArmKl, ArmReport, Calibration, StudyFacts, StudyReport
 from proxykd.study.study_page import page
 from proxykd.study.study_report import as_csv, as_markdown, benchmark_table, costs, flat, table
+from tests.stage_results import labels
 
 WITH_PROXY = ("proxy_kd", "without_trust")
 NAMES = (*WITH_PROXY, "black_box_kd", "jsd")
@@ -21,43 +29,60 @@ RUN |= {"white_box": {"teacher": {"source": "o"}, "max_new_tokens": 12}}
 
 def fidelity(nll):
     agreement = {"top1_agreement": 1 / (1 + nll), "sequence_agreement": 0.125}
-    return {"held_out_nll": nll, **agreement, "stderr": 0.01, "records": 9, "tokens": 99}
+    return Fidelity(held_out_nll=nll, stderr=0.01, records=9, prompts=9, tokens=99, **agreement)
 
 
 def scores(chance, *models):
     """Two tasks each."""
     return {
-        model: {task: {"score": chance.random(), "stderr": 0.1, "n": 9} for task in ("bbh", "mmlu")} for model in models
+        model: {task: TaskScore(score=chance.random(), stderr=0.1, n=9, unanswered=0.0) for task in ("bbh", "mmlu")}
+        for model in models
     }
+
+
+def arm(chance, name, seed, proxy, sealed, benchmarks):
+    """One arm and seed, with a proxy and an open seal where it is told so."""
+    asked = ("student@10", "student@20", "student", *(["proxy"] if proxy else [])) if benchmarks else ()
+    statistics = labels("r01").model_dump(include=set(TrustStatistics.model_fields))
+    weights, kls = ([chance.random() for _ in range(9)] for _ in range(2))
+    cost = {"records": 9, "tokens": 99, "devices": 1, "seconds": 360.0, "busy_seconds": 360.0, "device_hours": 0.1}
+    return ArmReport(
+        name=name,
+        seed=seed,
+        run=f"{name}-s{seed}",
+        proxy=fidelity(1.5) if proxy else None,
+        source=fidelity(1.5) if proxy else None,
+        student=fidelity(2 + chance.random()),
+        student_before=fidelity(4),
+        curve=[CurvePoint(**dict(fidelity(4 - i / 2)), step=10 * i) for i in range(4)],
+        sealed_teacher=ArmKl(student=chance.random(), source=0.4 if proxy else None) if sealed else None,
+        trust=TrustReport(**statistics, spearman_vs_true_kl=-0.5) if proxy else None,
+        calibration=Calibration(weight=weights, kl=kls) if proxy and sealed else None,
+        alignment=[fidelity(3), fidelity(2), fidelity(1.5)] if proxy else [],
+        mass=MassShares(k=[1, 2, 3], share=[0.1, 0.5, 0.9]) if proxy else None,
+        parameters={"proxy": 2_000_000, "student": 500_000},
+        rounds=[],
+        benchmarks=scores(chance, *asked),
+        device_hours=0.5,
+        own_device_hours=0.1,
+        stages=[StageCost(stage="warmup", round=None, **cost)],
+    )
 
 
 def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2), benchmarks=True):
     chance = random.Random(0)
     study = validate_study({"name": "study", "seeds": list(seeds), "arms": list(NAMES), "run": RUN}, "test")
-    arms = []
-    for name in NAMES:
-        for seed in seeds:
-            proxy = name in proxies
-            asked = ("student@10", "student@20", "student", *(["proxy"] if proxy else [])) if benchmarks else ()
-            calibration = {"weight": [chance.random() for _ in range(9)], "kl": [chance.random() for _ in range(9)]}
-            arms.append(
-                {"name": name, "seed": seed, "run": f"{name}-s{seed}", "student": fidelity(2 + chance.random())}
-                | {"proxy": fidelity(1.5) if proxy else None, "student_before": fidelity(4)}
-                | {"curve": [{**fidelity(4 - i / 2), "step": 10 * i} for i in range(4)]}
-                | {"source": fidelity(1.5) if proxy else None}
-                | {"sealed_teacher": {"student": chance.random(), "source": 0.4 if proxy else None} if sealed else None}
-                | {"trust": {"spearman_vs_true_kl": -0.5} if proxy else None}
-                | {"calibration": calibration if proxy and sealed else None}
-                | {"alignment": [fidelity(3), fidelity(2), fidelity(1.5)] if proxy else []}
-                | {"mass": {"k": [1, 2, 3], "share": [0.1, 0.5, 0.9]} if proxy else None}
-                | {"parameters": {"proxy": 2_000_000, "student": 500_000}, "device_hours": 0.5}
-                | {"benchmarks": scores(chance, *asked)}
-                | {"own_device_hours": 0.1, "stages": [{"stage": "warmup", "device_hours": 0.1}]}
-            )
-    facts = {"id": "study-12345678", "name": "a <study>", "seeds": list(seeds), "git_revision": None}
-    hardware = {"cpu": "a processor", "cores": 2, "gpus": []}
-    tables = {"table": table(study, arms), "benchmarks": benchmark_table(study, arms), "costs": costs(arms)}
-    return {"study": facts | {"hardware": hardware}, "arms": arms, **tables}
+    arms = [arm(chance, name, seed, name in proxies, sealed, benchmarks) for name in NAMES for seed in seeds]
+    hardware = Hardware(cpu="a processor", cores=2, memory_gib=8.0, gpus=[])
+    return StudyReport(
+        study=StudyFacts(
+            id="study-12345678", name="a <study>", seeds=list(seeds), git_revision=None, hardware=hardware
+        ),
+        arms=arms,
+        table=table(study, arms),
+        benchmarks=benchmark_table(study, arms),
+        costs=costs(arms),
+    )
 
 
 def test_the_page_holds_everything_and_asks_nobody():
@@ -65,11 +90,11 @@ def test_the_page_holds_everything_and_asks_nobody():
     html = page(report, figures(report))
     assert "a &lt;study&gt;" in html
     assert not re.search(r"<script|<link|<img|@import|url\((?!#)|src=", html)
-    for row in report["table"]:
+    for row in report.table:
         assert row["title"] in html
         assert f"{row['held_out_nll']:.4f}" in html
         assert f"{row['true_kl']:.4f}" in html
-    assert f"({report['table'][1]['held_out_nll_difference']:+.4f}" in html
+    assert f"({report.table[1]['held_out_nll_difference']:+.4f}" in html
     assert html.count("<svg") == 7
 
 
@@ -77,10 +102,11 @@ def test_every_one_of_many_proxies_is_drawn():
     report = made_up()
     for number in range(25):
         own = {"arm": f"own{number}", "title": f"proxy number {number}"}
-        report["table"].append(report["table"][0] | own)
-        copied = [arm for arm in report["arms"] if arm["name"] == "proxy_kd"]
+        report.table.append(report.table[0] | own)
         rounds = [fidelity(3), fidelity(2 - number / 100)]
-        report["arms"] += [arm | {"name": own["arm"], "alignment": rounds} for arm in copied]
+        changed = {"name": own["arm"], "alignment": rounds}
+        copied = [one.model_copy(update=changed) for one in report.arms if one.name == "proxy_kd"]
+        report.arms.extend(copied)
     drawn = figures(report)
     for name in ("alignment", "curves", "proxy-and-student"):
         assert {f"proxy number {number}" for number in range(25)} <= set(
@@ -110,12 +136,12 @@ def test_what_there_are_no_numbers_for_is_not_drawn(arguments, missing):
 
 def test_benchmarks_are_means_over_seeds_with_their_average_and_the_difference_to_the_same_kind_of_model():
     report = made_up()
-    rows = {(row["arm"], row["model"]): row for row in report["benchmarks"]}
+    rows = {(row["arm"], row["model"]): row for row in report.benchmarks}
     assert rows.keys() == {(n, "student") for n in NAMES} | {(n, "proxy") for n in WITH_PROXY}
-    asked = {(arm["name"], arm["seed"]): arm["benchmarks"] for arm in report["arms"]}
+    asked = {(one.name, one.seed): one.benchmarks for one in report.arms}
 
     def mean(name, model, *tasks):
-        values = [asked[name, seed][model][task]["score"] for seed in (1, 2) for task in tasks]
+        values = [asked[name, seed][model][task].score for seed in (1, 2) for task in tasks]
         return sum(values) / len(values)
 
     row = rows["without_trust", "proxy"]
@@ -143,7 +169,7 @@ def test_the_table_as_markdown_has_a_row_an_arm_with_differences_in_brackets():
     head, rule, *rows = as_markdown(report).splitlines()
     assert head == "| arm | NLL a token | top-1 | whole sequence | its source's NLL |"
     assert {line.count("|") for line in (head, rule, *rows)} == {6}
-    row = report["table"][2]
+    row = report.table[2]
     assert rows[2].startswith(f"| {row['title']} | {row['held_out_nll']:.4f} ± {row['held_out_nll_ci']:.4f} (")
     assert f"({row['held_out_nll_difference']:+.4f} ± {row['held_out_nll_difference_ci']:.4f})" in rows[2]
     assert rows[2].endswith("|  |")  # no proxy
@@ -151,9 +177,9 @@ def test_the_table_as_markdown_has_a_row_an_arm_with_differences_in_brackets():
 
 def test_every_arm_and_seed_is_a_row_of_the_csv():
     report = made_up()
-    lines = as_csv([flat(arm) for arm in report["arms"]]).decode().splitlines()
+    lines = as_csv([flat(one) for one in report.arms]).decode().splitlines()
     assert lines[0].startswith(
         "name,seed,run,held_out_nll,true_kl,top1_agreement,sequence_agreement,source_nll,source_true_kl,device_hours"
     )
-    assert len(lines) == 1 + len(report["arms"])
-    assert report["costs"] == [{"stage": "warmup", "device_hours": pytest.approx(0.1), "to_sft": pytest.approx(1.0)}]
+    assert len(lines) == 1 + len(report.arms)
+    assert [(one.stage, one.device_hours, one.to_sft) for one in report.costs] == [("warmup", pytest.approx(0.1), 1.0)]

@@ -6,19 +6,27 @@ import pytest
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.harness import Answerer
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.storage import RunDirectory
+from proxykd.stages.assist import ASSIST, AssistResult
+from proxykd.stages.distil import DISTIL
+from proxykd.stages.score import SCORE
 from proxykd.study.studies import StudyDirectory, validate_study
 from services.cli.subjects import of_run, of_study
 from tests.small_run import run_config
+from tests.stage_results import distilled, fidelity, finish, labels
 
 PLAIN = Answerer(model="unused")
+MADE = {
+    SCORE: labels,
+    ASSIST: lambda adapter: AssistResult(adapter=adapter, validation=fidelity(3.0), steps=[]),
+}
 
 
-def trained(run, adapter, *, stage="score", steps=()):
+def trained(run, adapter, *, stage=SCORE, steps=()):
     """The markers of a run that has a student."""
     if adapter is not None:
-        write_json(run.stages / f"{stage}.json", {"result": {"adapter": adapter}})
-    write_json(run.stages / "distil.json", {"result": {}})
+        finish(run, stage, MADE[stage](adapter))
+    finish(run, DISTIL, distilled())
     for step in steps:
         folder = run.snapshot(step)
         folder.mkdir(parents=True)
@@ -52,7 +60,7 @@ def test_a_run_has_its_aligned_proxy_its_student_and_snapshots(run):
 
 @pytest.mark.parametrize(
     ("adapter", "stage", "expected"),
-    [("base", "score", None), ("assistant-12", "assist", "assistant-12"), (None, "score", "no proxy")],
+    [("base", SCORE, None), ("assistant-12", ASSIST, "assistant-12"), (None, SCORE, "no proxy")],
 )
 def test_other_methods_proxies_are_the_base_an_assistant_or_none(run, adapter, stage, expected):
     subjects = {subject.name: subject for subject in of_run(trained(run, adapter, stage=stage), PLAIN, None)}

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from actors.run import study_coordinator as study_module
-from actors.run.study_coordinator import Together
-from actors.training.training_runs import TrainTask
+from actors.engine.proxy_engine import EngineSpec
+from actors.run import study_facilities
+from actors.run.study_facilities import SharedEngines, Together
+from actors.training.training_runs import TrainRequest
+from actors.training.worker_loop import LoopCall
+from proxykd.config import LoraConfig
 from proxykd.errors import RunStoppedError
 from proxykd.runs.storage import write_json
+from proxykd.stages.align import ALIGN
 from proxykd.study.studies import StudyDirectory, validate_study
+from tests.stage_results import aligned, finish
 
 RUN = {"corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
 
@@ -25,15 +31,23 @@ def together(tmp_path, monkeypatch):
     directory = StudyDirectory.create(validate_study(raw, "test"))
     batches = []
 
-    def train(name, tasks, resources):
+    def train(name, requests, resources):
         time.sleep(0.05)
-        if any(task.facts.get("dies") for task in tasks):
+        if any(request.call.task == "dies" for request in requests):
             raise OSError("a worker died too often")
-        batches.append(sorted(task.facts["key"] for task in tasks))
+        batches.append(sorted(request.call.key for request in requests))
 
-    monkeypatch.setattr(study_module, "train", train)
+    monkeypatch.setattr(study_facilities, "train", train)
     runs = directory.runs()
-    return Together(None, directory, runs, runs[0].config().resources), runs, batches
+    return facilities_of(runs), runs, batches
+
+
+def facilities_of(runs):
+    return Together("t", runs, runs[0].config().resources, lambda: None)
+
+
+def request(key, task=None):
+    return TrainRequest(LoopCall("run", key, None, task, "outcome", None), None)
 
 
 def go(means, runs, body):
@@ -52,10 +66,10 @@ def go(means, runs, body):
         return [pool.submit(one, run) for run in runs]
 
 
-def shared_stage(means, run, stage, number=None):
-    with means.turn(run, stage, number) as donor:
+def shared_stage(together, run, key):
+    with together.turn(run, key) as donor:
         if donor is None:
-            means.train("x", TrainTask({"key": f"{stage} {run.id}"}, None), None)
+            together.train("x", request(f"{key} {run.id}"), None)
         return donor
 
 
@@ -78,13 +92,12 @@ def test_what_two_arms_share_is_made_once_and_seeds_train_together(together):
 
 def test_a_stage_that_was_finished_before_is_found_again(tmp_path, together):
     _, runs, batches = together
-    directory = StudyDirectory(runs[0].root.parents[1])
-    write_json(runs[0].stages / "align-02.json", {"stage": "align", "result": {}})
-    means = Together(None, directory, runs, runs[0].config().resources)
+    finish(runs[0], ALIGN, aligned(2, "r02-abc"), 2)
+    means = facilities_of(runs)
     same_seed = next(run for run in runs[1:] if run.config().seed == runs[0].config().seed)
-    with means.turn(same_seed, "align", 2) as donor:
+    with means.turn(same_seed, "align-02") as donor:
         assert donor.id == runs[0].id
-    with means.turn(same_seed, "align", 1) as donor:
+    with means.turn(same_seed, "align-01") as donor:
         assert donor is None
     assert batches == []
 
@@ -95,7 +108,7 @@ def test_a_run_that_is_at_work_keeps_the_others_from_training_alone(together):
     def body(run):
         if run is runs[0]:
             time.sleep(0.5)  # samples, say
-        means.train("x", TrainTask({"key": run.id}, None), None)
+        means.train("x", request(run.id), None)
 
     for future in go(means, runs, body):
         future.result()
@@ -108,7 +121,7 @@ def test_a_failure_stops_the_others_where_they_are(together):
     def body(run):
         if run is runs[0]:
             raise ValueError("its corpus is torn")
-        means.train("x", TrainTask({"key": run.id}, None), None)
+        means.train("x", request(run.id), None)
 
     first, *others = go(means, runs, body)
     assert isinstance(first.exception(), ValueError)
@@ -118,5 +131,34 @@ def test_a_failure_stops_the_others_where_they_are(together):
 
 def test_a_training_run_that_dies_is_every_waiting_runs_error(together):
     means, runs, _ = together
-    ends = go(means, runs, lambda run: means.train("x", TrainTask({"key": run.id, "dies": True}, None), None))
+    ends = go(means, runs, lambda run: means.train("x", request(run.id, "dies"), None))
     assert all("died too often" in str(end.exception()) for end in ends)
+
+
+class Deployer:
+    """Notes the engines that it is told to start and to stop."""
+
+    def __init__(self):
+        self.told = []
+
+    def deploy_proxy(self, spec):
+        self.told.append(spec.lora_rank)
+
+    def stop(self, app):
+        self.told.append("stop")
+
+
+@pytest.mark.parametrize(("mode", "told"), [("merged", [16, 24, 9]), ("lora", [16, "stop", 24, "stop", 9])])
+def test_adapters_of_another_slot_rank_have_an_engine_of_their_own(together, tmp_path, mode, told):
+    """Merged adapters of any rank go into the same weights; slots that hold several at once have one rank."""
+    _, [run, *_], _ = together
+    deployer = Deployer()
+    engines = SharedEngines(deployer, StudyDirectory(run.root.parents[1]))
+    write_json(tmp_path / "model" / "manifest.json", {})
+    config = run.config()
+    for rank in (16, 24, 9):  # 16 and 9 take slots of 16
+        ranked = config.proxy.model_copy(update={"lora": LoraConfig(rank=rank)})
+        spec = EngineSpec.of_run(run, config.model_copy(update={"proxy": ranked}))
+        with engines.proxy(replace(spec, mode=mode, model=str(tmp_path / "model")), None, 1.0):
+            pass
+    assert deployer.told == told

@@ -13,9 +13,12 @@ from proxykd.evaluation.fidelity import RecordScores
 from proxykd.evaluation.promotion import Change, decide, stop_reason
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.evaluation.validation_scores import validation_change, write_validation
-from proxykd.runs.storage import RunDirectory, write_json
-from proxykd.study.adoption import adopt
+from proxykd.runs.storage import RunDirectory
+from proxykd.stages.align import ALIGN
+from proxykd.stages.warmup import WARMUP
+from proxykd.study.adoption import adopt_stage
 from tests.small_run import run_config
+from tests.stage_results import aligned, finish, warmed_up
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_noise_rejects_and_converges_one_time_in_twenty_at_most():
 def test_what_is_not_there_or_not_of_the_same_records_is_refused(run):
     before, after = judged(1, 0.0, 0.01)
     write_validation(run, "warmup-1", before)
-    with pytest.raises(RunError, match=r"validation/r01-1/records.parquet is not there.*begin anew"):
+    with pytest.raises(RunError, match=r"validation/r01-1/records.parquet is not there.*begin the run anew"):
         validation_change(run, "warmup-1", "r01-1")
     write_validation(
         run, "r01-1", RecordScores(after.tokens[1:], after.nll[1:], after.agreements[1:], after.prompts[1:])
@@ -117,9 +120,10 @@ def test_what_is_not_there_or_not_of_the_same_records_is_refused(run):
 def test_a_run_that_takes_a_round_over_can_judge_the_next(run, tmp_path):
     taker = RunDirectory.create(run_config("none", str(tmp_path / "taker")))
     before, after = judged(1, -0.1, 0.01)
-    for stage, number, adapter, scores in (("warmup", None, "warmup-1", before), ("align", 1, "r01-1", after)):
-        write_validation(run, adapter, scores)
-        key = "warmup" if number is None else "align-01"
-        write_json(run.stages / f"{key}.json", {"stage": stage, "round": number, "result": {"adapter": adapter}})
-        adopt(taker, run, stage, number)
+    write_validation(run, "warmup-1", before)
+    finish(run, WARMUP, warmed_up("warmup-1"))
+    adopt_stage(taker, run, WARMUP, None)
+    write_validation(run, "r01-1", after)
+    finish(run, ALIGN, aligned(1, "r01-1"), 1)
+    adopt_stage(taker, run, ALIGN, 1)
     assert validation_change(taker, "warmup-1", "r01-1") == validation_change(run, "warmup-1", "r01-1")

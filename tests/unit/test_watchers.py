@@ -6,24 +6,27 @@ import json
 import threading
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
-from actors.telemetry import watchers
-from actors.telemetry.events import EventLog, History, read_events
+from actors.telemetry import metrics, watchers
+from actors.telemetry.event_files import read_events
+from actors.telemetry.event_types import RunFailed, StageStarted, Warned
+from actors.telemetry.events import EventLog
+from actors.telemetry.live_state import History
 from actors.telemetry.logs import LogOfEvents
 from actors.telemetry.trackers import MLflow, TensorBoard, WeightsAndBiases, trackers
-from actors.telemetry.watchers import Silent
+from actors.telemetry.watchers import BaseWatcher
 from proxykd.errors import ConfigError
 from proxykd.planning.machine import require_trackers
-from proxykd.report.milestones import milestones
 from proxykd.runs.storage import read_json
+from proxykd.stages.align import ALIGN
+from proxykd.stages.table import finished_stages
+from tests.stage_results import adapter_of, aligned, finished
 from tests.told_run import tell_run
 
-MARKER = {
-    "stage": "align", "round": 2, "seconds": 12.0, "tokens": 300,
-    "result": {"validation": {"held_out_nll": 2.5, "top1_agreement": 0.4}, "dpo_loss": 0.6, "pairs": 8},
-}  # fmt: skip
+MARKER = finished(ALIGN, aligned(2, adapter_of(2)), 2, seconds=12.0, tokens=300)
 
 
 @pytest.fixture
@@ -40,8 +43,12 @@ def work(log: EventLog) -> None:
     log.close()
 
 
+def warnings(run) -> list[str]:
+    return [logged.event.message for logged in read_events(run.events)[0] if isinstance(logged.event, Warned)]
+
+
 def test_a_watcher_that_fails_is_left_out_and_the_run_goes_on(run):
-    class Broken(Silent):
+    class Broken(BaseWatcher):
         def progress(self, state):
             raise OSError("no route to host")
 
@@ -50,16 +57,15 @@ def test_a_watcher_that_fails_is_left_out_and_the_run_goes_on(run):
 
     heard = []
 
-    class Listener(Silent):
+    class Listener(BaseWatcher):
         def progress(self, state):
-            heard.append(state["done"])
+            heard.append(state.done)
 
     log = EventLog(run)
     log.watch([Broken, never, Listener])
     work(log)
     assert heard == [1, 2]
-    warnings = [event["message"] for event in read_events(run.events)[0] if event["event"] == "warning"]
-    assert sorted(warnings) == [
+    assert sorted(warnings(run)) == [
         "Broken is told no more of this run: OSError: no route to host",
         "a watcher of this run does not start: ValueError: no key",
     ]
@@ -67,10 +73,10 @@ def test_a_watcher_that_fails_is_left_out_and_the_run_goes_on(run):
 
 def test_a_watcher_that_hangs_holds_nobody_up(run, monkeypatch):
     """As TensorBoard's writer does on a disk that has become read-only: its thread dies, its queue fills, put() blocks."""
-    monkeypatch.setattr(watchers, "BEHIND", 100)
+    monkeypatch.setattr(watchers, "MAX_QUEUED", 100)
     monkeypatch.setattr(watchers, "CLOSE_S", 0.2)
 
-    class Hanging(Silent):
+    class Hanging(BaseWatcher):
         def progress(self, state):
             threading.Event().wait()
 
@@ -80,7 +86,7 @@ def test_a_watcher_that_hangs_holds_nobody_up(run, monkeypatch):
     for step in range(300):
         log.progress(step, 300, "steps", {"dpo": 0.5})
     log.close()
-    [warning] = [event["message"] for event in read_events(run.events)[0] if event["event"] == "warning"]
+    [warning] = warnings(run)
     assert warning == "Hanging is told no more of this run: it is 100 messages behind"
 
 
@@ -92,8 +98,13 @@ def test_tensorboard_has_every_step_and_milestone(run):
     work(log)
     board = EventAccumulator(str(run.root / "tensorboard")).Reload()
     assert [(e.step, pytest.approx(e.value)) for e in board.Scalars("align-02/dpo")] == [(1, 0.69), (2, 0.65)]
-    assert [(e.step, e.value) for e in board.Scalars("proxy/held_out_nll")] == [(2, 2.5)]
+    assert [(e.step, e.value) for e in board.Scalars("proxy/held_out_nll")] == [(2, 3.5)]
     assert [(e.step, e.value) for e in board.Scalars("cost/align_seconds")] == [(2, 12.0)]
+
+
+def in_project(run, name):
+    config = run.config()
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"project": name})})
 
 
 def test_mlflow_goes_on_with_the_run_of_the_same_name(run, tmp_path, monkeypatch):
@@ -103,13 +114,13 @@ def test_mlflow_goes_on_with_the_run_of_the_same_name(run, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for _ in range(2):
         log = EventLog(run)
-        log.watch([partial(MLflow, run, run.config())])
+        log.watch([partial(MLflow, run, in_project(run, "lab"))])
         work(log)
-    assert [e for e in read_events(run.events)[0] if e["event"] == "warning"] == []
+    assert warnings(run) == []
     client = MlflowClient()
-    [found] = client.search_runs([client.get_experiment_by_name("proxykd").experiment_id])
+    [found] = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
     assert found.data.tags["proxykd_run"] == run.id
-    assert found.data.metrics["proxy/held_out_nll"] == 2.5
+    assert found.data.metrics["proxy/held_out_nll"] == 3.5
     assert [m.step for m in client.get_metric_history(found.info.run_id, "align-02/dpo")] == [1, 2, 1, 2]
 
 
@@ -121,18 +132,19 @@ def test_weights_and_biases_takes_it_offline(run, tmp_path, monkeypatch):
 
     class Peeking(WeightsAndBiases):
         def close(self):
-            summary.update(self._run.summary)
+            summary.update(self._run.summary, project=self._run.project)
             super().close()
 
-    log.watch([partial(Peeking, run, run.config())])
+    log.watch([partial(Peeking, run, in_project(run, "lab"))])
     log.stage("align", 2)
     log.progress(1, 2, "steps", {"dpo": 0.69})
     log.end_stage(MARKER)
     log.close()
-    assert [e for e in read_events(run.events)[0] if e["event"] == "warning"] == []
+    assert warnings(run) == []
     assert len(list(run.root.glob("wandb/offline-run-*"))) == 1
+    assert summary["project"] == "lab"
     assert summary["align-02/dpo"] == 0.69
-    assert summary["proxy/held_out_nll"] == 2.5
+    assert summary["proxy/held_out_nll"] == 3.5
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_the_fix(run, monkeypatch):
@@ -154,9 +166,9 @@ def test_trackers_change_no_result(run):
 def test_logs_are_json_lines_with_run_role_stage_and_round(run):
     log = EventLog(run)
     log.watch([partial(LogOfEvents, run)])
-    log.emit("stage_started", stage="align", round=2)
-    log.emit("warning", message="look")
-    log.emit("failed", error="GateError", message="parity")
+    log.emit(StageStarted("align", 2))
+    log.emit(Warned("look"))
+    log.emit(RunFailed("GateError", "parity"))
     log.close()  # once all have heard all
     [path] = (run.root / "logs").glob("coordinator-*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -192,13 +204,44 @@ def test_progress_in_storage_carries_the_history(run):
 
 def test_milestones_of_a_told_run_are_its_numbers(tmp_path):
     run = tell_run(tmp_path / "runs")
-    found = {}
-    for path in run.stages.glob("*.json"):
-        marker = read_json(path)
-        found |= {(name, at): value for name, at, value in milestones(marker["stage"], marker["round"], marker)}
+    found = {(name, at): value for done in finished_stages(run) for name, at, value in done.milestones()}
+    assert found["cost/align_seconds", 2] == 10.0
+    assert found["cost/models_tokens", 0] == 400
     assert found["proxy/held_out_nll", 0] == 3.6
     assert found["round/dpo_accuracy", 2] == 0.5
     assert found["round/dpo_accuracy_after", 2] == 0.75
     assert found["round/margin_mean_after", 2] == 0.4
     assert found["student/held_out_nll", 8] == pytest.approx(4.6)
     assert found["test/r02-aaaaaaaa/true_kl", 0] == pytest.approx(0.46)
+
+
+def test_gauges_are_set_from_what_is_done_already(run, tmp_path, monkeypatch):
+    gauges = {}
+
+    class Registry:
+        def set(self, name, value, tags):
+            gauges[name, *(tag for key, tag in tags.items() if key != "run")] = value
+
+    monkeypatch.setattr(metrics, "gauges", Registry)
+    metrics.RayMetrics(tell_run(tmp_path / "whole"))
+    assert gauges["proxykd_stage_seconds", "2", "align"] == 10.0
+    assert gauges["proxykd_stage_finished", "", "evaluate"] == 1
+    assert gauges["proxykd_held_out_nll", "0", "proxy"] == 3.6
+    assert gauges["proxykd_held_out_nll", "2", "proxy"] == pytest.approx(3.5)
+    assert gauges["proxykd_held_out_nll", "", "student"] == pytest.approx(4.6)
+    assert (gauges["proxykd_pairs", "2"], gauges["proxykd_samples_truncated", "2"]) == (12, 2)
+    assert gauges["proxykd_pairs_dropped", "1", "equal"] == 1
+    assert gauges["proxykd_trust_mean",] == pytest.approx(0.5, abs=0.05)
+    assert gauges["proxykd_mass_at_k", "1"] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_a_round_without_preference_sets_no_gauge_of_pairs_margins(run, monkeypatch):
+    named = []
+    monkeypatch.setattr(metrics, "gauges", lambda: SimpleNamespace(set=lambda name, *_: named.append(name)))
+    heard = metrics.RayMetrics(run)
+    named.clear()
+    pairs = ("margin_mean", "margin_mean_after", "dpo_accuracy", "dpo_accuracy_after", "parity_mean_abs", "truncated")
+    heard.result(finished(ALIGN, aligned(1, adapter_of(1), dropped={}, **dict.fromkeys(pairs)), 1))
+    assert [name for name in named if "stage" not in name] == [
+        "proxykd_held_out_nll", "proxykd_top1_agreement", "proxykd_pairs",
+    ]  # fmt: skip

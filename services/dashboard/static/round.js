@@ -20,7 +20,7 @@ export async function roundView(id, roundNumber) {
     h("p", { class: "soft" }, round.reason),
     neighbours(id, facts.rounds, round.round),
     h("section", {}, h("h2", {}, "In numbers"), numbers(round)),
-    round.inspected ? pairs.element : h("section", {}, h("p", {}, "This round kept no pairs to look at: it had no preference pairs, or an earlier version ran it.")));
+    round.inspected ? pairs.element : h("section", {}, h("p", {}, "This round kept no pairs to look at: it had no preference pairs.")));
   return { crumbs: [["runs", "#/"], [id, `#/runs/${id}`], [`round ${round.round}`]], element };
 }
 

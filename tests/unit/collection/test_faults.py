@@ -30,7 +30,7 @@ KILLS = 50
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_a_retry_and_no_answer(fault, prompts, tmp_path, undisturbed):
-    share = 0.1 if fault.startswith("429") else 0.3  # each 429 slows the pace down, as it should
+    share = 0.1 if fault.startswith("429") else 0.3  # each 429 lowers the rate, as it should
     with teacher_stub(faults=[fault], share=share) as stub:
         summary = whole(tmp_path / "out", config_for(stub, timeout_s=1.0), prompts)
         stats = stub.stats()
@@ -56,6 +56,15 @@ def test_a_teacher_that_is_not_there_is_said_plainly(prompts, tmp_path):
         whole(tmp_path / "out", config, prompts)
 
 
+def test_a_data_set_may_lack_the_share_that_the_config_gives(prompts, tmp_path):
+    short = pytest.raises(TeacherError, match=r"of 60 prompts got no answer, .*\n.*collection.max_failed_share")
+    with teacher_stub(faults=["500"], share=0.1) as stub, short:
+        whole(tmp_path / "none", config_for(stub, max_retries=0), prompts)
+    with teacher_stub(faults=["500"], share=0.1) as stub:
+        summary = whole(tmp_path / "out", config_for(stub, max_retries=0, max_failed_share=0.5), prompts)
+        assert PROMPTS - summary["records"] == stub.stats()["faults"]["500"] > 0
+
+
 def test_silence_ends_in_the_time_that_the_config_gives(prompts, tmp_path):
     with teacher_stub(always="429") as stub, pytest.raises(TeacherError, match=r"no answer for \d s; .*HTTP 429"):
         whole(tmp_path / "out", config_for(stub, give_up_after_s=3.0), prompts)
@@ -76,13 +85,17 @@ def test_a_revoked_key_stops_at_once_and_loses_nothing(prompts, tmp_path, monkey
     assert KEY not in captured.out + captured.err
 
 
-def test_the_key_may_lie_in_a_file(prompts, tmp_path, monkeypatch):
+def test_the_key_may_lie_in_a_file_or_in_a_variable_of_another_name(prompts, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     (tmp_path / "key").write_text(f"{KEY}\n")
     with teacher_stub(key=KEY) as stub:
         teacher = {"api_key_file": str(tmp_path / "key")}
         assert whole(tmp_path / "out", config_for(stub, teacher), prompts)["records"] == PROMPTS
     assert_no_key_in(tmp_path / "out")
+    monkeypatch.setenv("LAB_KEY", KEY)
+    with teacher_stub(key=KEY) as stub:
+        named = config_for(stub, {"api_key_env": "LAB_KEY"})
+        assert whole(tmp_path / "by variable", named, prompts)["records"] == PROMPTS
     with pytest.raises(ConfigError, match=r"api_key_file .*No such file"):
         collect(tmp_path / "none", config_for(stub, {"api_key_file": str(tmp_path / "no")}), prompts)
     with pytest.raises(ConfigError, match=r"no API key: set \$OPENAI_API_KEY"):
@@ -129,7 +142,7 @@ def test_a_torn_line_is_asked_for_again(tmp_path):
     with segment.open("ab") as file:
         file.write(b'{"reply": "b", "text": "half')
     kept = read_log(tmp_path)
-    assert (list(kept.replies), kept.spent, kept.unanswered) == (["a"], Usage(3, 4), Usage(100, 200))
+    assert (list(kept.replies), kept.usage, kept.unanswered) == (["a"], Usage(3, 4), Usage(100, 200))
     assert place.read()["text"] == "x"
 
 
@@ -147,7 +160,7 @@ def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(t
         while kills < KILLS:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
-            process.stdout.readline()  # it asks
+            process.stdout.readline()  # it sends
             time.sleep(draw.uniform(0.0, 0.25))
             assert process.poll() is None, "it was done before its death; give it more prompts"
             os.kill(process.pid, signal.SIGKILL)

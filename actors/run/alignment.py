@@ -1,0 +1,160 @@
+"""The proxy's stages: its warm-up, and rounds of on-policy DPO, each from and against the last promoted proxy."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from actors.data.streams import EngineCall, Sampler, sample_pairs, stream_corpus, stream_pairs
+from actors.run.context import Context, corpus_completion_tokens
+from actors.run.preparation import take_added
+from actors.telemetry.event_types import Warned
+from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_rows
+from proxykd.data.pairs import count_pairs, read_pairs
+from proxykd.data.round_records import growing_round, require_rounds, round_slice
+from proxykd.evaluation.promotion import Change, decide, stop_reason
+from proxykd.evaluation.validation_scores import validation_change
+from proxykd.report.adapter_catalogue import adapters_in_force
+from proxykd.runs.storage import read_json, shard_facts, unfinished, write_json
+from proxykd.stages.align import ALIGN, RoundResult
+from proxykd.stages.stage import Made
+from proxykd.stages.warmup import WarmupResult
+from proxykd.text.corpus import Row
+from proxykd.training.loops.align import Parity, RoundTask, align_nll
+from proxykd.training.loops.align import align as align_with_preference
+from proxykd.training.loops.warm_up import WarmupTask
+from proxykd.training.loops.warm_up import warm_up as warm_up_loop
+
+
+def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
+    """Equation (1) with the proxy in the student's place: SFT on D_w.
+
+    Raises:
+        CorpusError: D_p is too small for the rounds that follow.
+    """
+    config = context.config
+    if not config.corpus.follow:  # what grows has records enough for each round by itself
+        require_rounds(manifest(context.run)["alignment"], config.alignment)
+    shards = slice_shards(context.run, "warmup")
+    records = manifest(context.run)["warmup"]
+    result = context.train("warmup", warm_up_loop, WarmupTask(records), stream_corpus(shards, context.data_pool))
+    epochs = config.warmup.epochs
+    return Made(result, records * epochs, epochs * corpus_completion_tokens(shards))
+
+
+def why_it_ends(context: Context, rounds: int) -> str | None:
+    """Why the alignment ends after so many rounds, or None where another one follows."""
+    in_force = [one["adapter"] for one in adapters_in_force(context.run)][: rounds + 1]
+    changes: list[Change] = []
+    for number in range(1, rounds + 1):
+        done = ALIGN.finished(context.run, number)
+        assert done is not None
+        change = validation_change(context.run, in_force[number - 1], done.result.adapter)
+        changes.append(change if done.result.decision == "promote" else change.kept())
+    return stop_reason(changes, context.config.alignment)
+
+
+def align(context: Context, number: int | None) -> Made[RoundResult]:
+    """One round, equations (3) to (6): sample from the proxy in force, train against it, judge the result."""
+    assert number is not None
+    run, config = context.run, context.config.alignment
+    reference = context.aligned_adapter()
+    assert reference is not None
+    segments = _segments_of(context, number)
+    facts = {"reference": reference, "seed": context.config.seed, "segments": segments}
+    context.journal.append("ROUND_STARTED", round=number, **facts)
+    began = time.time()
+    shards = _sample(context, number, reference) if config.preference else _records_alone(context, number)
+    sampled = time.time()
+    made = [shard_facts(path) or {} for path in shards]
+    records = sum(facts["records"] for facts in made)
+    counts = count_pairs(shards) if config.preference else {"pairs": records, "dropped": {}}
+    parity = Parity(**read_json(_parity_file(context, number))) if config.preference else None
+    context.events.step("train")
+    trained = context.train(
+        f"align-{number:02d}",
+        align_with_preference if config.preference else align_nll,
+        RoundTask(number, reference, records, parity),
+        (stream_pairs if config.preference else stream_corpus)(shards, context.data_pool),
+    )
+    change = validation_change(run, reference, trained.adapter)
+    decision = decide(change, config)
+    event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
+    context.journal.append(event, round=number, adapter=trained.adapter, reason=decision.reason)
+    if decision.warning:
+        context.events.emit(Warned(f"round {number}: {decision.reason}"))
+    result = RoundResult(
+        **dict(trained) | {"seconds": {"sample": sampled - began, **trained.seconds}},
+        **counts,
+        round=number,
+        reference_adapter=reference,
+        decision=decision.verdict,
+        reason=decision.reason,
+        validation_change=change.measure(),
+    )
+    write_json(run.round(number) / "metrics.json", result.model_dump())
+    return Made(result, records, sum(facts.get("tokens", 0) for facts in made) + corpus_completion_tokens(shards))
+
+
+def _sample(context: Context, number: int, reference: str) -> list[Path]:
+    """y^ from the round's own start, through Ray Data onto the deployment; finished shards stand."""
+    config, rows = context.config, _rows_of(context, number)
+    size = config.corpus.shard_records
+    shards = {
+        context.run.pairs(number) / f"shard-{start // size:05d}.parquet": rows[start : start + size]
+        for start in range(0, len(rows), size)
+    }
+    missing = any(unfinished(path) for path in shards)
+    if missing or not _parity_file(context, number).exists():
+        with context.proxy_engine(reference) as call:
+            if missing:
+                context.events.step("sample")
+                draw = Sampler(call, number, config.seed, context.room(config.alignment.max_new_tokens))
+                sample_pairs(shards, draw, config.alignment.truncated_samples, context.reporter, context.run)
+            context.events.step("parity sample")
+            _keep_parity(context, number, list(shards), call)
+    return list(shards)
+
+
+def _records_alone(context: Context, number: int) -> list[Path]:
+    """The round's records, for rounds without the preference loss."""
+    folder = context.run.round(number) / "records"
+    return write_rows(folder, _rows_of(context, number), context.config.corpus.shard_records)
+
+
+def _rows_of(context: Context, number: int) -> list[Row]:
+    """The round's records of D_p."""
+    run, config = context.run, context.config.alignment
+    segments = [_segments_of(context, each) for each in range(1, number + 1)]
+    rows = read_slice(run, "alignment", segments[-1])
+    if context.config.corpus.follow:
+        totals = [manifest(run, many)["alignment"] for many in segments]
+        return [rows[i] for i in growing_round(totals, config)]
+    return [rows[i] for i in round_slice(number, len(rows), config)]
+
+
+def _segments_of(context: Context, number: int) -> int:
+    """How far the corpus had grown when the round first began: a round that is resumed takes nothing new."""
+    for entry in context.journal.entries:
+        if entry["event"] == "ROUND_STARTED" and entry["round"] == number:
+            return int(entry.get("segments", 0))
+    return take_added(context)
+
+
+def _keep_parity(context: Context, number: int, shards: list[Path], call: EngineCall) -> None:
+    """The engine's log-probs of a few teacher completions, for the trainer to compare with its own.
+
+    Kept, so that a round whose training goes on after a death needs no engine.
+    """
+    pairs = (row for path in shards for row in read_pairs(path))
+    rows = list(islice(pairs, context.config.alignment.parity_records))
+    prompts, completions = [list(r["prompt_ids"]) for r in rows], [list(r["completion_ids"]) for r in rows]
+    scored = call("score", prompts=prompts, completions=completions, top_k=1) if rows else []
+    logps = [float(value) for one in scored for value in one.token_logps_T]
+    write_json(_parity_file(context, number), asdict(Parity(prompts, completions, logps)))
+
+
+def _parity_file(context: Context, number: int) -> Path:
+    return context.run.round(number) / "parity.json"

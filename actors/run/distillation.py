@@ -1,0 +1,104 @@
+"""The student's stages: soft labels of the proxy in force, distillation from them or from what they are compared with,
+and the test slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.data import Dataset
+
+from actors.data.streams import score_with_engine, stream_corpus, stream_distillation
+from actors.run.baselines import completed
+from actors.run.context import Context, corpus_completion_tokens
+from actors.run.preparation import take_added
+from proxykd.data.corpus_store import manifest, read_shard_rows, slice_shards
+from proxykd.evaluation.soft_label_statistics import label_statistics
+from proxykd.report.adapter_catalogue import adapters_in_force
+from proxykd.runs.adapter_names import BASE
+from proxykd.runs.storage import unfinished
+from proxykd.stages.assist import ASSIST
+from proxykd.stages.distil import DistilResult
+from proxykd.stages.evaluate import EvaluationResult
+from proxykd.stages.score import SCORE, LabelsResult
+from proxykd.stages.stage import Made
+from proxykd.training.loops.distil import distil as distil_loop
+from proxykd.training.loops.evaluate import EvaluationTask
+from proxykd.training.loops.evaluate import evaluate as evaluate_loop
+from proxykd.training.loops.score import ScoreTask
+from proxykd.training.loops.score import score as score_loop
+from proxykd.training.objectives import DistilTask
+
+
+def score(context: Context, _: int | None) -> Made[LabelsResult]:
+    """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
+    run, config, adapter = context.run, context.config, context.aligned_adapter()
+    segments = take_added(context)
+    corpus = slice_shards(run, "distillation", segments)
+    labels, source = run.soft_labels(adapter or BASE), context.label_source(adapter)
+    missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
+    if missing and config.score.source == "engine":
+        with context.proxy_engine(adapter) as call:
+            context.events.step("score")
+            score_with_engine(missing, call, source, context.reporter, run)
+    elif missing:
+        context.events.step("score")
+        context.train("score", score_loop, ScoreTask(adapter, source))
+        run.go_on()
+    statistics = label_statistics([labels / path.name for path in corpus], source, config.distillation.trust)
+    result = LabelsResult(**dict(statistics), segments=segments)
+    return Made(result, manifest(run, segments)["distillation"], result.tokens)
+
+
+def distil(context: Context, _: int | None) -> Made[DistilResult]:
+    """Equations (7) to (11): the student on D_s from the stored soft labels, trusted sample by sample; or without
+    labels on the teacher's text alone; or from an open teacher on that one's completions."""
+    context.stop_engines()
+    teaching = context.config.teaching
+    material = _labelled if teaching.labels else _completed if teaching.open_teacher else _text_alone
+    task, stream, tokens = material(context)
+    epochs = context.config.distillation.epochs
+    result = context.train("distil", distil_loop, task, stream)
+    return Made(result, task.records * epochs, tokens * epochs)
+
+
+Material = tuple[DistilTask, Dataset, int]
+"""The loop's task, the rows that it streams, and their completion tokens."""
+
+
+def _labelled(context: Context) -> Material:
+    run, labels = context.run, context.need(SCORE)
+    adapter = None if labels.adapter == BASE else labels.adapter
+    source = context.label_source(adapter)
+    weight: Callable[[float, int], float] = labels.trust.weight_function(context.config.distillation.trust)
+    shards = slice_shards(run, "distillation", labels.segments)
+    stream = stream_distillation(shards, run.soft_labels(labels.adapter), source, weight, context.data_pool)
+    records = manifest(run, labels.segments)["distillation"]
+    return DistilTask(records, adapter, source), stream, labels.tokens
+
+
+def _completed(context: Context) -> Material:
+    adapter = context.need(ASSIST).adapter if context.config.teaching.assistant else None
+    return _plain(context, completed(context, "distillation"), adapter)
+
+
+def _text_alone(context: Context) -> Material:
+    return _plain(context, slice_shards(context.run, "distillation"), None)
+
+
+def _plain(context: Context, shards: list[Path], adapter: str | None) -> Material:
+    records = manifest(context.run)["distillation"]
+    return DistilTask(records, adapter), stream_corpus(shards, context.data_pool), corpus_completion_tokens(shards)
+
+
+def evaluate(context: Context, _: int | None) -> Made[EvaluationResult]:
+    """The test slice, once; with a local teacher the seal is opened here, for evaluation only."""
+    config = context.config
+    adapters = [entry["adapter"] for entry in adapters_in_force(context.run)]
+    if config.teaching.assistant:
+        adapters = [context.need(ASSIST).adapter]
+    trust = context.need(SCORE).trust if config.teaching.labels else None
+    result = context.train("evaluate", evaluate_loop, EvaluationTask(list(dict.fromkeys(adapters)), trust))
+    models = len(result.models)
+    tokens = result.models["student_after"].fidelity.tokens * models
+    return Made(result, manifest(context.run)["test"] * models, tokens)

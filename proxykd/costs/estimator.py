@@ -1,0 +1,122 @@
+"""Seconds that training, forward passes and sampling take on given devices, from stated formulas.
+
+forward        2 P FLOPs a token (attention's own, under a tenth at 1,024 tokens, left out)
+LoRA training  4 P a token: the backward pass goes through all weights and computes no gradient of them
+full training  6 P
+checkpointing  2 P more: the forward pass again
+sampling       a step makes one token for each sequence of a batch; it takes the longer of reading all weights and
+               the batch's KV cache once, and 2 P a sequence
+hours          FLOPs / (devices * peak * share), and the starts of engines and workers
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from proxykd.config import ModelConfig, RunConfig, TrainConfig
+from proxykd.costs.devices import Device
+from proxykd.costs.memory_plan import BYTES, kv_bytes
+from proxykd.data.round_records import round_slice
+from proxykd.models.architecture import Architecture, require_architecture
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus in numbers: records, and mean tokens of prompt and completion."""
+
+    records: int
+    prompt: float
+    completion: float
+
+    @property
+    def length(self) -> float:
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage (all rounds of a step together): what it goes through, and for how long on how many devices."""
+
+    stage: str
+    records: int
+    tokens: float
+    seconds: float
+    devices: int
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / 3600
+
+
+class Estimator:
+    """The formulas for one config on devices of one kind, as many as `resources` names."""
+
+    def __init__(self, config: RunConfig, text: Text, device: Device):
+        """Raises:
+        ModelError: the size of a model is unknown.
+        """
+        self.config, self.text, self.device = config, text, device
+        self.proxy, self.student = require_architecture(config.proxy), require_architecture(config.student)
+        split = config.corpus.split
+        rest = text.records * (1 - split.validation - split.test)
+        self.validation, self.test = text.records * split.validation, text.records * split.test
+        self.warmup, self.distillation = rest * split.warmup, rest * split.distillation
+        self.alignment = round(rest * split.alignment)
+        """Records of each slice."""
+        rounds = config.alignment.rounds
+        self.pairs = len(round_slice(1, self.alignment, config.alignment)) if rounds else 0
+        """Records of a round."""
+
+    def trained(self, stage: str, records: float, seconds: float, starts: int = 1) -> StageEstimate:
+        """Work of the trainers, whose workers start so many times."""
+        seconds += starts * self.device.worker_start_s
+        return StageEstimate(stage, round(records), records * self.text.length, seconds, self.trainers)
+
+    def sampled(self, stage: str, arch: Architecture, records: int, starts: int = 1, times: int = 1) -> StageEstimate:
+        """Completions that the engines draw, of so many records so many times; the engines start so often."""
+        seconds = starts * self.device.engine_start_s + times * self.sampling(arch, records)
+        return StageEstimate(stage, times * records, times * records * self.text.completion, seconds, self.engines)
+
+    def scored(self, stage: str, arch: Architecture, records: float) -> StageEstimate:
+        """Log-probs that the engines give, which are up."""
+        tokens = records * self.text.length
+        return StageEstimate(stage, round(records), tokens, self._prefill(arch, tokens), self.engines)
+
+    @property
+    def trainers(self) -> int:
+        resources = self.config.resources
+        return 1 if resources.device == "cpu" else resources.trainer_workers
+
+    @property
+    def engines(self) -> int:
+        resources = self.config.resources
+        return 1 if resources.device == "cpu" else resources.engine_replicas * resources.engine_tensor_parallel
+
+    def training(self, model: ModelConfig, stage: TrainConfig, records: float) -> float:
+        """Seconds of all epochs."""
+        passes = (4 if model.method == "lora" else 6) + (2 if stage.gradient_checkpointing else 0)
+        flops = passes * require_architecture(model).parameters * records * stage.epochs * self.text.length
+        return flops / (self.trainers * self.device.peak * self.device.training_share)
+
+    def forward(self, arch: Architecture, records: float) -> float:
+        """Seconds of the trainers."""
+        flops = 2 * arch.parameters * records * self.text.length
+        return flops / (self.trainers * self.device.peak * self.device.training_share)
+
+    def sampling(self, arch: Architecture, records: float) -> float:
+        """Seconds of the engines."""
+        resources, device, dtype = self.config.resources, self.device, self.config.engine.dtype
+        replicas = 1 if resources.device == "cpu" else resources.engine_replicas
+        share = ceil(records / replicas)
+        batch = min(resources.engine_max_seqs, share)
+        read = arch.parameters * BYTES[dtype] + batch * self.text.length * kv_bytes(arch, dtype)
+        devices = self.engines / replicas
+        step = max(
+            read / (devices * device.bandwidth * device.bandwidth_share),
+            batch * 2 * arch.parameters / (devices * device.peak * device.forward_share),
+        )
+        return self._prefill(arch, records * self.text.prompt) + share / max(batch, 1) * self.text.completion * step
+
+    def _prefill(self, arch: Architecture, tokens: float) -> float:
+        return 2 * arch.parameters * tokens / (self.engines * self.device.peak * self.device.forward_share)

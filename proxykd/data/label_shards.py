@@ -1,0 +1,49 @@
+"""From log-probs of completions, whoever scored them, to shards of soft labels, and back to rows that train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from proxykd.data.soft_labels import LabelSource, SoftLabels, require_match, unpack, write_label_shard
+from proxykd.text.corpus import Row
+from proxykd.text.tokenising import ids_hash
+
+
+@dataclass(frozen=True)
+class CompletionLogps:
+    """T completion tokens: their log-probs, the K most likely with theirs (sorted), and the log-mass of the rest."""
+
+    token_logps_T: np.ndarray
+    top_ids_TK: np.ndarray
+    top_logps_TK: np.ndarray
+    tail_logmass_T: np.ndarray
+    adapter: str
+    ranks_T: np.ndarray | None = None
+    """Each token's place in the whole vocabulary, from 1; known where the engine scored."""
+
+
+def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps], source: LabelSource) -> None:
+    """Writes the soft labels of a shard's rows, as scored."""
+    labels = [
+        SoftLabels(
+            row["id"],
+            ids_hash(list(row["completion_ids"])),
+            scored.top_ids_TK,
+            scored.top_logps_TK,
+            scored.tail_logmass_T,
+            scored.token_logps_T,
+            float(scored.token_logps_T.sum(dtype="float64")),
+        )
+        for row, scored in zip(rows, results, strict=True)
+    ]
+    write_label_shard(path, labels, source)
+
+
+def unpack_labels(row: Row, source: LabelSource) -> Row:
+    """A streamed distillation row with its packed labels as arrays, checked against the row's own tokens."""
+    label = unpack(row, source)
+    require_match(label, row["id"], list(row["completion_ids"]))
+    return {**row, "soft_labels": label}

@@ -1,0 +1,69 @@
+"""Equations (7) to (11): the student, from stored soft labels or from what that is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from proxykd.config import RunConfig
+from proxykd.costs.demands import Demand, ProcessDemands
+from proxykd.costs.estimator import Estimator, StageEstimate
+from proxykd.evaluation.measures import Fidelity
+from proxykd.models.architecture import require_architecture
+from proxykd.runs.storage import RunDirectory
+from proxykd.stages.stage import Milestone, Stage
+from proxykd.stages.trained import TrainedResult, fidelity_milestones
+
+
+class CurvePoint(Fidelity):
+    """The student on the validation slice after `step` steps; `records` are those that it had learned from by then."""
+
+    step: int
+
+
+class DistilResult(TrainedResult):
+    loss_share: dict[str, float]
+    """Each term's part of the sum of the mean losses."""
+    grad_share: dict[str, float]
+    """Each term's part of the sum of the terms' gradient norms, where they were measured."""
+    curve: list[CurvePoint]
+
+    def milestones(self) -> Iterator[Milestone]:
+        for point in self.curve:
+            yield from fidelity_milestones("student", point.step, point)
+
+
+def _settings(config: RunConfig) -> list[object]:
+    white_box = config.white_box if config.teaching.open_teacher else None
+    return [config.proxy.source, config.student, config.distillation, white_box]
+
+
+def _files(run: RunDirectory, _: DistilResult) -> list[Path]:
+    return [*run.snapshots().values(), run.student]
+
+
+def _demands(processes: ProcessDemands) -> list[list[Demand]]:
+    return [[processes.trainer("student", processes.config.student), processes.data]]
+
+
+def _cost(by: Estimator) -> list[StageEstimate]:
+    """With the points of the validation curve, and the forward passes of a teacher that is read as it goes."""
+    stage = by.config.distillation
+    seconds = by.training(by.config.student, stage, by.distillation)
+    seconds += (1 + stage.evaluations) * by.forward(by.student, by.validation)
+    if (teacher := by.config.open_teacher) is not None:
+        read = by.proxy if by.config.teaching.assistant else require_architecture(teacher)
+        seconds += by.forward(read, by.distillation * stage.epochs)
+    return [by.trained("distil", by.distillation * stage.epochs, seconds)]
+
+
+DISTIL = Stage(
+    "distil",
+    "actors.run.distillation:distil",
+    DistilResult,
+    inputs=("corpus", "score", "complete", "assist"),
+    settings=_settings,
+    files=_files,
+    demands=_demands,
+    cost=_cost,
+)

@@ -1,0 +1,156 @@
+"""One round, equations (3) to (6): NLL + DPO against the adapter that it starts from; or, an ablation, NLL alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from proxykd.evaluation.fidelity import pair_token_logps
+from proxykd.evaluation.inspection import first_pairs, write_inspected
+from proxykd.models.batching import collate
+from proxykd.models.scorer import CompletionScorer
+from proxykd.stages.align import TrainedRound
+from proxykd.text.corpus import Row
+from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training import gates
+from proxykd.training.after_round import pairs_after_round
+from proxykd.training.resumable import ResumableTraining
+from proxykd.training.saving import save_proxy
+from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss, pair_logps
+from proxykd.training.trainer import Step
+from proxykd.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class Parity:
+    """A few completions with the engine's log-probs of their tokens, one completion after the other."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    logps: list[float]
+
+
+@dataclass(frozen=True)
+class RoundTask:
+    """`records` are the round's pairs, or without the preference loss its records; `reference` is an adapter."""
+
+    round: int
+    reference: str
+    records: int
+    parity: Parity | None = None
+    """With the preference loss."""
+
+
+def align(worker: Worker, task: RoundTask) -> TrainedRound:
+    """Reference log-probs and parity first, then the steps, then a look at the pairs and the validation slice."""
+    config = worker.config.alignment
+    scorer = worker.proxy(task.reference)
+    training = ResumableTraining(worker, scorer, config, task.records)
+    notes, budget = training.notes, worker.config.resources.micro_batch_tokens
+    pairs = first_pairs(worker.run, task.round)
+    if notes.get("arithmetic") != (arithmetic := worker.arithmetic()):
+        began = time.monotonic()
+        notes["references"], notes["parity"] = _reference_pass(worker, task, scorer, training)
+        notes["arithmetic"] = arithmetic
+        notes["reference_seconds"] = time.monotonic() - began + notes.get("reference_seconds", 0.0)
+        notes["before"] = pair_token_logps(scorer, pairs, worker.workers, budget)
+        training.save()
+
+    def step(rows: list[Row]) -> Step:
+        rows = [{**row, **notes["references"][row["index"]]} for row in rows]
+        loss = AlignmentLoss(rows, config)
+
+        def gate(losses: dict[str, float], _: dict[str, float]) -> None:
+            largest = float(worker.workers.max(torch.tensor(loss.largest_margin, device=worker.workers.device)))
+            notes["step0"] = {"step0_margin_max_abs": largest, "step0_dpo_loss": losses["dpo"]}
+            gates.check_step0(largest, losses["dpo"])
+
+        return training.trainer.step(rows, loss, gate if "step0" not in notes else None)
+
+    steps = training.run(step)
+    began = time.monotonic()
+    judged = pairs_after_round(worker, scorer, training)
+    judged_seconds = time.monotonic() - began
+    began = time.monotonic()
+    validation = worker.validate(scorer)
+    after = pair_token_logps(scorer, pairs, worker.workers, budget)
+    if worker.lead:
+        tokenizer = load_tokenizer(worker.run.models / "proxy")
+        write_inspected(worker.run, task.round, pairs, notes["before"], after, tokenizer)
+    evaluated = time.monotonic() - began
+    measured = [step for step in steps if step.grad_norms]
+    return TrainedRound(
+        **notes["step0"],
+        **notes["parity"],
+        adapter=save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation),
+        validation=validation.fidelity(),
+        nll_loss=fmean(step.losses["nll"] for step in steps),
+        dpo_loss=fmean(step.losses["dpo"] for step in steps),
+        teacher_kl_loss=fmean(step.losses["teacher_kl"] for step in steps) if config.teacher_kl else None,
+        nll_grad_norm=fmean(step.grad_norms["nll"] for step in measured),
+        dpo_grad_norm=fmean(step.grad_norms["dpo"] for step in measured),
+        dpo_accuracy=sum(step.metrics["correct"] for step in steps) / training.records_seen,
+        margin_mean=sum(step.metrics["margin"] for step in steps) / training.records_seen,
+        dpo_accuracy_after=judged.accuracy,
+        margin_mean_after=judged.margin_mean,
+        pairs_after=judged.pairs,
+        seconds={
+            "reference": notes["reference_seconds"],
+            "train": training.seconds,
+            "after": judged_seconds,
+            "evaluate": evaluated,
+        },
+        steps=[step.facts() for step in steps],
+    )
+
+
+def align_nll(worker: Worker, task: RoundTask) -> TrainedRound:
+    """NLL alone on the round's records."""
+    config = worker.config.alignment
+    scorer = worker.proxy(task.reference)
+    training = ResumableTraining(worker, scorer, config, task.records)
+    by_sequence = config.nll_reduction == "sequence_sum"
+    steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows, by_sequence)))
+    began = time.monotonic()
+    validation = worker.validate(scorer)
+    evaluated = time.monotonic() - began
+    return TrainedRound(
+        adapter=save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation),
+        validation=validation.fidelity(),
+        nll_loss=fmean(step.losses["nll"] for step in steps),
+        seconds={"train": training.seconds, "evaluate": evaluated},
+        steps=[step.facts() for step in steps],
+    )
+
+
+def _reference_pass(
+    worker: Worker, task: RoundTask, scorer: CompletionScorer, training: ResumableTraining
+) -> tuple[dict[int, Row], dict[str, float]]:
+    """Reference sequence log-probs on exactly training's micro-batches; and the parity of engine and trainer.
+
+    The reference is the policy before its first step, or before it takes up a checkpoint: the same weights in the same
+    place, no second copy.
+    """
+    assert task.parity is not None
+    references: dict[int, Any] = {}
+    steps = training.total_steps // worker.config.alignment.epochs
+    for number, rows in enumerate(training.first_epoch(), start=1):
+        for part, weight in training.trainer.micro_batches(rows):
+            with torch.no_grad():
+                logps = pair_logps(scorer, part)
+            if weight:
+                columns = zip(part, *(column.tolist() for column in logps), strict=True)
+                references |= {r["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for r, *values in columns}
+        worker.progress(number, steps, "reference batches")
+    everyones = [pair for part in worker.workers.gather_objects(references) for pair in part.items()]
+    ours: list[float] = []
+    for prompt, completion in zip(task.parity.prompts, task.parity.completions, strict=True):
+        batch = collate([prompt], [completion]).to(worker.workers.device)
+        ours += scorer.score(batch).token_logps_N.tolist()
+    mean_abs, max_abs = worker.workers.of_lead(gates.parity(task.parity.logps, ours))
+    gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, task.reference)
+    return dict(everyones), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}

@@ -1,0 +1,69 @@
+"""Appendix A.1 by the trainers' own forward pass: top-K, tail and the actual token of D_s's completions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from proxykd.data.corpus_store import read_shard_rows, slice_shards
+from proxykd.data.label_shards import CompletionLogps, write_soft_labels
+from proxykd.data.soft_labels import LabelSource
+from proxykd.models.batching import collate, plan_micro_batches
+from proxykd.models.scorer import CompletionScorer
+from proxykd.runs.storage import unfinished
+from proxykd.stages.stage import Result
+from proxykd.text.corpus import Row
+from proxykd.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Whose labels, an adapter's or the base's (None), and how they are told apart on disk."""
+
+    adapter: str | None
+    source: LabelSource
+
+
+class Scored(Result):
+    """Nothing: what was found is in the shards."""
+
+
+def score(worker: Worker, task: ScoreTask) -> Scored:
+    """Soft labels of D_s by the trainer's own forward pass: top-K, tail and the actual token (appendix A.1).
+
+    Each worker scores a shard of its own at a time, with as many forward passes as the others.
+    """
+    workers = worker.workers
+    labels = worker.run.soft_labels(task.source.adapter)
+    scorer = worker.proxy(task.adapter, trainable=False)
+    shards = slice_shards(worker.run, "distillation")
+    worker.progress(0, len(shards), "shards")
+    for done in range(0, len(shards), workers.world):
+        worker.go_on()
+        mine = [path for path in shards[done:][workers.rank : workers.rank + 1] if unfinished(labels / path.name)]
+        rows = [row for path in mine for row in read_shard_rows(path)]
+        scored = _score_rows(worker, scorer, rows, task.source)
+        for path in mine:
+            write_soft_labels(labels / path.name, rows, scored, task.source)
+        worker.progress(min(done + workers.world, len(shards)), len(shards), "shards")
+    return Scored()
+
+
+def _score_rows(
+    worker: Worker, scorer: CompletionScorer, rows: list[Row], source: LabelSource
+) -> list[CompletionLogps]:
+    results: dict[int, CompletionLogps] = {}
+    plan = plan_micro_batches([row["length"] for row in rows], worker.config.resources.micro_batch_tokens)
+    batches = [
+        collate([rows[i]["prompt_ids"] for i in part], [rows[i]["completion_ids"] for i in part]) for part in plan
+    ]
+    for batch, part in zip(worker.workers.in_step(scorer, batches), plan, strict=True):
+        scores = scorer.score(batch, source.top_k)
+        assert scores.top is not None
+        columns = (scores.token_logps_N, scores.top.ids_NK, scores.top.logps_NK, scores.top.tail_logmass_N)
+        ends = batch.lengths_B.cumsum(0)[:-1].tolist()
+        split = [np.split(column.cpu().numpy(), ends) for column in columns]
+        for index, logps, ids, top, tail in zip(part, *split, strict=True):
+            results[index] = CompletionLogps(logps, ids, top, tail, source.adapter)
+    return [results[i] for i in range(len(rows))]

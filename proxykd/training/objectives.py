@@ -1,0 +1,95 @@
+"""What the student learns from, by `distillation.source`: a global batch's rows as trained on, and their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxykd.data.label_shards import unpack_labels
+from proxykd.data.soft_labels import LabelSource
+from proxykd.losses.divergences import Divergence
+from proxykd.models.scorer import CompletionScorer
+from proxykd.text.corpus import Row
+from proxykd.text.seeds import sample_seed
+from proxykd.training.sampling import Room, sample_completions
+from proxykd.training.stage_losses import DistillationLoss, SftLoss, WhiteBoxLoss
+from proxykd.training.trainer import StageLoss, Trainer
+from proxykd.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class DistilTask:
+    """The student's records of one epoch; the proxy that gave its labels or assists it, and how they were made."""
+
+    records: int
+    adapter: str | None = None
+    labels: LabelSource | None = None
+
+
+Objective = Callable[[Trainer, list[Row]], tuple[list[Row], StageLoss]]
+
+
+def soft_labels(worker: Worker, task: DistilTask) -> Objective:
+    """Proxy-KD, equation (11): the stored distribution of the proxy beside the teacher's text."""
+    assert task.labels is not None
+    source = task.labels
+
+    def of(_: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
+        rows = [unpack_labels(row, source) for row in rows]
+        return rows, DistillationLoss(rows, worker.config.distillation)
+
+    return of
+
+
+def hard_labels(worker: Worker, _: DistilTask) -> Objective:
+    """Black-box KD: the NLL of equation (8) alone, in the same unit as beside a KL."""
+    by_sequence = worker.config.distillation.kl_reduction == "sequence_mean"
+    return lambda _, rows: (rows, SftLoss(rows, by_sequence))
+
+
+def open_teacher(worker: Worker, _: DistilTask) -> Objective:
+    """White-box KD: the open teacher's whole distribution on its own completions, or on the student's."""
+    return _dense(worker, worker.open_teacher())
+
+
+def assistant(worker: Worker, task: DistilTask) -> Objective:
+    """TAKD (Mirzadeh et al., arXiv 1902.03393): the same from the assistant between the two."""
+    return _dense(worker, worker.proxy(task.adapter, trainable=False))
+
+
+def _dense(worker: Worker, teacher: CompletionScorer) -> Objective:
+    white_box = worker.config.white_box
+    assert white_box is not None
+    divergence = Divergence(white_box.divergence, white_box.temperature)
+
+    def of(trainer: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
+        rows = _by_student(worker, trainer, rows) if white_box.on_policy else rows
+        return rows, WhiteBoxLoss(rows, teacher, divergence)
+
+    return of
+
+
+def _by_student(worker: Worker, trainer: Trainer, rows: list[Row]) -> list[Row]:
+    """The batch with completions that the student draws now; each worker draws its share."""
+    white_box, workers = worker.config.white_box, worker.workers
+    assert white_box is not None
+    drawn = sample_completions(
+        trainer.scorer,
+        [row["prompt_ids"] for row in rows[workers.rank :: workers.world]],
+        Room(worker.config.corpus.max_length, white_box.max_new_tokens),
+        sample_seed(worker.config.seed, trainer.steps, f"worker {workers.rank}"),
+    )
+    found = list(rows)
+    for rank, completions in enumerate(workers.gather_objects(drawn)):
+        for at, ids in zip(range(rank, len(rows), workers.world), completions, strict=True):
+            found[at] = {**rows[at], "completion_ids": ids, "length": len(rows[at]["prompt_ids"]) + len(ids)}
+    return found
+
+
+OBJECTIVES: dict[str, Callable[[Worker, DistilTask], Objective]] = {
+    "proxy": soft_labels,
+    "base": soft_labels,
+    "none": hard_labels,
+    "white_box": open_teacher,
+    "assistant": assistant,
+}

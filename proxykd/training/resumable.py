@@ -1,0 +1,154 @@
+"""One training stage's steps on this worker, resumed from the stage's last checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from proxykd.config import TrainConfig
+from proxykd.errors import IntegrityError, RunStoppedError
+from proxykd.models.scorer import CompletionScorer
+from proxykd.runs.checkpoints import Checkpoints
+from proxykd.text.corpus import Row
+from proxykd.training.trainer import Step, Trainer
+from proxykd.training.worker import Worker
+
+LOOK_S = 1.0
+"""Between looks whether the run is asked to stop."""
+
+
+def _nothing() -> None:
+    """What most stages do after a step."""
+
+
+class ResumableTraining:
+    """Steps over the streamed data set, each batch once, whatever dies in between.
+
+    `notes` is what the stage itself has to remember across a death; plain values, the same on every worker.
+    """
+
+    def __init__(self, worker: Worker, scorer: CompletionScorer, config: TrainConfig, records: int):
+        """`records` are those of one epoch."""
+        if config.gradient_checkpointing:
+            scorer.checkpoint_layers()
+        resources = worker.config.resources
+        self._worker = worker
+        self._config = config
+        self.records = records
+        self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens)
+        self._checkpoints = Checkpoints(worker.run.checkpoints / worker.key)
+        self._every_s = resources.checkpoint_seconds
+        self._saved = self._looked = time.monotonic()
+        self.steps: list[Step] = []
+        self.notes: dict[str, Any] = {}
+        self.seconds = 0.0
+        """Spent on steps, over all attempts."""
+        self._checkpoint: dict[str, Any] | None = None
+        """The trainer's state that is still to be taken up; until then the model is as the stage began with it."""
+        if (state := self._checkpoints.latest()) is not None:
+            self._checkpoint = state["trainer"]
+            self.steps = [Step(**step) for step in state["steps"]]
+            self.notes, self.seconds = state["notes"], state["seconds"]
+        self._require_alike()
+
+    def run(self, step: Callable[[list[Row]], Step], after_step: Callable[[], None] = _nothing) -> list[Step]:
+        """Takes the steps that are still to be taken and returns all of them.
+
+        Raises:
+            RunStoppedError: somebody asked the run to stop; what was done is saved.
+        """
+        self._take_up()
+        total = self.total_steps
+        self._worker.progress(len(self.steps), total, "steps")
+        began = time.monotonic() - self.seconds
+        for rows in self._batches(after=len(self.steps)):
+            self.steps.append(step(rows))
+            self.seconds = time.monotonic() - began
+            self._worker.progress(len(self.steps), total, "steps", **self.steps[-1].measures)
+            after_step()
+            due, stop = self._agree()
+            if due or stop or len(self.steps) == total:
+                self.save()
+            if stop:
+                raise RunStoppedError("stopped, as asked")
+        return self.steps
+
+    @property
+    def total_steps(self) -> int:
+        return self._config.epochs * self._steps_an_epoch
+
+    @property
+    def records_seen(self) -> int:
+        epochs, steps = divmod(len(self.steps), self._steps_an_epoch)
+        return epochs * self.records + min(self.records, steps * self._config.global_batch)
+
+    def first_epoch(self) -> Iterator[list[Row]]:
+        """The batches of one epoch, without a step."""
+        return self._epoch(skip=0)
+
+    def save(self) -> None:
+        """Every worker must call it; rank 0 gathers and writes."""
+        self._take_up()
+        if (trained := self.trainer.state()) is not None:
+            state = {
+                "trainer": trained,
+                "steps": [asdict(step) for step in self.steps],
+                "notes": self.notes,
+                "seconds": self.seconds,
+            }
+            self._checkpoints.save(len(self.steps), state)
+        self._saved = time.monotonic()
+
+    def _take_up(self) -> None:
+        if self._checkpoint is not None:
+            self.trainer.restore(self._checkpoint)
+            self._checkpoint = None
+
+    def _require_alike(self) -> None:
+        """Workers that went on from different checkpoints would wait for each other for ever.
+
+        A file system may show one of them a checkpoint later than the others.
+        """
+        steps = self._worker.workers.gather_objects((self._checkpoint is not None, len(self.steps)))
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"the workers found checkpoints of different steps: {[step for _, step in steps]}")
+
+    @property
+    def _steps_an_epoch(self) -> int:
+        return -(-self.records // self._config.global_batch)
+
+    def _agree(self) -> tuple[bool, bool]:
+        """Whether it is time for a checkpoint, and whether to stop: as soon as one worker says so, for all."""
+        now = time.monotonic()
+        due, stop = now - self._saved >= self._every_s, False
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            stop = self._worker.run.stop_request.exists()
+        mine = torch.tensor([float(due), float(stop)], device=self._worker.workers.device)
+        due, stop = (bool(value > 0) for value in self._worker.workers.max(mine))
+        return due, stop
+
+    def _batches(self, after: int) -> Iterator[list[Row]]:
+        """Global batches, one epoch after the other, in order and complete, without the first `after`."""
+        epochs, skip = divmod(after, self._steps_an_epoch)
+        for _ in range(epochs, self._config.epochs):
+            yield from self._epoch(skip)
+            skip = 0
+
+    def _epoch(self, skip: int) -> Iterator[list[Row]]:
+        expected = 0
+        for table in self._worker.stream(self._config.global_batch):
+            indices = table.column("index").to_pylist()
+            if indices != list(range(expected, expected + len(indices))):
+                raise IntegrityError(f"the stream lost or reordered rows near {expected}; resume the run")
+            expected += len(indices)
+            if skip:
+                skip -= 1
+            else:
+                yield table.to_pylist()
+        if expected != self.records:
+            raise IntegrityError(f"the stream gave {expected} rows of {self.records}; resume the run")

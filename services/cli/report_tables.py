@@ -1,0 +1,128 @@
+"""A finished run's or study's numbers as tables of a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.hosting.status import Work
+from proxykd.evaluation.measures import Fidelity, MeanKl
+from proxykd.report.report_model import RunReport, read_report
+from proxykd.runs.json_model import read_model
+from proxykd.runs.storage import RunDirectory
+from proxykd.study.studies import PRESETS, PROXY_KD, StudyDirectory
+from proxykd.study.study_model import Row, StudyReport
+from proxykd.study.study_report import known_measures
+from services.cli.formatting import figure_table, stage_title, with_error
+
+FILE_WIDTH, MEASURE_WIDTH = 160, 21
+"""Characters: of a table in a log, which has no width of its own, and of a study's measure."""
+ModelRow = tuple[str, Fidelity, MeanKl | None]
+
+
+def print_report(work: Work) -> None:
+    if work.study is None:
+        _print_run(work.run)
+    else:
+        _print_study(work.study)
+
+
+def _print_run(run: RunDirectory) -> None:
+    """The short table of a finished run: fidelity by round, the student before and after, seconds, where it lies."""
+    report = read_report(run)
+    console = Console(highlight=False)
+    console.print(fidelity_table(report))
+    console.print(_stage_table(report))
+    if report.rounds:
+        console.print(f"stopped aligning: {report.stop_reason}")
+    console.print(f"student: {run.student}", soft_wrap=True)
+    console.print(f"report:  {run.report}", soft_wrap=True)
+    load = f'transformers.pipeline("text-generation", "{run.student}")'
+    console.print(f"load it: python -c 'import transformers; chat = {load}'", soft_wrap=True, markup=False)
+
+
+def _print_study(study: StudyDirectory) -> None:
+    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets. As many measures as the terminal
+    is wide for; the page has all."""
+    report = read_model(study.report, StudyReport)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    titles = max(len(row["title"]) for row in report.table)
+    measures = dict(list(known_measures(report).items())[: max(1, (console.width - titles - 2) // MEASURE_WIDTH)])
+    seeds = ", ".join(map(str, report.study.seeds))
+    table = figure_table(f"{study.id}: test slice, mean over seeds {seeds}", "arm", *measures.values())
+    for column in table.columns:
+        column.no_wrap = True
+    group = None
+    for row in report.table:
+        if group not in (None, row["group"]):
+            table.add_section()
+        group = row["group"]
+        table.add_row(row["title"], *(_compared(row, key) for key in measures))
+    console.print(table)
+    console.print(
+        f"± half a 95 % confidence interval over seeds; in brackets the paired difference to {PRESETS[PROXY_KD].title}"
+    )
+    console.print(f"report: {study.report.with_name('report.html')}", soft_wrap=True)
+
+
+def _compared(row: Row, key: str) -> str:
+    if row[key] is None:
+        return ""
+    difference = row.get(f"{key}_difference")
+    return with_error(row[key], row[f"{key}_ci"]) + ("" if difference is None else f"\n({difference:+.4f})")
+
+
+def fidelity_table(report: RunReport) -> Table:
+    """Every model of a run against the teacher: the proxy by round on the validation slice, then all on the test
+    slice; with the true KL where the teacher's seal was opened."""
+    title = f"Fidelity to {report.teacher.model}"
+    table = figure_table(title, "model", "slice", "NLL a token", "top-1", "true KL (test)", words=2)
+    for slice_name, rows in (("validation", _validation_rows(report)), ("test", _test_rows(report))):
+        table.add_section()
+        for model, measured, kl in rows:
+            nll = with_error(measured.held_out_nll, measured.stderr)
+            true_kl = with_error(kl.kl, kl.stderr) if kl else ""
+            table.add_row(model, slice_name, nll, f"{measured.top1_agreement:.4f}", true_kl)
+    return table
+
+
+def _validation_rows(report: RunReport) -> Iterator[ModelRow]:
+    kls = _kl_by_round(report)
+    if report.proxy and report.proxy.validation:
+        yield "proxy, warm-up", report.proxy.validation.warmup, kls.get(0)
+    for one in report.rounds:
+        note = "" if one.decision == "promote" else " (rejected)"
+        yield f"proxy, round {one.round}{note}", one.validation, kls.get(one.round)
+
+
+def _test_rows(report: RunReport) -> Iterator[ModelRow]:
+    sealed, kls = report.sealed_teacher, _kl_by_round(report)
+    if proxy := report.proxy:
+        yield "proxy, base", proxy.base, sealed.kl_teacher_base if sealed else None
+        if proxy.warmup:
+            yield "proxy, warm-up", proxy.warmup, kls.get(0)
+            yield "proxy, aligned", proxy.aligned, kls.get(len(report.rounds))
+    if opened := report.white_box:
+        kl = sealed.kl_teacher_white_box if sealed else None
+        yield "open teacher", opened.teacher, kl.teacher if kl else None
+        if opened.assistant:
+            yield "assistant", opened.assistant, kl.assistant if kl else None
+    yield "student, before", report.student.before, sealed.kl_teacher_student.before if sealed else None
+    yield "student, after", report.student.after, sealed.kl_teacher_student.after if sealed else None
+
+
+def _kl_by_round(report: RunReport) -> Mapping[int, MeanKl]:
+    return {one.round: one for one in report.sealed_teacher.kl_teacher_proxy} if report.sealed_teacher else {}
+
+
+def _stage_table(report: RunReport) -> Table:
+    table = figure_table("Where the time went", "stage", "seconds", "records", "tokens")
+    for cost in report.stages:
+        title = stage_title(cost.stage, cost.round)
+        table.add_row(title, f"{cost.seconds:.0f}", str(cost.records), str(cost.tokens))
+    table.add_section()
+    table.add_row("all", f"{sum(cost.seconds for cost in report.stages):.0f}", "", "")
+    return table

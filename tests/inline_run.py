@@ -1,0 +1,108 @@
+"""A run's pipeline in this process, without Ray: its loops run where they are asked for, on rows instead of streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.run import alignment, baselines, distillation
+from actors.run.context import Context
+from actors.run.facilities import Facilities, NothingShared, OwnModels, OwnRoutes
+from actors.telemetry.events import EventLog
+from actors.training.training_runs import TrainRequest
+from proxykd.data.corpus_store import read_shard_rows
+from proxykd.runs.journal import Journal
+from proxykd.runs.storage import RunDirectory, location, read_table, write_json
+from proxykd.text.corpus import Row
+from tests import tiny_model
+from tests.small_run import run_config
+from tests.stage_ranks import worker_of
+
+
+def make_run(tiny: Path, folder: Path, **sections: Any) -> RunDirectory:
+    """A run that needs no engine: rounds without the preference loss, labels by the trainers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.corpus_rows(48)))
+    corpus = {"path": str(folder / "c.jsonl"), "max_length": 96, "shard_records": 8}
+    plain: dict[str, Any] = {"alignment": {"rounds": 2, "preference": False, "global_batch": 8}}
+    plain |= {"score": {"source": "trainer"}, "resources": {"trainer_threads": 1}}
+    return RunDirectory.create(run_config(str(tiny), str(folder / "runs"), corpus=corpus, **plain | sections))
+
+
+class Trainers:
+    """Runs each loop here. `asked` are the keys; `fail_at` is one that fails."""
+
+    def __init__(self, fail_at: str | None = None):
+        self.asked: list[str] = []
+        self.fail_at = fail_at
+
+    def train(self, name: str, request: TrainRequest, resources: Any) -> None:
+        call, rows = request.call, request.stream or []
+        self.asked.append(call.key)
+        if call.key == self.fail_at:
+            raise OSError(f"the machine dies in {call.key}")
+        worker = worker_of(RunDirectory.open(call.run), call.key, rows)  # type: ignore[arg-type]
+        result = call.loop(worker, call.task)
+        write_json(location(call.outcome), {"result": result.model_dump(), "seconds": 1.0})
+
+
+class Lender:
+    """Another run, which has finished every stage of the named."""
+
+    def __init__(self, donor: RunDirectory, stages: list[str]):
+        self.donor, self.stages = donor, stages
+
+    @contextmanager
+    def turn(self, run: RunDirectory, key: str) -> Iterator[RunDirectory | None]:
+        yield self.donor if key in self.stages else None
+
+
+class Deployer:
+    """Serves nothing."""
+
+    def serve_run(self, *_: Any) -> None:
+        pass
+
+    def stop(self, _: str) -> None:
+        pass
+
+    def write_page(self, _: RunDirectory) -> None:
+        pass
+
+
+class NoEngines:
+    """There is none, and none is needed."""
+
+    def release(self, _: Any) -> None:
+        pass
+
+
+def context_of(run: RunDirectory, trainers: Any, sharing: Any = None) -> Context:
+    deployer: Any = Deployer()
+    engines: Any = NoEngines()
+    facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, sharing or NothingShared(), deployer)
+    journal = Journal(run.journal, host="here", job=None, cluster_pid=None)
+    return Context(run, journal, facilities, EventLog(run), None, lambda: None)  # type: ignore[arg-type]
+
+
+def stream_rows(patch: pytest.MonkeyPatch) -> None:
+    """Streams become plain lists of rows."""
+
+    def corpus(shards: list[Path], _: str | None = None) -> list[Row]:
+        return [row for path in shards for row in read_shard_rows(path)]
+
+    def labelled(shards: list[Path], labels: Path, _: Any, weight: Any, __: str | None = None) -> list[Row]:
+        stored = [row for path in shards for row in read_table(labels / path.name).to_pylist()]
+        return [
+            {**row, **label, "trust": weight(label["sequence_logp"], label["tokens"])}
+            for row, label in zip(corpus(shards), stored, strict=True)
+        ]
+
+    for module in (alignment, distillation, baselines):
+        patch.setattr(module, "stream_corpus", corpus)
+    patch.setattr(distillation, "stream_distillation", labelled)

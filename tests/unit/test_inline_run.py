@@ -1,0 +1,70 @@
+"""A whole run on the tiny model, in this process: every stage once, resumed, and taken over."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.run.imports import imported
+from actors.run.pipeline import Pipeline
+from proxykd.report.run_report import build_report
+from proxykd.runs.storage import read_json
+from proxykd.stages.results import Results
+from proxykd.stages.stage import Stage
+from proxykd.stages.table import STAGES
+from tests.inline_run import Lender, Trainers, context_of, make_run, stream_rows
+
+TRAINED = ["warmup", "align-01", "align-02", "score", "distil", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def streams():
+    with pytest.MonkeyPatch.context() as patch:
+        stream_rows(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(streams, tiny, tmp_path_factory):
+    """A run whose machine died as the student was to be trained, and what was trained before and afterwards."""
+    run = make_run(tiny, tmp_path_factory.mktemp("inline"))
+    before, after = Trainers(fail_at="distil"), Trainers()
+    with pytest.raises(OSError, match="dies in distil"):
+        Pipeline(context_of(run, before)).execute()
+    Pipeline(context_of(run, after)).execute()
+    return run, before.asked, after.asked
+
+
+def test_a_resumed_run_does_what_is_left(finished):
+    run, before, after = finished
+    assert before == TRAINED[:5]
+    assert after == TRAINED[4:]
+    keys = [stage.key for stage in Results.read(run).stages]
+    assert keys == ["models", "corpus", *TRAINED]
+    assert read_json(run.stages / "distil.json")["attempts"] == 2
+
+
+def test_a_finished_run_does_nothing_again(finished):
+    idle = Trainers()
+    Pipeline(context_of(finished[0], idle)).execute()
+    assert idle.asked == []
+
+
+def test_what_another_run_has_made_is_taken_over_with_its_files(finished, streams, tiny, tmp_path):
+    donor, *_ = finished
+    run, trainers = make_run(tiny, tmp_path, distillation={"alpha": 0.5, "global_batch": 8}), Trainers()
+    lent = ["corpus", "warmup", "align-01", "align-02", "score"]
+    Pipeline(context_of(run, trainers, Lender(donor, lent))).execute()
+    assert trainers.asked == ["distil", "evaluate"]
+    taken = [stage.key for stage in Results.read(run).stages if stage.adopted_from == donor.id]
+    assert taken == lent
+    assert (run.student / "model.safetensors").read_bytes() != (donor.student / "model.safetensors").read_bytes()
+    ours, theirs = (build_report(one, "told") for one in (run, donor))
+    assert (ours.proxy, ours.trust, ours.rounds) == (theirs.proxy, theirs.trust, theirs.rounds)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_stage_has_its_body(stage: Stage):
+    assert callable(imported(stage.body))
+    assert (stage.ended is None) == (stage.rounds is None)
+    assert stage.ended is None or callable(imported(stage.ended))
+    assert set(stage.inputs) <= {other.name for other in STAGES[: STAGES.index(stage)]}
