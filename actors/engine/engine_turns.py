@@ -36,11 +36,13 @@ class EngineTurns:
             self._up = name
             yield
         finally:
-            if not keep:
-                self._end()
-            with self._condition:
-                self._busy = False
-                self._condition.notify_all()
+            try:
+                if not keep:
+                    self._end()
+            finally:
+                with self._condition:
+                    self._busy = False
+                    self._condition.notify_all()
 
     def close(self) -> None:
         """Ends the one that is up, once nobody works with it."""
@@ -53,5 +55,5 @@ class EngineTurns:
 
     def _end(self) -> None:
         if self._up is not None:
-            self._stop(self._up)
-            self._up = None
+            ended, self._up = self._up, None
+            self._stop(ended)

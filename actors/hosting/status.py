@@ -45,6 +45,11 @@ class Work:
         return cls(run, run.config())
 
     @property
+    def configs(self) -> list[RunConfig]:
+        """Returns the config of every run that it does."""
+        return [arm.config for arm in self.study.arms()] if self.study else [self.config]
+
+    @property
     def stop_requests(self) -> list[Path]:
         """The files that ask it to stop."""
         return [run.stop_request for run in (self.run, *(self.study.runs() if self.study else ()))]

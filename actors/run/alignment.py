@@ -35,8 +35,7 @@ def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
         CorpusError: D_p is too small for the rounds that follow.
     """
     config = context.config
-    if not config.corpus.follow:  # what grows has records enough for each round by itself
-        require_rounds(manifest(context.run)["alignment"], config.alignment)
+    _require_records(context)
     shards = slice_shards(context.run, "warmup")
     records = manifest(context.run)["warmup"]
     result = context.train("warmup", warm_up_loop, WarmupTask(records), stream_corpus(shards, context.data_pool))
@@ -44,8 +43,18 @@ def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
     return Made(result, records * epochs, epochs * corpus_completion_tokens(shards))
 
 
+def _require_records(context: Context) -> None:
+    if not context.config.corpus.follow:  # what grows has records enough for each round by itself
+        require_rounds(manifest(context.run)["alignment"], context.config.alignment)
+
+
 def why_it_ends(context: Context, rounds: int) -> str | None:
-    """Why the alignment ends after so many rounds, or None where another one follows."""
+    """Why the alignment ends after so many rounds, or None where another one follows.
+
+    Raises:
+        CorpusError: D_p is too small for the rounds; also where the warm-up was taken over from another run.
+    """
+    _require_records(context)
     in_force = [one["adapter"] for one in adapters_in_force(context.run)][: rounds + 1]
     changes: list[Change] = []
     for number in range(1, rounds + 1):

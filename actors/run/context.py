@@ -120,6 +120,7 @@ class Context:
             self.stop_proxy()
         self.events.step("start the workers")
         self.events.standing(training=True)
+        found: type[Found] = get_type_hints(loop)["return"]
         outcome_path = self.run.outcomes / f"{key}-{uuid.uuid4().hex[:8]}.json"
         call = LoopCall(str(self.run.root), key, loop, task, str(outcome_path), self.reporter)
         try:
@@ -134,7 +135,6 @@ class Context:
             known: type[ProxykdError] = getattr(errors, outcome["error"]["type"], ProxykdError)
             raise known(outcome["error"]["message"])
         self.busy_s += outcome["seconds"]
-        found: type[Found] = get_type_hints(loop)["return"]
         return found.model_validate(outcome["result"])
 
     def _until_trained(self, key: str, request: TrainRequest) -> None:

@@ -12,6 +12,7 @@ from actors.run.stage_runner import run_once, why_it_ends
 from actors.telemetry.event_types import AlignmentFinished, RoutesOpen, RunFinished, RunStarted
 from proxykd.report.run_report import write_report
 from proxykd.stages import table
+from proxykd.stages.align import ALIGN
 from proxykd.stages.models import MODELS
 from proxykd.stages.stage import Stage
 
@@ -46,5 +47,9 @@ class Pipeline:
         while (reason := why_it_ends(self._context, stage, rounds)) is None:
             rounds += 1
             run_once(self._context, stage, rounds)
+        if stage is ALIGN:
+            self._aligned(reason)
+
+    def _aligned(self, reason: str) -> None:
         self.stop_reason = reason
         self._context.events.emit(AlignmentFinished(str(self._context.aligned_adapter()), reason))

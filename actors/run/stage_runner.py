@@ -44,7 +44,7 @@ def _make(context: Context, stage: Stage[R], number: int | None) -> R:
     made: Made[R] = imported(stage.body)(context, number)
     seconds = events.stage_seconds
     context.journal.check()
-    finished: Finished[R] = Finished(
+    finished: Finished[R] = Finished[stage.result](  # type: ignore[name-defined]
         stage=name,
         round=number,
         seconds=seconds,

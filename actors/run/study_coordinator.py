@@ -51,7 +51,8 @@ class StudyCoordinator(Coordinator):
     def require_cluster(run: RunDirectory) -> None:
         from actors.cluster.capacity import require_cluster
 
-        require_cluster(StudyDirectory(run.root).runs()[0])
+        for one in StudyDirectory(run.root).runs():
+            require_cluster(one)
 
     def _read_config(self) -> RunConfig:
         self._logs: dict[str, EventLog] = {}

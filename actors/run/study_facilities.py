@@ -6,11 +6,14 @@ Ray Train run.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from actors.data.streams import EngineCall
@@ -23,7 +26,8 @@ from proxykd.config import ModelConfig, ResourceConfig, RunConfig, lora_slot_ran
 from proxykd.errors import RunStoppedError
 from proxykd.models.loading import initialise
 from proxykd.models.run_models import voice
-from proxykd.runs.storage import READY, RunDirectory, sha256_file
+from proxykd.runs.journal import replay
+from proxykd.runs.storage import READY, RunDirectory, location, sha256_file, stage_key
 from proxykd.stages.table import stage_keys
 from proxykd.study.adoption import link_tree
 from proxykd.study.studies import StudyDirectory
@@ -69,14 +73,11 @@ class SharedEngines:
 
     @contextmanager
     def proxy(self, spec: EngineSpec, adapter: str | None, deadline_s: float) -> Iterator[EngineCall]:
-        model = Path(spec.model)
-        prefix = f"{self._study.id}-{sha256_file(model / 'manifest.json')[:8]}"
-        if spec.mode == "lora":  # the slots of an engine have one rank
-            prefix += f"-r{lora_slot_rank(spec.lora_rank)}"
-        if adapter is not None:
-            link_tree(Path(spec.adapters_dir) / adapter, self._study.adapters / adapter)
+        prefix = f"{self._study.id}-{_engine_key(spec)}"
         shared = replace(spec, prefix=prefix, adapters_dir=str(self._study.adapters))
         with self._turns.turn(proxy_app(prefix)):
+            if adapter is not None:
+                link_tree(location(spec.adapters_dir) / adapter, self._study.adapters / adapter)
             self._deployer.deploy_proxy(shared)
             yield EngineCall(proxy_app(prefix), shared.adapter_name(adapter), deadline_s)
 
@@ -91,6 +92,14 @@ class SharedEngines:
     def close(self) -> None:
         """Stops the one that is up, once nobody works with it."""
         self._turns.close()
+
+
+def _engine_key(spec: EngineSpec) -> str:
+    """Eight hex digits, alike for specs of which one engine answers for all: the same weights, sizes and slots."""
+    rank = lora_slot_rank(spec.lora_rank) if spec.mode == "lora" else 0
+    weights = sha256_file(location(spec.model) / "manifest.json")
+    alike = replace(spec, model=weights, adapters_dir="", prefix="", lora_rank=rank)
+    return hashlib.sha256(json.dumps(asdict(alike), sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass
@@ -110,6 +119,8 @@ class _State:
     """By thread: whether it could go on."""
     at_work: set[str] = field(default_factory=set)
     finished: dict[str, RunDirectory] = field(default_factory=dict)
+    begun: dict[str, str] = field(default_factory=dict)
+    """Shared stages that an earlier coordinator left half done, by the run that has the half."""
     failed: bool = False
 
 
@@ -130,6 +141,10 @@ class Together:
         for run in runs:
             for path in run.stages.glob("*.json"):
                 self._state.finished.setdefault(self._shared_key(run, path.stem), run)
+            for entry in replay(run.journal):
+                if entry["event"] == "STAGE_STARTED":
+                    key = self._shared_key(run, stage_key(entry["stage"], entry["round"]))
+                    self._state.begun.setdefault(key, run.id)
         threading.Thread(target=self._train_together, name="training", daemon=True).start()
 
     def train(self, name: str, request: TrainRequest, resources: ResourceConfig) -> None:
@@ -144,7 +159,7 @@ class Together:
     def turn(self, run: RunDirectory, key: str) -> Iterator[RunDirectory | None]:
         key, state = self._shared_key(run, key), self._state
         with self._condition:
-            self._wait(lambda: key not in state.at_work)
+            self._wait(lambda: key not in state.at_work and self._may_begin(run, key))
             donor = state.finished.get(key)
             if donor is None:
                 state.at_work.add(key)
@@ -165,9 +180,15 @@ class Together:
             self._state.failed |= failed
             self._condition.notify_all()
 
+    def _may_begin(self, run: RunDirectory, key: str) -> bool:
+        """Whether it has finished somewhere, or no other run has its half: what was paid for is not bought twice."""
+        state = self._state
+        return key in state.finished or state.begun.get(key, run.id) == run.id
+
     def _shared_key(self, run: RunDirectory, key: str) -> str:
         """Of stages that make the same; a run's own where nobody shares it. `key` is align-03, say."""
-        return f"{key} {self._keys[run.id].get(key.partition('-')[0], run.id)}"
+        stage = re.sub(r"-\d+$", "", key)
+        return f"{key} {self._keys[run.id].get(stage, run.id)}"
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Until `ready`, with the condition held.

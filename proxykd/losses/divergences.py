@@ -1,4 +1,5 @@
 """Dense divergences between a white-box teacher p and a student q, over the full vocabulary: the baselines' losses.
+(Those of Proxy-KD, on a top-K with tail, are in sequence_losses.py.)
 
 Each takes log-probs [n, V] and gives [n], in nats (total variation: a share), never negative. `Divergence` adds the
 temperature.

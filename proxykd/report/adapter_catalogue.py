@@ -63,7 +63,8 @@ def adapters_in_force(run: RunDirectory) -> list[dict[str, Any]]:
     files = file_versions(run.stages)
     if "warmup.json" not in files:
         return []
-    rounds = [_round(run.stages / name, files[name]) for name in sorted(files) if fnmatch(name, "align-[0-9]*.json")]
+    markers = [name for name in files if fnmatch(name, f"{ALIGN.name}-[0-9]*.json")]
+    rounds = sorted((_round(run.stages / name, files[name]) for name in markers), key=lambda outcome: outcome.round)
     adapters = in_force(_warmup(run.stages / "warmup.json", files["warmup.json"]), rounds)
     numbers = [0, *(outcome.round for outcome in rounds)]
     return [{"round": number, "adapter": adapter} for number, adapter in zip(numbers, adapters, strict=True)]

@@ -14,6 +14,9 @@ class LabelsResult(Result, LabelStatistics):
     segments: int
     """Of the corpus, whose records were scored."""
 
+    def headline(self) -> dict[str, str]:
+        return {"adapter": self.adapter}
+
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
     if processes.config.score.source == "engine":

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from proxykd.config import EngineConfig, RunConfig
+from proxykd.errors import IntegrityError
 from proxykd.runs.journal import replay
 from proxykd.runs.storage import RunDirectory, stage_key
 from proxykd.stages.align import ALIGN
@@ -29,7 +30,18 @@ STAGES: tuple[Stage[Any], ...] = (
 
 
 def stage_named(name: str) -> Stage[Any]:
-    return next(stage for stage in STAGES if stage.name == name)
+    """Returns the stage of this name.
+
+    Raises:
+        IntegrityError: this version of the code has none.
+    """
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise IntegrityError(
+        f"a journal names the stage {name!r}, which this version of proxykd does not have: read the run with the one "
+        f"that made it, or begin anew with --fresh"
+    )
 
 
 def stages_of(config: RunConfig) -> list[Stage[Any]]:
@@ -67,11 +79,6 @@ def finished_stages(run: RunDirectory) -> list[Finished[Any]]:
             began.setdefault(stage_key(entry["stage"], entry["round"]), (entry["stage"], entry["round"]))
     found = (stage_named(name).finished(run, number) for name, number in began.values())
     return [stage for stage in found if stage is not None]
-
-
-def finished_rounds(run: RunDirectory, stage: Stage[Any]) -> list[Finished[Any]]:
-    """The markers of a stage's rounds, in order."""
-    return [stage.read(path) for path in sorted(run.stages.glob(f"{stage.name}-[0-9]*.json"))]
 
 
 def _plain(value: Any) -> Any:

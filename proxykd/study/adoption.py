@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,17 @@ def link_tree(source: Path, target: Path) -> None:
     for path in sorted(files, key=lambda path: (path.suffix == ".ok" or path.name == READY, path)):
         to = target / path.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
-        if to.exists():
-            continue
         try:
             os.link(path, to)
+        except FileExistsError:
+            continue
         except OSError:  # a file system without hard links
-            shutil.copy2(path, to)
+            if not to.exists():
+                _copy(path, to)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copies a file so that it is whole where it is there at all."""
+    scratch = to.with_name(f".{to.name}-{uuid.uuid4().hex[:8]}")
+    shutil.copy2(path, scratch)
+    scratch.replace(to)

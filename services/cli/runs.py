@@ -108,9 +108,10 @@ def launch_coordinator(work: Work, address: str | None, http: HttpOptions) -> Lo
         ProxykdError: the machine or the cluster lacks what the run needs.
     """
     root, config = work.run.root, work.config
-    require_trackers(config)
-    if address is None:
-        require_machine(config, local_folder(root))
+    for one in work.configs:
+        require_trackers(one)
+        if address is None:
+            require_machine(one, local_folder(root))
     for request in work.stop_requests:
         delete(request)
     spec = Launch(str(root), DEPLOYER, http, work.coordinator, job_id())

@@ -70,3 +70,23 @@ def test_closing_ends_the_one_that_is_up_once():
     watched.turns.close()
     watched.turns.close()
     assert watched.told == ["a", "stop a"]
+
+
+def test_an_engine_that_is_not_kept_is_stopped_and_one_that_does_not_stop_blocks_nobody():
+    stopped = []
+
+    def stop(name):
+        stopped.append(name)
+        if name == "stuck":
+            raise OSError("its controller is away")
+
+    turns = EngineTurns(stop)
+    with turns.turn("teacher", keep=False):
+        pass
+    assert stopped == ["teacher"]
+    with pytest.raises(OSError, match="its controller is away"), turns.turn("stuck", keep=False):
+        pass
+    with turns.turn("proxy"):
+        pass
+    turns.close()
+    assert stopped == ["teacher", "stuck", "proxy"]

@@ -6,12 +6,18 @@ import pytest
 
 from actors.run.imports import imported
 from actors.run.pipeline import Pipeline
+from proxykd.errors import CorpusError, IntegrityError
+from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.report.run_report import build_report
-from proxykd.runs.storage import read_json
+from proxykd.runs.journal import Journal
+from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.stages.align import ALIGN
 from proxykd.stages.results import Results
 from proxykd.stages.stage import Stage
 from proxykd.stages.table import STAGES
+from proxykd.stages.warmup import WARMUP
 from tests.inline_run import Lender, Trainers, context_of, make_run, stream_rows
+from tests.stage_results import aligned, finish, warmed_up
 
 TRAINED = ["warmup", "align-01", "align-02", "score", "distil", "evaluate"]
 
@@ -68,3 +74,26 @@ def test_every_stage_has_its_body(stage: Stage):
     assert (stage.ended is None) == (stage.rounds is None)
     assert stage.ended is None or callable(imported(stage.ended))
     assert set(stage.inputs) <= {other.name for other in STAGES[: STAGES.index(stage)]}
+
+
+def test_a_journal_with_a_stage_of_another_version_is_refused_by_name(finished, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    Journal(run.journal, host="h", job=None, cluster_pid=None).append("STAGE_STARTED", stage="polish", round=None)
+    with pytest.raises(IntegrityError, match="names the stage 'polish', which this version of proxykd does not have"):
+        Results.read(run)
+
+
+def test_a_round_beyond_the_hundredth_comes_last(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    finish(run, WARMUP, warmed_up("w"))
+    for number in (11, 100):
+        finish(run, ALIGN, aligned(number, f"a{number}"), number)
+    assert [one["adapter"] for one in adapters_in_force(run)] == ["w", "a11", "a100"]
+
+
+def test_too_few_records_for_the_rounds_are_refused_though_the_warm_up_is_taken_over(finished, streams, tiny, tmp_path):
+    many = {"rounds": 40, "preference": False, "global_batch": 8}
+    run, trainers = make_run(tiny, tmp_path, alignment=many), Trainers()
+    with pytest.raises(CorpusError, match=r"alignment\.rounds=40"):
+        Pipeline(context_of(run, trainers, Lender(finished[0], ["corpus", "warmup"]))).execute()
+    assert trainers.asked == []

@@ -17,7 +17,7 @@ from proxykd.errors import ConfigError
 from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shard
 from proxykd.stages.align import ALIGN
 from proxykd.stages.table import stage_keys
-from proxykd.study.adoption import adopt_stage
+from proxykd.study.adoption import adopt_stage, link_tree
 from proxykd.study.studies import PRESETS, StudyDirectory, load_study, validate_study
 from proxykd.study.study_model import ArmReport
 from proxykd.study.study_report import mean_and_interval, table
@@ -219,3 +219,20 @@ def test_every_setting_that_changes_results_changes_what_may_be_shared(tmp_path,
         if stage_keys(changed(config, keys, other(value)))["evaluate"] == before["evaluate"]
     ]
     assert missed == []
+
+
+def test_two_runs_may_link_the_same_adapter_at_once(tmp_path, monkeypatch):
+    """Whoever comes second finds the file; where links cannot be made, no torn copy is ever seen."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "weights").write_text("w")
+    link_tree(source, target)
+    link_tree(source, target)
+    assert (target / "weights").read_text() == "w"
+
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("proxykd.study.adoption.os.link", refuse)
+    link_tree(source, tmp_path / "copied")
+    assert [path.name for path in (tmp_path / "copied").iterdir()] == ["weights"]

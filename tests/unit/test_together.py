@@ -15,6 +15,7 @@ from actors.training.training_runs import TrainRequest
 from actors.training.worker_loop import LoopCall
 from proxykd.config import LoraConfig
 from proxykd.errors import RunStoppedError
+from proxykd.runs.journal import Journal
 from proxykd.runs.storage import write_json
 from proxykd.stages.align import ALIGN
 from proxykd.study.studies import StudyDirectory, validate_study
@@ -162,3 +163,41 @@ def test_adapters_of_another_slot_rank_have_an_engine_of_their_own(together, tmp
         with engines.proxy(replace(spec, mode=mode, model=str(tmp_path / "model")), None, 1.0):
             pass
     assert deployer.told == told
+
+
+def test_an_engine_answers_only_for_specs_that_are_alike(together, tmp_path):
+    _, [run, *_], _ = together
+    deployer = Deployer()
+    engines = SharedEngines(deployer, StudyDirectory(run.root.parents[1]))
+    write_json(tmp_path / "model" / "manifest.json", {})
+    spec = replace(EngineSpec.of_run(run, run.config()), mode="merged", model=str(tmp_path / "model"))
+    for one in (
+        spec,
+        replace(spec, prefix="another run's"),
+        replace(spec, dtype="float32"),
+        replace(spec, max_length=9),
+    ):
+        with engines.proxy(one, None, 1.0):
+            pass
+    assert deployer.told == [16, 16, "stop", 16, "stop", 16]
+
+
+def test_a_stage_that_one_run_left_half_done_is_its_own_to_finish(together):
+    """Else another would begin it from nothing: completions that were paid for would be bought again."""
+    _, runs, batches = together
+    [first, second] = [run for run in runs if run.config().seed == 1]
+    Journal(second.journal, host="h", job=None, cluster_pid=None).append("STAGE_STARTED", stage="warmup", round=None)
+    again = facilities_of(runs)
+    order = []
+
+    def body(run):
+        with again.turn(run, "warmup") as donor:
+            if donor is None:
+                order.append(run.id)
+                again.train("x", request(run.id), None)
+        return donor and donor.id
+
+    found = {run.id: end.result() for run, end in zip(runs, go(again, runs, body), strict=True)}
+    assert (found[second.id], found[first.id]) == (None, second.id)
+    assert second.id in order
+    assert first.id not in order
