@@ -184,7 +184,7 @@ def test_an_engine_answers_only_for_specs_that_are_alike(together, tmp_path):
 
 def test_a_stage_that_one_run_left_half_done_is_its_own_to_finish(together):
     """Else another would begin it from nothing: completions that were paid for would be bought again."""
-    _, runs, batches = together
+    _, runs, _batches = together
     [first, second] = [run for run in runs if run.config().seed == 1]
     Journal(second.journal, host="h", job=None, cluster_pid=None).append("STAGE_STARTED", stage="warmup", round=None)
     again = facilities_of(runs)
