@@ -77,9 +77,10 @@ def run(
 ) -> None:
     """Run CONFIG from text to student; resumes where an earlier attempt ended."""
     from proxykd.config import load_config
-    from services.cli.runs import start_run
+    from services.cli.following import start_and_follow
+    from services.cli.starting import Place, prepare_run
 
-    start_run(load_config(config, overrides), address=address, http=http, fresh=fresh, detach=detach)
+    start_and_follow(prepare_run(load_config(config, overrides), fresh), Place(address, http), detach)
 
 
 @main.command()
@@ -122,9 +123,10 @@ def study(
 ) -> None:
     """Compare methods: every arm of CONFIG with every seed, sharing what they can; resumes like a run."""
     from proxykd.study.studies import load_study
-    from services.cli.runs import start_study
+    from services.cli.following import start_and_follow
+    from services.cli.starting import Place, prepare_study
 
-    start_study(load_study(config, overrides), address=address, http=http, fresh=fresh, detach=detach)
+    start_and_follow(prepare_study(load_study(config, overrides), fresh), Place(address, http), detach)
 
 
 @main.command()
@@ -135,9 +137,10 @@ def study(
 def resume(run_directory: str, address: str | None, http: HttpOptions, detach: bool) -> None:
     """Go on with RUN where it ended."""
     from actors.hosting.status import Work
-    from services.cli.runs import follow_or_start
+    from services.cli.following import start_and_follow
+    from services.cli.starting import Place
 
-    follow_or_start(Work.at(run_directory), address=address, http=http, detach=detach)
+    start_and_follow(Work.at(run_directory), Place(address, http), detach)
 
 
 @main.command()
@@ -188,7 +191,7 @@ def status(run_directory: str, as_json: bool, watch: bool) -> None:
 def stop(run_directory: str, now: bool) -> None:
     """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
     from actors.hosting.status import Work
-    from services.cli.runs import stop_run
+    from services.cli.stopping import stop_run
 
     stop_run(Work.at(run_directory), now)
     click.echo(f"stopped; go on with: proxykd resume {run_directory}")
