@@ -31,7 +31,7 @@ def make_run(tiny: Path, folder: Path, **sections: Any) -> RunDirectory:
     corpus = {"path": str(folder / "c.jsonl"), "max_length": 96, "shard_records": 8}
     plain: dict[str, Any] = {"alignment": {"rounds": 2, "preference": False, "global_batch": 8}}
     plain |= {"score": {"source": "trainer"}, "resources": {"trainer_threads": 1}}
-    return RunDirectory.create(run_config(str(tiny), str(folder / "runs"), corpus=corpus, **plain | sections))
+    return RunDirectory.create(run_config(str(tiny), str(folder / "runs"), **{"corpus": corpus} | plain | sections))
 
 
 class Trainers:
