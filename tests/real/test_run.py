@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -142,7 +143,8 @@ def finished(tiny, tmp_path_factory):
     before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
     again = proxykd("resume", str(root), "--detach", "--http-port", port)
     assert again.returncode == 0, again.stderr
-    wait_for(lambda: read_live(run).stage == "distil", 400)
+    # Its own start of the stage, not what the coordinator before has left of it, where the browser took its time.
+    wait_for(lambda: (live := read_live(run)).stage == "distil" and live.started is not None, 400)
     assert kill("machine", root) > 10
     killed = json.loads(proxykd("status", str(root), "--json").stdout)
     resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
@@ -181,7 +183,9 @@ def test_what_was_killed_came_back_and_nothing_was_done_twice(finished):
     for marker, sha256 in finished["shards"].items():
         assert sha256_file(marker.with_suffix(".parquet")) == sha256
     attempts = {path.stem: read_json(path)["attempts"] for path in (root / "stages").glob("*.json")}
-    assert attempts["warmup"] == attempts["distil"] == 2
+    begun = Counter(entry["stage"] for entry in replay(root / "journal") if entry["event"] == "STAGE_STARTED")
+    assert attempts["warmup"] == 2
+    assert attempts["distil"] == begun["distil"] >= 2
     assert attempts["align-01"] == 1
     assert not list((root / "checkpoints").rglob("*.pt"))
     assert not list((root / "outcomes").iterdir())
