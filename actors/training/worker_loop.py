@@ -62,7 +62,8 @@ def run_loop(call: LoopCall) -> bool:
     if report.refusal() is not None:
         return False
     began, log = time.monotonic(), log_of(run, "trainer")
-    at = {"key": call.key, "loop": call.loop.__name__, "rank": worker.workers.rank}
+    of_round = getattr(call.task, "round", None)
+    at = {"key": call.key, "loop": call.loop.__name__, "round": of_round, "rank": worker.workers.rank}
     log.info("begins", extra={"facts": at})
     try:
         try:
