@@ -143,8 +143,8 @@ def finished(tiny, tmp_path_factory):
     before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
     again = proxykd("resume", str(root), "--detach", "--http-port", port)
     assert again.returncode == 0, again.stderr
-    # Its own start of the stage, not what the coordinator before has left of it, where the browser took its time.
-    wait_for(lambda: (live := read_live(run)).stage == "distil" and live.started is not None, 400)
+    # In its own steps: not what the coordinator before left of the stage, nor a Ray of which parts are yet to start.
+    wait_for(lambda: (live := read_live(run)).stage == "distil" and live.unit == "steps", 400)
     assert kill("machine", root) > 10
     killed = json.loads(proxykd("status", str(root), "--json").stdout)
     resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
