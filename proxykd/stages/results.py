@@ -43,7 +43,3 @@ class Results:
     def rounds(self, stage: Stage[R]) -> list[R]:
         """The results of a stage's rounds."""
         return [done.result for done in self.stages if done.stage == stage.name and done.round is not None]
-
-    def by_key(self) -> dict[str, Any]:
-        """Every result by its stage's key: warmup, align-01."""
-        return dict(self._by_key)
