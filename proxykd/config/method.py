@@ -63,6 +63,14 @@ class CorpusConfig(Section):
     """Share of lines that may be unusable, and of records that the chat template may refuse; more end the run before
     any work.
     """
+    whole_text: bool = False
+    """All training text warms the proxy up, feeds its rounds and teaches the student. Unset, each has its share of
+    `split` (the paper's way); the held-out slices are the same either way.
+    """
+    training_limit: int | None = Field(None, ge=1)
+    """Records beside the held-out slices that are used at most, drawn by the seed: what fewer answers would buy. Unset,
+    all.
+    """
     shard_records: int = Field(512, ge=1)
     """Records a file: of the corpus, of pairs and of soft labels alike. What a death loses is one of them."""
     split: SplitConfig = SplitConfig()
