@@ -121,7 +121,7 @@ def peak_of_one_step(run: RunDirectory, role: str) -> float:
     before = reset_peak_mib()
     stage = config.warmup if role == "proxy" else config.distillation
     scorer = load_scorer(run.models / role, getattr(config, role))
-    trainer = Trainer(scorer, stage, Workers(), config.resources.micro_batch_tokens)
+    trainer = Trainer(scorer, stage, Workers(), config.resources.micro_batch_tokens, total_steps=1)
     length = 64
     rows = [
         {"prompt_ids": [5] * (length // 2), "completion_ids": [6] * (length // 2), "length": length}

@@ -119,7 +119,8 @@ class Round:
 
     def warm_up(self):
         rows, scorer = read_slice(self.run, "warmup")[:WARMUP], self.scorer()
-        trainer = Trainer(scorer, self.config.warmup, self.workers, self.config.resources.micro_batch_tokens)
+        budget = self.config.resources.micro_batch_tokens
+        trainer = Trainer(scorer, self.config.warmup, self.workers, budget, total_steps=1)
         for batch in batched(rows, self.config.warmup.global_batch):
             trainer.step(batch, SftLoss(batch))
         return {"adapter": self.save(scorer, "warmup", 0), "validation": self.validation(scorer)}
@@ -172,7 +173,7 @@ class Round:
         for side, key in zip(before, REFERENCE_KEYS, strict=True):
             pairs = [{**pair, key: sum(logps)} for pair, logps in zip(pairs, before[side], strict=True)]
         config = self.config.alignment
-        trainer = Trainer(scorer, config, self.workers, budget)
+        trainer = Trainer(scorer, config, self.workers, budget, total_steps=1)
         steps = [trainer.step(batch, AlignmentLoss(batch, config)) for batch in batched(pairs, config.global_batch)]
         after = pair_token_logps(scorer, pairs, self.workers, budget)
         facts = {"adapter": self.save(scorer, arm, 1), "validation": self.validation(scorer), "pairs": len(pairs)}

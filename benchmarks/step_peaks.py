@@ -81,7 +81,7 @@ def measure(case: Case, shape: Path, tokens: int) -> int:
         scorer = workers.place(scorer)
         if case.gradient_checkpointing:
             scorer.checkpoint_layers()
-        trainer = Trainer(scorer, TrainConfig(grad_norms_every=1), workers, tokens)
+        trainer = Trainer(scorer, TrainConfig(grad_norms_every=1), workers, tokens, total_steps=1)
         rows = _rows(case.terms, 2 * WORKERS * tokens)
         for _ in range(1 + STEPS):
             alive.restart()

@@ -7,10 +7,11 @@ from typing import Any
 from proxykd.evaluation.measures import Fidelity, Histogram, MassShares, MeanKl, ValidationChange
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.align import RoundResult
-from proxykd.stages.distil import CurvePoint, DistilResult
+from proxykd.stages.distil import DistilResult
 from proxykd.stages.evaluate import EvaluationResult, ModelScores
 from proxykd.stages.score import LabelsResult
 from proxykd.stages.stage import Finished, R, Stage
+from proxykd.stages.trained import CurvePoint
 from proxykd.stages.warmup import WarmupResult
 
 
@@ -34,7 +35,7 @@ def fidelity(nll: float) -> Fidelity:
 
 def warmed_up(adapter: str, **facts: Any) -> WarmupResult:
     """A warm-up that took the NLL from 4.0 to 3.6."""
-    result = WarmupResult(adapter=adapter, base=fidelity(4.0), validation=fidelity(3.6), nll_loss=3.5, steps=[])
+    result = WarmupResult(adapter=adapter, base=fidelity(4.0), validation=fidelity(3.6), nll_loss=3.5, **learned(3.6))
     return result.model_copy(update=facts)
 
 
@@ -70,9 +71,16 @@ def aligned(number: int, adapter: str, **facts: Any) -> RoundResult:
         parity_mean_abs=1e-5,
         parity_max_abs=2e-5,
         seconds={"sample": 1.0, "train": 2.0},
-        steps=[],
+        learning_rate=1e-3,
+        **learned(nll),
     )
     return result.model_copy(update=facts)
+
+
+def learned(nll: float) -> dict[str, Any]:
+    """What every trained result has: here of one step, whose curve is its end."""
+    point = CurvePoint(**fidelity(nll).model_dump() | {"step": 1, "records": 8})
+    return {"steps": [], "curve": [point], "kept": 1, "records": 8}
 
 
 def labels(adapter: str, mu: float = -4.0, gamma: float = 2.0, reduction: str = "sequence_sum") -> LabelsResult:
@@ -86,7 +94,7 @@ def distilled(**facts: Any) -> DistilResult:
     """A student that took the NLL from 5.0 to 4.6 in 8 steps."""
     curve = [CurvePoint(**fidelity(5.0 - 0.2 * i).model_dump() | {"step": 4 * i, "records": 16 * i}) for i in range(3)]
     shares = {"loss_share": {"nll": 0.9, "kl": 0.1}, "grad_share": {"nll": 0.7, "kl": 0.3}}
-    return DistilResult(**shares, curve=curve, steps=[]).model_copy(update=facts)
+    return DistilResult(**shares, **learned(4.6) | {"curve": curve, "kept": 8, "records": 32}).model_copy(update=facts)
 
 
 def scores(nll: float = 4.0, kl: float | None = None) -> ModelScores:

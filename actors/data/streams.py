@@ -19,9 +19,10 @@ from ray.exceptions import RayActorError
 from actors.cluster.placement import in_pool
 from actors.engine.proxy_engine import Generation
 from actors.telemetry.progress import Reporter
+from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
 from proxykd.data.label_shards import write_soft_labels
-from proxykd.data.pairs import Truncated, read_pairs, write_pairs
+from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.data.soft_labels import LabelSource, require
 from proxykd.errors import EngineError, ProxykdError
 from proxykd.runs.storage import RunDirectory, location, read_table, unfinished, verify_shard
@@ -82,7 +83,7 @@ class Sampler:
 
 
 def sample_pairs(
-    shards: dict[Path, list[Row]], draw: Sampler, truncated: Truncated, reporter: Reporter, run: RunDirectory
+    shards: dict[Path, list[Row]], draw: Sampler, config: AlignmentConfig, reporter: Reporter, run: RunDirectory
 ) -> None:
     """Draws one rejected completion for every row of every unfinished shard, and writes the pairs."""
 
@@ -91,7 +92,7 @@ def sample_pairs(
         for row, seed, drawn in draw(rows):
             facts = {"rejected_stopped": drawn.stopped, "adapter": drawn.adapter, "seed": seed}
             pairs.append({**row, "rejected_ids": drawn.token_ids, **facts})
-        write_pairs(path, pairs, truncated)
+        write_pairs(path, pairs, config)
 
     _for_each_shard(shards, sample, "pairs", reporter, run)
 

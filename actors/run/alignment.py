@@ -14,12 +14,12 @@ from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_rows
 from proxykd.data.pairs import count_pairs, read_pairs
 from proxykd.data.round_records import growing_round, require_rounds, round_slice
-from proxykd.evaluation.promotion import Change, decide, stop_reason
+from proxykd.evaluation.promotion import Change, decide, round_rate, stop_reason
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.storage import read_json, shard_facts, unfinished, write_json
 from proxykd.stages.align import ALIGN, RoundResult
-from proxykd.stages.stage import Made
+from proxykd.stages.stage import Finished, Made
 from proxykd.stages.warmup import WarmupResult
 from proxykd.text.corpus import Row
 from proxykd.training.loops.align import Parity, RoundTask, align_nll
@@ -34,13 +34,11 @@ def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
     Raises:
         CorpusError: D_p is too small for the rounds that follow.
     """
-    config = context.config
     _require_records(context)
     shards = slice_shards(context.run, "warmup")
     records = manifest(context.run)["warmup"]
     result = context.train("warmup", warm_up_loop, WarmupTask(records), stream_corpus(shards, context.data_pool))
-    epochs = config.warmup.epochs
-    return Made(result, records * epochs, epochs * corpus_completion_tokens(shards))
+    return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
 
 
 def _require_records(context: Context) -> None:
@@ -57,12 +55,16 @@ def why_it_ends(context: Context, rounds: int) -> str | None:
     _require_records(context)
     in_force = [one["adapter"] for one in adapters_in_force(context.run)][: rounds + 1]
     changes: list[Change] = []
-    for number in range(1, rounds + 1):
-        done = ALIGN.finished(context.run, number)
-        assert done is not None
-        change = validation_change(context.run, in_force[number - 1], done.result.adapter)
+    for before, done in zip(in_force, _rounds_before(context, rounds + 1), strict=False):
+        change = validation_change(context.run, before, done.result.adapter)
         changes.append(change if done.result.decision == "promote" else change.kept())
     return stop_reason(changes, context.config.alignment)
+
+
+def _rounds_before(context: Context, number: int) -> list[Finished[RoundResult]]:
+    """The rounds 1 to `number` - 1, which are done."""
+    found = [ALIGN.finished(context.run, one) for one in range(1, number)]
+    return [done for done in found if done is not None]
 
 
 def align(context: Context, number: int | None) -> Made[RoundResult]:
@@ -72,7 +74,9 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
     reference = context.aligned_adapter()
     assert reference is not None
     segments = _segments_of(context, number)
-    facts = {"reference": reference, "seed": context.config.seed, "segments": segments}
+    verdicts = [done.result.decision for done in _rounds_before(context, number)]
+    rate = round_rate(verdicts, config)
+    facts = {"reference": reference, "seed": context.config.seed, "segments": segments, "learning_rate": rate}
     context.journal.append("ROUND_STARTED", round=number, **facts)
     began = time.time()
     shards = _sample(context, number, reference) if config.preference else _records_alone(context, number)
@@ -85,11 +89,11 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
     trained = context.train(
         f"align-{number:02d}",
         align_with_preference if config.preference else align_nll,
-        RoundTask(number, reference, records, parity),
+        RoundTask(number, reference, records, rate, parity),
         (stream_pairs if config.preference else stream_corpus)(shards, context.data_pool),
     )
     change = validation_change(run, reference, trained.adapter)
-    decision = decide(change, config)
+    decision = decide(change)
     event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
     context.journal.append(event, round=number, adapter=trained.adapter, reason=decision.reason)
     if decision.warning:
@@ -98,6 +102,7 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
         **dict(trained) | {"seconds": {"sample": sampled - began, **trained.seconds}},
         **counts,
         round=number,
+        learning_rate=rate,
         reference_adapter=reference,
         decision=decision.verdict,
         reason=decision.reason,
@@ -121,7 +126,7 @@ def _sample(context: Context, number: int, reference: str) -> list[Path]:
             if missing:
                 context.events.step("sample")
                 draw = Sampler(call, number, config.seed, context.room(config.alignment.max_new_tokens))
-                sample_pairs(shards, draw, config.alignment.truncated_samples, context.reporter, context.run)
+                sample_pairs(shards, draw, config.alignment, context.reporter, context.run)
             context.events.step("parity sample")
             _keep_parity(context, number, list(shards), call)
     return list(shards)

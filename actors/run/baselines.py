@@ -23,16 +23,13 @@ def complete(context: Context, _: int | None) -> Made[CompleteResult]:
 
 def assist(context: Context, _: int | None) -> Made[AssistResult]:
     """TAKD's teacher assistant: the proxy's base, taught by the open teacher on D_w and D_p; never aligned."""
-    white_box = context.config.white_box
-    assert white_box is not None
     _complete(context, "warmup", "alignment")
     context.stop_open_teacher()
     shards = [*completed(context, "warmup"), *completed(context, "alignment")]
     records = sum((shard_facts(path) or {})["records"] for path in shards)
     stream = stream_corpus(shards, context.data_pool)
     result = context.train("assist", assist_loop, AssistTask(records), stream)
-    epochs = white_box.assistant.epochs
-    return Made(result, records * epochs, epochs * corpus_completion_tokens(shards))
+    return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
 
 
 def completed(context: Context, slice_name: str) -> list[Path]:

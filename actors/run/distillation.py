@@ -57,9 +57,8 @@ def distil(context: Context, _: int | None) -> Made[DistilResult]:
     teaching = context.config.teaching
     material = _labelled if teaching.labels else _completed if teaching.open_teacher else _text_alone
     task, stream, tokens = material(context)
-    epochs = context.config.distillation.epochs
     result = context.train("distil", distil_loop, task, stream)
-    return Made(result, task.records * epochs, tokens * epochs)
+    return Made(result, result.records, round(tokens * result.records / task.records))
 
 
 Material = tuple[DistilTask, Dataset, int]

@@ -131,7 +131,7 @@ class RayMetrics(BaseWatcher):
         if isinstance(result, AdapterResult):
             self._fidelity(result.validation, finished.round or 0, "proxy")
         if isinstance(result, DistilResult):
-            self._fidelity(result.curve[-1], None, "student")
+            self._fidelity(result.kept_point, None, "student")
         if isinstance(result, RoundResult):
             self._round(result)
         if isinstance(result, LabelsResult):

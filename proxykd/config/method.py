@@ -85,12 +85,26 @@ class CorpusConfig(Section):
 
 
 class TrainConfig(Section):
-    """A stage of training: Adam, a constant learning rate, no weight decay."""
+    """A stage of training: Adam without weight decay, for as long as its validation curve says
+    ([method.md](method.md#how-long-a-stage-trains)).
+    """
 
     learning_rate: float = Field(1e-5, gt=0)
-    """Adam's, without warm-up or decay."""
+    """Adam's, at its largest."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on from there over the steps of all `epochs`: as it is, or down to 0 on a line or half a
+    cosine.
+    """
+    warmup_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the steps over which the rate first rises to `learning_rate`."""
     epochs: int = Field(1, ge=1)
-    """Passes over the stage's records; of the alignment, over each round's."""
+    """Passes over the stage's records, at most; of the alignment, over each round's."""
+    evaluations: int = Field(1, ge=1)
+    """Points of the validation curve, evenly over the steps; the last is the end."""
+    keep: Literal["best", "last"] = "best"
+    """The point of the validation curve whose weights are the stage's result."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Points in a row without a new best that end the stage. Unset, it goes on to the end of its epochs."""
     global_batch: int = Field(32, ge=1)
     """Records of one optimizer step over all workers, however many micro-batches they fill."""
     gradient_clip: float = Field(1.0, gt=0)
@@ -128,12 +142,16 @@ class AlignmentConfig(TrainConfig):
     """Most tokens of a sample. Unset, all that its own prompt leaves of `corpus.max_length`."""
     truncated_samples: Literal["keep", "drop"] = "keep"
     """What becomes of pairs whose sample ended by length, and so has no stop token."""
+    max_similarity: float = Field(1.0, gt=0.0, le=1.0)
+    """Pairs whose sides share more of their tokens than this (both ways, counted as often as they occur: ROUGE-1's F)
+    are dropped. Equal sides always are.
+    """
     min_improvement: float = Field(0.005, ge=0)
     """Nats a token of validation NLL; a round that surely improved it by less is idle."""
     patience: int = Field(2, ge=1)
     """Idle rounds in a row that end the alignment."""
-    reject_above: float = Field(0.05, ge=0)
-    """Sure rise of validation NLL, in nats a token, that rejects a round."""
+    after_rejection: float = Field(0.5, gt=0.0, le=1.0)
+    """What each rejected round multiplies the learning rate of all later ones by."""
     parity_records: int = Field(8, ge=1)
     """Completions on which engine and trainer are compared before a round trains."""
     parity_threshold: float | None = Field(None, gt=0)
@@ -173,10 +191,10 @@ class DistillationConfig(TrainConfig):
     """What becomes of the mass outside the top K: one outcome more (exact), or left out in three ways, for
     comparison.
     """
-    evaluations: int = Field(4, ge=0)
-    """Points of the student's validation curve while it trains."""
+    evaluations: int = Field(4, ge=1)
+    """Points of the student's validation curve, evenly over the steps; the last is the end."""
     snapshots: bool = False
-    """Keep the student at every such point, for curves of benchmark scores."""
+    """Write the student at every such point, for curves of benchmark scores."""
 
 
 class WhiteBoxConfig(Section):

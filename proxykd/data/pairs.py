@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
+from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_store import IDS, TEACHER_TOP
 from proxykd.errors import CorpusError
 from proxykd.runs.storage import read_table, shard_facts, verify_shard
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.corpus import Row
 
-Truncated = Literal["keep", "drop"]
-"""What becomes of a pair whose sample ended by length: `alignment.truncated_samples`."""
 SIDES = {"chosen": "completion_ids", "rejected": "rejected_ids"}
 """Of a pair, and the columns of their tokens."""
 SCHEMA = pa.schema(
@@ -33,13 +32,13 @@ SCHEMA = pa.schema(
 )
 
 
-def write_pairs(path: Path, rows: list[Row], truncated: Truncated) -> Counter[str]:
-    """Writes the rows whose sides differ and are not empty, and those whose sample ended by length only where
-    `truncated` keeps them; returns what was dropped and why."""
+def write_pairs(path: Path, rows: list[Row], config: AlignmentConfig) -> Counter[str]:
+    """Writes the rows whose sides differ, by as much as `max_similarity` asks, and are not empty; those whose sample
+    ended by length only where `truncated_samples` keeps them. Returns what was dropped and why."""
     dropped: Counter[str] = Counter()
     kept = []
     for row in rows:
-        reason = _reason_to_drop(row, truncated)
+        reason = _reason_to_drop(row, config)
         if reason:
             dropped[reason] += 1
         else:
@@ -54,12 +53,22 @@ def write_pairs(path: Path, rows: list[Row], truncated: Truncated) -> Counter[st
     return dropped
 
 
-def _reason_to_drop(row: Row, truncated: Truncated) -> str | None:
+def _reason_to_drop(row: Row, config: AlignmentConfig) -> str | None:
     if not row["rejected_ids"]:
         return "empty"
     if row["rejected_ids"] == row["completion_ids"]:
         return "equal"
-    return "truncated" if truncated == "drop" and not row["rejected_stopped"] else None
+    if config.truncated_samples == "drop" and not row["rejected_stopped"]:
+        return "truncated"
+    alike = config.max_similarity < 1 and similarity(row["completion_ids"], row["rejected_ids"]) > config.max_similarity
+    return "similar" if alike else None
+
+
+def similarity(one: Sequence[int], other: Sequence[int]) -> float:
+    """Returns what share of their tokens two sequences, not both empty, have in common, counted as often as they occur:
+    the F measure of ROUGE-1 (Lin, 2004), on token ids."""
+    common = (Counter(one) & Counter(other)).total()
+    return 2 * common / (len(one) + len(other))
 
 
 def count_pairs(shards: Sequence[Path]) -> dict[str, Any]:
@@ -75,9 +84,9 @@ def count_pairs(shards: Sequence[Path]) -> dict[str, Any]:
     pairs = sum(facts["records"] for facts in made)
     if not pairs:
         raise CorpusError(
-            f"every pair was dropped ({dict(dropped)}): equal samples repeat the teacher, truncated ones ran out "
-            f"of their room (raise corpus.max_length or alignment.max_new_tokens, or set "
-            f"alignment.truncated_samples=keep)"
+            f"every pair was dropped ({dict(dropped)}): equal samples repeat the teacher, similar ones nearly do "
+            f"(raise alignment.max_similarity), truncated ones ran out of their room (raise corpus.max_length or "
+            f"alignment.max_new_tokens, or set alignment.truncated_samples=keep)"
         )
     return {"pairs": pairs, "dropped": dict(dropped), **counts}
 

@@ -1,4 +1,5 @@
-"""Whether a round's adapter is promoted, and when to stop: policies, which say why; the coordinator executes them."""
+"""Whether a round's adapter is promoted, how gentle the next round is, and when to stop: policies, which say why; the
+coordinator executes them."""
 
 from __future__ import annotations
 
@@ -31,10 +32,15 @@ class Change:
 
     def surely_above(self, bound: float) -> bool:
         """Whether the change on other text like this is above `bound`, by a one-sided t-test at `SURE`."""
-        if self.stderr is None:
-            return False
-        error = student_t(SURE, self.prompts - 1) * self.stderr if self.stderr else 0.0
-        return self.nll - error > bound
+        return self.stderr is not None and self.nll - self._margin > bound
+
+    def surely_below(self, bound: float) -> bool:
+        """Whether it is below `bound`, likewise."""
+        return self.stderr is not None and self.nll + self._margin < bound
+
+    @property
+    def _margin(self) -> float:
+        return student_t(SURE, self.prompts - 1) * self.stderr if self.stderr else 0.0
 
     def kept(self) -> Change:
         """Returns no change, as where this one was rejected: the adapter before stays in force."""
@@ -60,17 +66,19 @@ class Decision:
     warning: bool = False
 
 
-def decide(change: Change, config: AlignmentConfig) -> Decision:
-    """Promote, unless the validation NLL has surely risen by more than `reject_above` nats a token; warn where it has
-    surely risen, or may have risen by so much."""
-    if change.surely_above(config.reject_above):
-        return Decision("reject", f"{change}, a rise above {config.reject_above:g}", warning=True)
+def decide(change: Change) -> Decision:
+    """Reject a round that has surely raised the validation NLL; promote any other, with a warning where it has not
+    surely lowered it either."""
     if change.surely_above(0.0):
-        return Decision("promote", f"{change}: fidelity fell, not surely by {config.reject_above:g}", warning=True)
-    if change.nll > config.reject_above:
-        reason = f"{change}: a rise above {config.reject_above:g}, but within its error; validate on more prompts"
-        return Decision("promote", reason, warning=True)
-    return Decision("promote", str(change))
+        return Decision("reject", f"{change}: surely worse", warning=True)
+    if change.surely_below(0.0):
+        return Decision("promote", str(change))
+    return Decision("promote", f"{change}: better or worse, within its error", warning=True)
+
+
+def round_rate(verdicts: Sequence[str], config: AlignmentConfig) -> float:
+    """The learning rate of the round after those with these verdicts: each rejection has made it gentler."""
+    return config.learning_rate * config.after_rejection ** verdicts.count("reject")
 
 
 def stop_reason(changes: Sequence[Change], config: AlignmentConfig) -> str | None:

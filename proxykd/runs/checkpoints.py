@@ -1,4 +1,5 @@
-"""Where a training stage goes on after a death: RUN/checkpoints/<stage>/step-000012.pt, each with its marker.
+"""Where a training stage goes on after a death: RUN/checkpoints/<stage>/step-000012.pt, each with its marker; and the
+weights of its best point so far, best-000008.pt.
 
 A checkpoint is written whole before the one before it goes, and one that is not what its marker says is passed over,
 so that a kill or a torn file costs the steps since the last one and nothing else.
@@ -10,7 +11,7 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,10 +22,11 @@ State = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one stage. One process writes (rank 0); any may read."""
+    """The checkpoints of one kind of one stage. One process writes (rank 0); any may read."""
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    def __init__(self, directory: Path, kind: Literal["step", "best"] = "step", kept: int = 1):
+        """The newest `kept` stay."""
+        self._directory, self._kind, self._kept = directory, kind, kept
 
     def latest(self) -> State | None:
         """The newest checkpoint that is whole; None where there is none.
@@ -39,20 +41,32 @@ class Checkpoints:
             return _map(path)
         return None
 
+    def at(self, step: int) -> State:
+        """Raises:
+        IntegrityError: it is not there, or not what its marker says.
+        """
+        path = self._path(step)
+        verify_shard(path)
+        return _map(path)
+
     def save(self, step: int, state: State) -> None:
-        path = self._directory / f"step-{step:06d}.pt"
+        path = self._path(step)
         write_shard(path, partial(_write, state), {"step": step})
-        for old in self._finished():
-            if old.name < path.name:
-                _remove(old)
+        older = [old for old in self._finished() if old.name < path.name]
+        for old in older[self._kept - 1 :]:
+            _remove(old)
 
     def clear(self) -> None:
-        """The stage is done: its result stands elsewhere."""
-        for path in self._finished():
-            _remove(path)
+        """The stage is done, its result stands elsewhere: all kinds of its checkpoints go."""
+        for marker in self._directory.glob("*.ok"):
+            _remove(marker.with_suffix(".pt"))
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"{self._kind}-{step:06d}.pt"
 
     def _finished(self) -> list[Path]:
-        return sorted((marker.with_suffix(".pt") for marker in self._directory.glob("step-*.ok")), reverse=True)
+        markers = self._directory.glob(f"{self._kind}-*.ok")
+        return sorted((marker.with_suffix(".pt") for marker in markers), reverse=True)
 
 
 def _map(path: Path) -> State:

@@ -46,6 +46,8 @@ class TrainedRound(AdapterResult):
 
 class RoundResult(TrainedRound):
     round: int
+    learning_rate: float
+    """The round's own, at its largest: below the config's after a rejection."""
     reference_adapter: str
     pairs: int
     """Or records, without the preference loss."""
@@ -99,7 +101,8 @@ def _cost(by: Estimator) -> list[StageEstimate]:
     if stage.preference:
         starts = rounds if by.config.resources.engine_while_training == "stop" else 1
         found.append(by.sampled("sample", by.proxy, by.pairs, starts, rounds))
-    seconds = by.forward(by.proxy, (2 * by.pairs if stage.preference else 0) + by.validation)
+    references = 2 * by.pairs if stage.preference else 0
+    seconds = by.forward(by.proxy, references + stage.evaluations * by.validation)
     seconds += by.training(by.config.proxy, stage, sides * by.pairs)
     return [*found, by.trained("align", rounds * by.pairs * stage.epochs * sides, rounds * seconds, rounds)]
 

@@ -31,11 +31,12 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:
-    """With the open teacher's forward passes."""
+    """With the open teacher's forward passes, and the validation slice at the points of its curve."""
     assert by.config.white_box is not None
     stage, records = by.config.white_box.assistant, by.warmup + by.alignment
     teacher = require_architecture(by.config.white_box.teacher)
     seconds = by.training(by.config.proxy, stage, records) + by.forward(teacher, records * stage.epochs)
+    seconds += stage.evaluations * by.forward(by.proxy, by.validation)
     return [by.trained("assist", records * stage.epochs, seconds)]
 
 

@@ -8,17 +8,10 @@ from pathlib import Path
 from proxykd.config import RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
-from proxykd.evaluation.measures import Fidelity
 from proxykd.models.architecture import require_architecture
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.stage import Milestone, Stage
 from proxykd.stages.trained import TrainedResult, fidelity_milestones
-
-
-class CurvePoint(Fidelity):
-    """The student on the validation slice after `step` steps; `records` are those that it had learned from by then."""
-
-    step: int
 
 
 class DistilResult(TrainedResult):
@@ -26,7 +19,6 @@ class DistilResult(TrainedResult):
     """Each term's part of the sum of the mean losses."""
     grad_share: dict[str, float]
     """Each term's part of the sum of the terms' gradient norms, where they were measured."""
-    curve: list[CurvePoint]
 
     def milestones(self) -> Iterator[Milestone]:
         for point in self.curve:

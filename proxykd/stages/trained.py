@@ -14,10 +14,25 @@ StepFacts = dict[str, Any]
 """A step of training: each measure by its name, the gradient's norm, and each term's where it was measured."""
 
 
+class CurvePoint(Fidelity):
+    """The model on the validation slice after `step` steps; `records` are those that it had learned from by then."""
+
+    step: int
+
+
 class TrainedResult(Result):
     """Of a stage that trains a model."""
 
     steps: list[StepFacts]
+    curve: list[CurvePoint]
+    kept: int
+    """The step of the curve's point whose weights are the result."""
+    records: int
+    """That it learned from, over all epochs."""
+
+    @property
+    def kept_point(self) -> CurvePoint:
+        return next(point for point in self.curve if point.step == self.kept)
 
 
 class AdapterResult(TrainedResult):

@@ -21,9 +21,10 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:
-    """With the validation slice before and after."""
+    """With the validation slice before, and at the points of its curve."""
     stage = by.config.warmup
-    seconds = by.training(by.config.proxy, stage, by.warmup) + 2 * by.forward(by.proxy, by.validation)
+    seconds = by.training(by.config.proxy, stage, by.warmup)
+    seconds += (1 + stage.evaluations) * by.forward(by.proxy, by.validation)
     return [by.trained("warm-up", by.warmup * stage.epochs, seconds)]
 
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from proxykd.evaluation.measures import Fidelity
-from proxykd.stages.distil import CurvePoint
+from proxykd.stages.trained import CurvePoint
 from proxykd.study.study_model import ArmReport, StudyReport
 from proxykd.study.study_report import MEASURES
 

@@ -9,7 +9,7 @@ from proxykd.report.blocks import RoundReport, TrustReport
 from proxykd.report.provenance import Hardware
 from proxykd.report.report_model import Benchmarks, StageCost
 from proxykd.runs.json_model import JsonModel
-from proxykd.stages.distil import CurvePoint
+from proxykd.stages.trained import CurvePoint
 
 Row = dict[str, Any]
 """Of a table: beside its names a column a measure or task, each `key` with `key_ci`, and for all arms but the full

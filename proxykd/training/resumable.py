@@ -1,4 +1,5 @@
-"""One training stage's steps on this worker, resumed from the stage's last checkpoint."""
+"""One training stage's steps on this worker, resumed from the stage's last checkpoint, for as long as its validation
+curve says."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ import torch
 
 from proxykd.config import TrainConfig
 from proxykd.errors import IntegrityError, RunStoppedError
+from proxykd.evaluation.fidelity import RecordScores
 from proxykd.models.scorer import CompletionScorer
 from proxykd.runs.checkpoints import Checkpoints
+from proxykd.stages.trained import CurvePoint
 from proxykd.text.corpus import Row
 from proxykd.training.trainer import Step, Trainer
 from proxykd.training.worker import Worker
@@ -21,12 +24,13 @@ LOOK_S = 1.0
 """Between looks whether the run is asked to stop."""
 
 
-def _nothing() -> None:
-    """What most stages do after a step."""
+def _nothing(_: CurvePoint) -> None:
+    """What most stages do at a point of their curve."""
 
 
 class ResumableTraining:
-    """Steps over the streamed data set, each batch once, whatever dies in between.
+    """Steps over the streamed data set, each batch once, whatever dies in between; and the stage's validation curve,
+    at whose best point the model stands in the end.
 
     `notes` is what the stage itself has to remember across a death; plain values, the same on every worker.
     """
@@ -39,24 +43,39 @@ class ResumableTraining:
         self._worker = worker
         self._config = config
         self.records = records
-        self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens)
-        self._checkpoints = Checkpoints(worker.run.checkpoints / worker.key)
+        self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens, self.total_steps)
+        folder = worker.run.checkpoints / worker.key
+        self._checkpoints = Checkpoints(folder)
+        self._best = Checkpoints(folder, "best", kept=2)  # the one before is the last checkpoint's
         self._every_s = resources.checkpoint_seconds
         self._saved = self._looked = time.monotonic()
         self.steps: list[Step] = []
+        self.curve: list[CurvePoint] = []
         self.notes: dict[str, Any] = {}
         self.seconds = 0.0
         """Spent on steps, over all attempts."""
+        self.validation_seconds = 0.0
+        """Spent on the curve's points."""
+        self._scores: tuple[int, RecordScores] | None = None
+        """The validation slice, record by record, after so many steps."""
         self._checkpoint: dict[str, Any] | None = None
         """The trainer's state that is still to be taken up; until then the model is as the stage began with it."""
         if (state := self._checkpoints.latest()) is not None:
             self._checkpoint = state["trainer"]
             self.steps = [Step(**step) for step in state["steps"]]
-            self.notes, self.seconds = state["notes"], state["seconds"]
+            self.curve = [CurvePoint.model_validate(point) for point in state["curve"]]
+            self.notes = state["notes"]
+            self.seconds, self.validation_seconds = state["seconds"], state["validation_seconds"]
         self._require_alike()
 
-    def run(self, step: Callable[[list[Row]], Step], after_step: Callable[[], None] = _nothing) -> list[Step]:
-        """Takes the steps that are still to be taken and returns all of them.
+    def begin_curve(self) -> None:
+        """The point before the first step, of a stage whose model nobody has validated yet."""
+        if not self.curve:
+            self._point()
+
+    def run(self, step: Callable[[list[Row]], Step], at_point: Callable[[CurvePoint], None] = _nothing) -> list[Step]:
+        """Takes the steps that are still to be taken and returns all of them. `at_point` sees every point of the
+        curve, with the model as it is there.
 
         Raises:
             RunStoppedError: somebody asked the run to stop; what was done is saved.
@@ -64,18 +83,47 @@ class ResumableTraining:
         self._take_up()
         total = self.total_steps
         self._worker.progress(len(self.steps), total, "steps")
-        began = time.monotonic() - self.seconds
-        for rows in self._batches(after=len(self.steps)):
+        began = time.monotonic() - self.seconds - self.validation_seconds
+        for rows in self._batches(after=len(self.steps)) if not self._over else ():
             self.steps.append(step(rows))
-            self.seconds = time.monotonic() - began
+            self.seconds = time.monotonic() - began - self.validation_seconds
             self._worker.progress(len(self.steps), total, "steps", **self.steps[-1].measures)
-            after_step()
+            better = False
+            if self._point_is_due:
+                at_point(self._point())
+                better = self.kept == len(self.steps)
             due, stop = self._agree()
-            if due or stop or len(self.steps) == total:
+            if due or stop or better or self._over:
                 self.save()
             if stop:
                 raise RunStoppedError("stopped, as asked")
+            if self._over:
+                break
+        self._stand_at_kept()
         return self.steps
+
+    def validation(self) -> RecordScores:
+        """The validation slice under the model as it now is. Every worker must call it."""
+        if self._scores is None or self._scores[0] != self.kept:
+            self._scores = self.kept, self._validate()
+        return self._scores[1]
+
+    def facts(self) -> dict[str, Any]:
+        """What every result of training has (stages/trained.py)."""
+        return {
+            "steps": [step.facts() for step in self.steps],
+            "curve": self.curve,
+            "kept": self.kept,
+            "records": self.records_seen,
+        }
+
+    @property
+    def kept(self) -> int:
+        """The step of the curve whose weights count: the best by validation NLL, or the last."""
+        points = [point for point in self.curve if point.step]
+        if self._config.keep == "best":
+            return min(points, key=lambda point: point.held_out_nll).step
+        return points[-1].step
 
     @property
     def total_steps(self) -> int:
@@ -97,8 +145,10 @@ class ResumableTraining:
             state = {
                 "trainer": trained,
                 "steps": [asdict(step) for step in self.steps],
+                "curve": [point.model_dump() for point in self.curve],
                 "notes": self.notes,
                 "seconds": self.seconds,
+                "validation_seconds": self.validation_seconds,
             }
             self._checkpoints.save(len(self.steps), state)
         self._saved = time.monotonic()
@@ -107,6 +157,43 @@ class ResumableTraining:
         if self._checkpoint is not None:
             self.trainer.restore(self._checkpoint)
             self._checkpoint = None
+
+    @property
+    def _over(self) -> bool:
+        if len(self.steps) == self.total_steps:
+            return True
+        patience, points = self._config.early_stopping, [point.held_out_nll for point in self.curve if point.step]
+        return patience is not None and len(points) > patience and min(points[:-patience]) <= min(points[-patience:])
+
+    @property
+    def _point_is_due(self) -> bool:
+        every = -(-self.total_steps // self._config.evaluations)
+        return len(self.steps) % every == 0 or len(self.steps) == self.total_steps
+
+    def _point(self) -> CurvePoint:
+        """Validates, and keeps the weights where they are the best so far and may not be the last."""
+        scores, step = self._validate(), len(self.steps)
+        point = CurvePoint(**dict(scores.fidelity()) | {"step": step, "records": self.records_seen})
+        self.curve.append(point)
+        if step and self.kept == step:
+            self._scores = step, scores
+            if self._config.keep == "best" and step < self.total_steps:
+                weights = self.trainer.weights()
+                if weights is not None:
+                    self._best.save(step, {"parameters": weights})
+        return point
+
+    def _validate(self) -> RecordScores:
+        began = time.monotonic()
+        scores = self._worker.validate(self.trainer.scorer)
+        self.validation_seconds += time.monotonic() - began
+        return scores
+
+    def _stand_at_kept(self) -> None:
+        """The model at the point that counts."""
+        if self.kept != len(self.steps):
+            self._worker.workers.any(False)  # all wait for the one that wrote them
+            self.trainer.take_weights(self._best.at(self.kept)["parameters"])
 
     def _require_alike(self) -> None:
         """Workers that went on from different checkpoints would wait for each other for ever.

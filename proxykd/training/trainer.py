@@ -20,6 +20,7 @@ from proxykd.models.batching import plan_micro_batches, share_of_worker
 from proxykd.models.parallel import Workers, gathered, placed_like, whole
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
+from proxykd.training.schedules import rate_at
 
 
 class StageLoss(Protocol):
@@ -57,13 +58,17 @@ class Step:
 
 
 class Trainer:
-    """Adam at a constant rate, without weight decay, fresh for every stage and round."""
+    """Adam without weight decay, fresh for every stage and round."""
 
-    def __init__(self, scorer: CompletionScorer, config: TrainConfig, workers: Workers, micro_batch_tokens: int):
+    def __init__(
+        self, scorer: CompletionScorer, config: TrainConfig, workers: Workers, micro_batch_tokens: int, total_steps: int
+    ):
+        """`total_steps` are those over which the rate falls."""
         self.scorer = scorer
         self.config = config
         self.workers = workers
         self.micro_batch_tokens = micro_batch_tokens
+        self.total_steps = total_steps
         self.parameters = [p for p in scorer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, foreach=True)
         self.steps = 0
@@ -109,6 +114,8 @@ class Trainer:
                 f"step {self.steps}: loss {losses} with gradient norm {norm:g}; lower learning_rate "
                 f"({self.config.learning_rate:g}) or look at the data of this batch"
             )
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate_at(self.config, self.steps, self.total_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
@@ -124,16 +131,25 @@ class Trainer:
         moments = [
             {name: gathered(value, keep) for name, value in self.optimizer.state[p].items()} for p in self.parameters
         ]
-        parameters = [gathered(p, keep) for p in self.parameters]
-        if not keep:
+        weights = self.weights()
+        if weights is None:
             return None
-        return {"steps": self.steps, "parameters": parameters, "moments": moments, "rng": torch.get_rng_state()}
+        return {"steps": self.steps, "parameters": weights, "moments": moments, "rng": torch.get_rng_state()}
+
+    def weights(self) -> list[Tensor] | None:
+        """What trains, whole and on the CPU. Every worker must call it; those that do not lead get None."""
+        found = [gathered(p, self.workers.rank == 0) for p in self.parameters]
+        whole_ones = [value for value in found if value is not None]
+        return whole_ones or None
+
+    def take_weights(self, weights: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, weights, strict=True):
+                parameter.copy_(placed_like(parameter, value))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from `state`: the next step is bit for bit the one that would have come (same workers, float32)."""
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(placed_like(parameter, value))
+        self.take_weights(state["parameters"])
         for parameter, moments in zip(self.parameters, state["moments"], strict=True):
             self.optimizer.state[parameter] = {
                 # Adam counts its steps in a scalar that stays on the CPU.

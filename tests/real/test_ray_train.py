@@ -14,6 +14,7 @@ from actors.data.streams import stream_corpus, stream_pairs
 from actors.telemetry.progress import Reporter
 from actors.training.training_runs import TrainRequest, train
 from actors.training.worker_loop import LoopCall
+from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.models.loading import initialise
@@ -118,13 +119,19 @@ def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
         for row in read_slice(run, "alignment")
     ]
     path = run.pairs(1) / "shard-00000.parquet"
-    assert not write_pairs(path, [*rows, {**rows[0], "rejected_ids": []}], "keep")["equal"]
+    assert not write_pairs(path, [*rows, {**rows[0], "rejected_ids": []}], AlignmentConfig())["equal"]
     kept = read_pairs(path)
     assert len(kept) == len(rows)
     [first, *_] = kept
     parity = Parity([first["prompt_ids"]], [first["completion_ids"]], [-1.0] * len(first["completion_ids"]))
     adapter = next(run.adapters.glob("warmup-*")).name
-    outcome = run_stage(run, "align-01", align, RoundTask(1, adapter, len(kept), parity), stream_pairs([path]))
+    outcome = run_stage(
+        run,
+        "align-01",
+        align,
+        RoundTask(1, adapter, len(kept), run.config().alignment.learning_rate, parity),
+        stream_pairs([path]),
+    )
     assert outcome["error"]["type"] == "GateError"
     assert "parity gate: engine and trainer differ by" in outcome["error"]["message"]
     assert not list(run.adapters.glob("r01-*"))

@@ -62,7 +62,7 @@ def aligned(prepared):
         for i, row in enumerate(read_slice(run, "alignment"))
     ]
     path = run.pairs(1) / "shard-00000.parquet"
-    write_pairs(path, rows[:20], "keep")
+    write_pairs(path, rows[:20], run.config().alignment)
     pairs = read_pairs(path)
     before = loaded(run, warmup)
     prompt, completion = pairs[0]["prompt_ids"], pairs[0]["completion_ids"]
@@ -70,7 +70,7 @@ def aligned(prepared):
     parity = Parity([prompt], [completion], logps)
 
     def again(number):
-        return align(worker_of(run, f"align-{number}", pairs), RoundTask(1, warmup, len(pairs), parity))
+        return align(worker_of(run, f"align-{number}", pairs), RoundTask(1, warmup, len(pairs), 3e-3, parity))
 
     return run, warmup, pairs, again, again(1)
 
@@ -115,7 +115,7 @@ def test_the_change_on_validation_is_that_of_its_records(aligned):
 def test_a_round_without_preference_is_judged_the_same_way(aligned):
     run, warmup, *_ = aligned
     rows = read_slice(run, "alignment")
-    result = align_nll(worker_of(run, "align-02", rows), RoundTask(2, warmup, len(rows)))
+    result = align_nll(worker_of(run, "align-02", rows), RoundTask(2, warmup, len(rows), 3e-3))
     assert result.dpo_accuracy_after is None
     change = validation_change(run, warmup, result.adapter)
     assert change.after == pytest.approx(result.validation.held_out_nll)

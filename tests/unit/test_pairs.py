@@ -6,7 +6,8 @@ import pytest
 
 from actors.data.streams import Sampler
 from actors.engine.proxy_engine import Generation
-from proxykd.data.pairs import count_pairs, read_pairs, write_pairs
+from proxykd.config import AlignmentConfig
+from proxykd.data.pairs import count_pairs, read_pairs, similarity, write_pairs
 from proxykd.errors import CorpusError
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room
@@ -47,7 +48,7 @@ def shard(tmp_path, truncated, samples=SAMPLES, name="shard-00000.parquet"):
         {**ROWS[1], "id": str(i), "rejected_ids": ids, "rejected_stopped": stopped, "adapter": "a", "seed": i}
         for i, (ids, stopped) in enumerate(samples)
     ]
-    write_pairs(tmp_path / name, rows, truncated)
+    write_pairs(tmp_path / name, rows, AlignmentConfig(truncated_samples=truncated))
     return tmp_path / name
 
 
@@ -73,3 +74,14 @@ def test_a_round_that_keeps_no_pair_says_which_settings_would_keep_some(tmp_path
         CorpusError, match=r"'truncated': 1.*alignment.max_new_tokens.*alignment.truncated_samples=keep"
     ):
         count_pairs([path])
+
+
+def test_sides_that_are_nearly_the_same_are_dropped_where_that_is_asked(tmp_path):
+    assert similarity([1, 1, 2, 3], [1, 2, 2, 4]) == pytest.approx(2 * 2 / 8)
+    assert similarity([1, 2], [2, 1]) == 1.0
+    assert similarity([1], [2, 3]) == 0.0
+    row = {**ROWS[1], "adapter": "a", "seed": 0, "rejected_stopped": True}  # 50, 51, stop
+    rows = [{**row, "id": str(i), "rejected_ids": ids} for i, ids in enumerate([[50, 60, STOP], [60, STOP], [51, 50]])]
+    dropped = write_pairs(tmp_path / "shard-00000.parquet", rows, AlignmentConfig(max_similarity=0.5))
+    assert dropped == {"similar": 2}  # 4/6 and 4/5 of the tokens; 2/5 of the other
+    assert [row["id"] for row in read_pairs(tmp_path / "shard-00000.parquet")] == ["1"]

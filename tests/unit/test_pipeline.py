@@ -21,6 +21,7 @@ from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Reading, Record
 from tests.inline_run import context_of
 from tests.small_run import run_config
+from tests.stage_results import learned
 
 
 class Begun(Exception):
@@ -62,7 +63,7 @@ class Trainer:
         nll = [10 * value for value in self.nlls[len(self.asked) - 1]]
         scores = RecordScores(TOKENS, nll, [0.0] * 12, PROMPTS)
         write_validation(self.run, adapter, scores)
-        trained = {"adapter": adapter, "validation": scores.fidelity(), "nll_loss": nll[0], "steps": []}
+        trained = {"adapter": adapter, "validation": scores.fidelity(), "nll_loss": nll[0], **learned(nll[0])}
         if key == "warmup":
             return WarmupResult(base=scores.fidelity(), **trained)
         return TrainedRound(seconds={"train": 1.0}, **trained)
@@ -132,7 +133,7 @@ def test_a_rejected_round_is_left_out_and_a_resumed_run_decides_the_same(rounds)
     assert [one["adapter"] for one in adapters_in_force(run)] == ["a0", "a1", "a1", "a3"]
     rejected = read_json(run.stages / "align-02.json")["result"]
     assert rejected["decision"] == "reject"
-    assert rejected["reason"] == ("validation NLL 1.9000 -> 2.5000 (+0.6000 ± 0.0000 nats a token), a rise above 0.05")
+    assert rejected["reason"] == ("validation NLL 1.9000 -> 2.5000 (+0.6000 ± 0.0000 nats a token): surely worse")
     again, idle = start(nlls)
     assert again.align_in_rounds() == (adapter, reason)
     assert idle.asked == []

@@ -119,7 +119,7 @@ def test_a_page_shows_a_rejected_rounds_own_validation_and_no_test_slice():
 
 
 def test_an_open_teacher_and_its_assistant_are_judged_too():
-    assist = finished(ASSIST, AssistResult(adapter="assistant-1", validation=told.fidelity(3.0), steps=[]))
+    assist = finished(ASSIST, AssistResult(adapter="assistant-1", validation=told.fidelity(3.0), **told.learned(3.0)))
     models = STUDENT | {"white_box": scores(kl=0.1), "assistant-1": scores(kl=0.2)}
     sealed = sealed_teacher(results(models, assist))
     assert sealed.kl_teacher_white_box.teacher.kl == 0.1

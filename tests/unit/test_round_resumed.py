@@ -33,7 +33,7 @@ class Round:
         for row in rows:
             row |= {"rejected_ids": [20, *row["completion_ids"][:3], 2], "rejected_stopped": True, "seed": 0}
         path = self.run.pairs(1) / "shard-00000.parquet"
-        write_pairs(path, rows, "keep")
+        write_pairs(path, rows, self.run.config().alignment)
         self.pairs, self.reference = read_pairs(path), make_adapter(self.run, 0)
 
     def train(self, micro_batch_tokens, steps=None):
@@ -51,7 +51,7 @@ class Round:
             return step(trainer, *arguments)
 
         with mock.patch.object(Trainer, "step", mortal):
-            task = RoundTask(1, self.reference, len(self.pairs), parity)
+            task = RoundTask(1, self.reference, len(self.pairs), 1e-2, parity)
             return Ranks(str(self.run.root))("align-01", align_module.align, task, self.pairs)
 
     @property

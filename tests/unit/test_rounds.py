@@ -9,7 +9,7 @@ import pytest
 from proxykd.config import AlignmentConfig
 from proxykd.data.round_records import growing_round, require_rounds, round_slice
 from proxykd.errors import CorpusError, GateError
-from proxykd.evaluation.promotion import Change, Decision, decide, stop_reason
+from proxykd.evaluation.promotion import Change, Decision, decide, round_rate, stop_reason
 from proxykd.stages.align import in_force
 from proxykd.text.seeds import sample_seed
 from proxykd.training import gates
@@ -74,41 +74,42 @@ def change(nll, stderr=0.0, prompts=30, before=2.0):
 
 
 def test_decisions_say_why():
-    config = AlignmentConfig()
-    assert decide(change(-0.1), config) == Decision(
-        "promote", "validation NLL 2.0000 -> 1.9000 (-0.1000 ± 0.0000 nats a token)"
-    )
-    fell = decide(change(0.04), config)
-    assert (fell.verdict, fell.warning) == ("promote", True)
-    rejected = decide(change(0.051), config)
-    assert (rejected.verdict, rejected.warning) == ("reject", True)
-    assert rejected.reason.startswith("validation NLL 2.0000 -> 2.0510 (+0.0510 ± 0.0000 nats a token), a rise above")
+    better = "validation NLL 2.0000 -> 1.9000 (-0.1000 ± 0.0000 nats a token)"
+    assert decide(change(-0.1)) == Decision("promote", better)
+    worse = "validation NLL 2.0000 -> 2.0510 (+0.0510 ± 0.0000 nats a token): surely worse"
+    assert decide(change(0.051)) == Decision("reject", worse, warning=True)
+    unsure = decide(change(0.0))
+    assert (unsure.verdict, unsure.warning) == ("promote", True)
+    assert unsure.reason.endswith(": better or worse, within its error")
 
 
-def test_noise_neither_rejects_nor_warns():
+def test_noise_does_not_reject_but_warns():
     """With 29 degrees of freedom a change is sure from 1.699 standard errors on."""
-    config = AlignmentConfig(reject_above=0.05)
-    rise = 0.05 + 1.699 * 0.02
-    assert decide(change(rise - 1e-4, 0.02), config).verdict == "promote"
-    assert "within its error" in decide(change(0.07, 0.05), config).reason
-    assert decide(change(0.07, 0.05), config).warning
-    assert decide(change(rise + 1e-3, 0.02), config).verdict == "reject"
-    assert not decide(change(0.03, 0.02), config).warning
-    assert decide(change(0.035, 0.02), config).warning
+    bound = 1.699 * 0.02
+    found = {nll: decide(change(nll, 0.02)) for nll in (bound + 1e-3, bound - 1e-3, 1e-3 - bound, -bound - 1e-3)}
+    assert [one.verdict for one in found.values()] == ["reject", "promote", "promote", "promote"]
+    assert [one.warning for one in found.values()] == [True, True, True, False]
 
 
 def test_a_single_prompt_decides_nothing():
     alone = change(0.5, None, prompts=1)
-    assert decide(alone, AlignmentConfig()).verdict == "promote"
-    assert "(+0.5000 nats a token)" in decide(alone, AlignmentConfig()).reason
+    assert (decide(alone).verdict, decide(alone).warning) == ("promote", True)
+    assert "(+0.5000 nats a token)" in decide(alone).reason
     assert stop_reason([alone, alone], AlignmentConfig()) is None
 
 
 def test_few_prompts_need_a_larger_rise():
-    config = AlignmentConfig(reject_above=0.05)
-    assert decide(change(0.10, 0.02, prompts=30), config).verdict == "reject"
-    assert decide(change(0.10, 0.02, prompts=3), config).verdict == "promote"  # t is 2.92
-    assert decide(change(0.12, 0.02, prompts=3), config).verdict == "reject"
+    assert decide(change(0.05, 0.02, prompts=30)).verdict == "reject"
+    assert decide(change(0.05, 0.02, prompts=3)).verdict == "promote"  # t is 2.92
+    assert decide(change(0.07, 0.02, prompts=3)).verdict == "reject"
+
+
+def test_each_rejected_round_makes_those_after_it_gentler():
+    config = AlignmentConfig(learning_rate=8e-4)
+    assert round_rate([], config) == round_rate(["promote", "promote"], config) == 8e-4
+    assert round_rate(["reject"], config) == round_rate(["promote", "reject", "promote"], config) == 4e-4
+    assert round_rate(["reject", "reject"], config) == pytest.approx(2e-4)
+    assert round_rate(["reject"], AlignmentConfig(learning_rate=8e-4, after_rejection=0.1)) == pytest.approx(8e-5)
 
 
 def test_alignment_stops_at_k_rounds_or_when_idle_twice():

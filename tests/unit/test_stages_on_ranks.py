@@ -61,7 +61,7 @@ def prepare(source, folder, world=1, mode="ddp"):
             "adapter": "",
             "seed": 0,
         }
-    write_pairs(runs["proxy"].pairs(1) / "shard-00000.parquet", rows, "keep")
+    write_pairs(runs["proxy"].pairs(1) / "shard-00000.parquet", rows, runs["proxy"].config().alignment)
     return {name: str(run.root) for name, run in runs.items()}
 
 
@@ -78,9 +78,9 @@ def proxys_stages(ranks):
     pairs = read_pairs(run.pairs(1) / "shard-00000.parquet")
     prompts, completions = ([p[key] for p in pairs[:3]] for key in ("prompt_ids", "completion_ids"))
     parity = Parity(prompts, completions, [-1.0] * sum(map(len, completions)))
-    aligned = ranks("align-01", align, RoundTask(1, warm, len(pairs), parity), pairs).adapter
+    aligned = ranks("align-01", align, RoundTask(1, warm, len(pairs), 1e-3, parity), pairs).adapter
     rows = read_slice(run, "alignment")
-    ranks("align-02", align_nll, RoundTask(2, aligned, len(rows)), rows)
+    ranks("align-02", align_nll, RoundTask(2, aligned, len(rows), 1e-3), rows)
     source = LabelSource(aligned, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4)
     ranks("score", score, ScoreTask(aligned, source), [])
     shards = slice_shards(run, "distillation")

@@ -13,7 +13,7 @@ from proxykd.evaluation.measures import Fidelity, MassShares, TrustStatistics
 from proxykd.report.blocks import TrustReport
 from proxykd.report.provenance import Hardware
 from proxykd.report.report_model import StageCost
-from proxykd.stages.distil import CurvePoint
+from proxykd.stages.trained import CurvePoint
 from proxykd.study.figures import as_png, as_svg, figures
 from proxykd.study.studies import validate_study
 from proxykd.study.study_model import ArmKl, ArmReport, Calibration, StudyFacts, StudyReport

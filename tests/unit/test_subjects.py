@@ -13,12 +13,12 @@ from proxykd.stages.score import SCORE
 from proxykd.study.studies import StudyDirectory, validate_study
 from services.cli.subjects import of_run, of_study
 from tests.small_run import run_config
-from tests.stage_results import distilled, fidelity, finish, labels
+from tests.stage_results import distilled, fidelity, finish, labels, learned
 
 PLAIN = Answerer(model="unused")
 MADE = {
     SCORE: labels,
-    ASSIST: lambda adapter: AssistResult(adapter=adapter, validation=fidelity(3.0), steps=[]),
+    ASSIST: lambda adapter: AssistResult(adapter=adapter, validation=fidelity(3.0), **learned(3.0)),
 }
 
 

@@ -56,7 +56,7 @@ def rows(count=7, seed=0, vocabulary=300, top_k=4):
     return made
 
 
-def make(tiny, micro_batch_tokens, workers=None, method="lora", **config):
+def make(tiny, micro_batch_tokens, workers=None, method="lora", total_steps=100, **config):
     model = ModelConfig(source=str(tiny), dtype="float32", method=method)
     workers = workers or Workers()
     scorer = workers.place(load_scorer(tiny, model, seed=1))
@@ -71,7 +71,7 @@ def make(tiny, micro_batch_tokens, workers=None, method="lora", **config):
 
                         full = distribute_tensor(full, parameter.device_mesh, parameter.placements)
                     parameter.copy_(full)
-    return Trainer(scorer, TrainConfig(learning_rate=1e-2, **config), workers, micro_batch_tokens)
+    return Trainer(scorer, TrainConfig(learning_rate=1e-2, **config), workers, micro_batch_tokens, total_steps)
 
 
 LOSSES = {

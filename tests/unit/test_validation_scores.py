@@ -61,7 +61,7 @@ def test_the_change_is_paired_and_its_error_clusters_by_prompt(run):
     # The unpaired error of either is that of the texts, 40 times as large: it would hide the rise.
     either = ratio_of_sums(after.nll, after.tokens, after.prompts)[1]
     assert either > 20 * change.stderr
-    assert decide(change, AlignmentConfig()).verdict == "reject"
+    assert decide(change).verdict == "reject"
 
 
 def test_the_error_is_the_spread_between_validation_slices():
@@ -77,9 +77,9 @@ def test_the_error_is_the_spread_between_validation_slices():
     assert sum(errors) / 300 == pytest.approx(spread, rel=0.1)
 
 
-def shares(shift, limit, slices=400):
+def shares(shift, slices=400):
     """Of validation slices of 40 records whose true rise is `shift`: the share rejected, and of idle rounds."""
-    config = AlignmentConfig(reject_above=limit, min_improvement=0.005, rounds=9, patience=1)
+    config = AlignmentConfig(min_improvement=0.005, rounds=9, patience=1)
     rejected = idle = 0
     for seed in range(slices):
         before, after = judged(seed, shift, 0.05)
@@ -87,18 +87,18 @@ def shares(shift, limit, slices=400):
         differences = [b - a for a, b in zip(before.nll, after.nll, strict=True)]
         _, stderr = ratio_of_sums(differences, before.tokens, before.prompts)
         change = Change(sum(before.nll) / total, sum(after.nll) / total, stderr, 20)
-        rejected += decide(change, config).verdict == "reject"
+        rejected += decide(change).verdict == "reject"
         idle += stop_reason([change], config) is not None
     return rejected / slices, idle / slices
 
 
 def test_noise_rejects_and_converges_one_time_in_twenty_at_most():
     """At the thresholds themselves, where the bare change would reject, or converge, every other time."""
-    at_limit, _ = shares(0.05, limit=0.05)
-    assert 0.02 < at_limit < 0.09
-    _, idle = shares(-0.005, limit=0.05)
+    rejected, _ = shares(0.0)
+    assert 0.02 < rejected < 0.09
+    _, idle = shares(-0.005)
     assert 0.02 < idle < 0.09
-    surely, _ = shares(0.10, limit=0.05)
+    surely, _ = shares(0.05)
     assert surely > 0.9
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from proxykd.config import AlignmentConfig
 from proxykd.evaluation.fidelity import pair_token_logps
 from proxykd.evaluation.inspection import first_pairs, write_inspected
 from proxykd.models.batching import collate
@@ -41,13 +42,14 @@ class RoundTask:
     round: int
     reference: str
     records: int
+    learning_rate: float
     parity: Parity | None = None
     """With the preference loss."""
 
 
 def align(worker: Worker, task: RoundTask) -> TrainedRound:
     """Reference log-probs and parity first, then the steps, then a look at the pairs and the validation slice."""
-    config = worker.config.alignment
+    config = _gentle(worker.config.alignment, task)
     scorer = worker.proxy(task.reference)
     training = ResumableTraining(worker, scorer, config, task.records)
     notes, budget = training.notes, worker.config.resources.micro_batch_tokens
@@ -74,14 +76,12 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
     steps = training.run(step)
     began = time.monotonic()
     judged = pairs_after_round(worker, scorer, training)
-    judged_seconds = time.monotonic() - began
-    began = time.monotonic()
-    validation = worker.validate(scorer)
     after = pair_token_logps(scorer, pairs, worker.workers, budget)
     if worker.lead:
         tokenizer = load_tokenizer(worker.run.models / "proxy")
         write_inspected(worker.run, task.round, pairs, notes["before"], after, tokenizer)
-    evaluated = time.monotonic() - began
+    judged_seconds = time.monotonic() - began
+    validation = training.validation()
     measured = [step for step in steps if step.grad_norms]
     return TrainedRound(
         **notes["step0"],
@@ -102,29 +102,32 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
             "reference": notes["reference_seconds"],
             "train": training.seconds,
             "after": judged_seconds,
-            "evaluate": evaluated,
+            "evaluate": training.validation_seconds,
         },
-        steps=[step.facts() for step in steps],
+        **training.facts(),
     )
 
 
 def align_nll(worker: Worker, task: RoundTask) -> TrainedRound:
     """NLL alone on the round's records."""
-    config = worker.config.alignment
+    config = _gentle(worker.config.alignment, task)
     scorer = worker.proxy(task.reference)
     training = ResumableTraining(worker, scorer, config, task.records)
     by_sequence = config.nll_reduction == "sequence_sum"
     steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows, by_sequence)))
-    began = time.monotonic()
-    validation = worker.validate(scorer)
-    evaluated = time.monotonic() - began
+    validation = training.validation()
     return TrainedRound(
         adapter=save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation),
         validation=validation.fidelity(),
         nll_loss=fmean(step.losses["nll"] for step in steps),
-        seconds={"train": training.seconds, "evaluate": evaluated},
-        steps=[step.facts() for step in steps],
+        seconds={"train": training.seconds, "evaluate": training.validation_seconds},
+        **training.facts(),
     )
+
+
+def _gentle(config: AlignmentConfig, task: RoundTask) -> AlignmentConfig:
+    """The config of this round: at its own rate."""
+    return config.model_copy(update={"learning_rate": task.learning_rate})
 
 
 def _reference_pass(

@@ -24,10 +24,10 @@ def assist(worker: Worker, task: AssistTask) -> AssistResult:
     scorer, teacher = worker.proxy(None), worker.open_teacher()
     training = ResumableTraining(worker, scorer, white_box.assistant, task.records)
     divergence = Divergence("forward_kl", white_box.temperature)
-    steps = training.run(lambda rows: training.trainer.step(rows, WhiteBoxLoss(rows, teacher, divergence)))
-    validation = worker.validate(scorer)
+    training.run(lambda rows: training.trainer.step(rows, WhiteBoxLoss(rows, teacher, divergence)))
+    validation = training.validation()
     return AssistResult(
         adapter=save_proxy(worker, scorer, "assistant", None, None, validation),
         validation=validation.fidelity(),
-        steps=[step.facts() for step in steps],
+        **training.facts(),
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from statistics import fmean
-from typing import Any
 
 from proxykd.models.loading import load_scorer
-from proxykd.stages.distil import CurvePoint, DistilResult
+from proxykd.stages.distil import DistilResult
+from proxykd.stages.trained import CurvePoint
 from proxykd.text.corpus import Row
 from proxykd.training.objectives import OBJECTIVES, DistilTask
 from proxykd.training.resumable import ResumableTraining
@@ -21,35 +21,23 @@ def distil(worker: Worker, task: DistilTask) -> DistilResult:
     base = worker.run.models / "student"
     scorer = worker.workers.place(load_scorer(base, worker.config.student, seed=worker.config.seed))
     training = ResumableTraining(worker, scorer, config, task.records)
-    total = training.total_steps
-    every = -(-total // config.evaluations) if config.evaluations else total + 1
-    curve: list[dict[str, Any]] = training.notes.setdefault("curve", [])
 
-    def point() -> None:
-        fidelity = worker.validate(scorer).fidelity()
-        curve.append({**fidelity.model_dump(), "step": len(training.steps), "records": training.records_seen})
-        if config.snapshots and training.steps:
-            save_student(worker, scorer, base, worker.run.snapshot(len(training.steps)), fidelity)
+    def at_point(point: CurvePoint) -> None:
+        if config.snapshots:
+            save_student(worker, scorer, base, worker.run.snapshot(point.step), point)
 
     objective = OBJECTIVES[config.source](worker, task)
 
     def step(rows: list[Row]) -> Step:
         return training.trainer.step(*objective(training.trainer, rows))
 
-    def after_step() -> None:
-        if len(training.steps) % every == 0 or len(training.steps) == total:
-            point()
-
-    if not curve:
-        point()
-    steps = training.run(step, after_step)
-    points = [CurvePoint.model_validate(point) for point in curve]
-    save_student(worker, scorer, base, worker.run.student, points[-1])
+    training.begin_curve()
+    steps = training.run(step, at_point)
+    save_student(worker, scorer, base, worker.run.student, training.validation().fidelity())
     return DistilResult(
         loss_share=_shares([step.losses for step in steps]),
         grad_share=_shares([step.grad_norms for step in steps if step.grad_norms]),
-        curve=points,
-        steps=[step.facts() for step in steps],
+        **training.facts(),
     )
 
 
