@@ -61,6 +61,7 @@ PRESETS = {
     "takd": Preset(
         "TAKD (white-box)", METHODS, {"distillation.source": "assistant", "white_box.divergence": "forward_kl"}
     ),
+    "delta_kl": Preset("Delta-KL", METHODS, {"corpus.whole_text": True, "distillation.source": "shift"}),
     "without_proxy": Preset("without proxy", ABLATIONS, {"distillation.source": "none"}),
     "without_alignment": Preset("without alignment", ABLATIONS, {"distillation.source": "base"}),
     "without_preference": Preset("without preference loss", ABLATIONS, {"alignment.preference": False}),

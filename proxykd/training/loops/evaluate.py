@@ -59,9 +59,9 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
             measure(name, proxy)
         shares = mass_shares(proxy, rows, budget)
         del proxy
+    measure("student_before", worker.untaught_student())
     frozen = config.student.model_copy(update={"method": "full"})
-    for name, directory in (("student_before", run.models / "student"), ("student_after", run.student)):
-        measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))
+    measure("student_after", worker.workers.place(load_scorer(run.student, frozen, trainable=False)))
     if "white_box" in others:
         measure("white_box", worker.open_teacher())
     correlation = task.trust and _trust_correlation(models[task.trust.adapter], task.trust)
