@@ -172,7 +172,8 @@ class Context:
     def label_source(self, adapter: str | None) -> LabelSource:
         """How the labels of an adapter (None: the base's) are told apart on disk."""
         tokens = len(load_tokenizer(self.run.models / "proxy"))
-        return LabelSource(adapter or BASE, manifest(self.run)["tokenizer"], tokens, self.config.score.top_k)
+        score = self.config.score
+        return LabelSource(adapter or BASE, manifest(self.run)["tokenizer"], tokens, score.top_k, score.method)
 
     def progress(self, done: float, total: float, unit: str) -> None:
         """Raises:

@@ -159,12 +159,18 @@ class AlignmentConfig(TrainConfig):
 
 
 class ScoreConfig(Section):
-    """Soft labels, appendix A.1: the aligned proxy's top-K log-probs with the tail's mass, at every token of D_s."""
+    """Soft labels, appendix A.1: the aligned proxy's top-K log-probs with the tail's mass, at every token of D_s; or
+    draws from its distribution in their place.
+    """
 
     source: Literal["engine", "trainer"] = "engine"
     """Who computes them: vLLM, or the trainer's own forward pass."""
+    method: Literal["top_k", "drawn"] = "top_k"
+    """What is kept of a distribution: its K most likely tokens and the tail's mass, or K draws, which take the same
+    bytes ([method.md](method.md#drawn-labels)); these by the trainer alone.
+    """
     top_k: int = Field(10, ge=1, le=20)
-    """K: tokens that are kept at each position."""
+    """K: tokens that are kept at each position, or draws."""
 
 
 class DistillationConfig(TrainConfig):

@@ -81,6 +81,8 @@ class RunConfig(Section):
             )
         if self.teaching.open_teacher:
             self._check_white_box()
+        if self.score.method == "drawn":
+            self._check_drawn()
         if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
@@ -112,6 +114,21 @@ class RunConfig(Section):
         if self.white_box.on_policy and self.resources.parallel == "fsdp2":
             raise ValueError("white_box.on_policy draws from whole models; set resources.parallel=ddp")
         self._check_limit("white_box", self.white_box.max_new_tokens)
+
+    def _check_drawn(self) -> None:
+        if self.score.source == "engine":
+            raise ValueError(
+                "score.method is drawn, but the engine tells the likeliest tokens alone; set score.source=trainer"
+            )
+        if self.distillation.divergence != "tail":
+            raise ValueError(
+                f"distillation.divergence is {self.distillation.divergence}, but drawn labels are learned by their "
+                f"cross-entropy; set distillation.divergence=tail"
+            )
+        if self.teaching.shift:
+            raise ValueError(
+                "score.method is drawn, but a shift needs the proxy's own probabilities; set score.method=top_k"
+            )
 
     def _check_limit(self, section: str, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None and max_new_tokens >= self.corpus.max_length:

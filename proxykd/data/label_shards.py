@@ -14,7 +14,8 @@ from proxykd.text.tokenising import ids_hash
 
 @dataclass(frozen=True)
 class CompletionLogps:
-    """T completion tokens: their log-probs, the K most likely with theirs (sorted), and the log-mass of the rest."""
+    """T completion tokens: their log-probs, the K most likely with theirs (sorted), and the log-mass of the rest; or K
+    draws with their shares (proxykd/losses/drawn.py)."""
 
     token_logps_T: np.ndarray
     top_ids_TK: np.ndarray

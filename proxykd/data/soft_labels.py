@@ -1,11 +1,12 @@
-"""Soft labels on disk: the aligned proxy's top-K log-probs at every completion token, packed.
+"""Soft labels on disk: the aligned proxy's top-K log-probs at every completion token, or as many draws, packed.
 
 A token takes K * (ceil(log2 V) + 16) + 32 bits: K ids, K log-probs, the tail's log-mass and the actual token's
 log-prob. That is 44 bytes at K = 10 and V = 49,152, and 46.5 at V = 151,936. Log-probs are fixed-point, 16 bits
-with step 1/512 (error at most 1/1024 down to -127.9), in nats.
+with step 1/512 (error at most 1/1024 down to -127.9), in nats. Draws are kept as log-probs of their shares, from which
+their counts are read back exactly; slots that equal draws leave free have a log-prob of -inf.
 
 A row is keyed by record id and the hash of its completion's token ids. The file's metadata names the adapter, the
-tokenizer and K; `require` refuses labels of anything else. Misaligned labels cannot be read by accident.
+tokenizer, K and the method; `require` refuses labels of anything else. Misaligned labels cannot be read by accident.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """One record's labels: T tokens, K top tokens each. Log-probs in nats, of the full softmax."""
+    """One record's labels: T tokens, K top tokens each. Log-probs in nats, of the full softmax; or of the shares of K
+    draws, which leave no tail."""
 
     record_id: str
     token_hash: str
@@ -61,6 +63,8 @@ class LabelSource:
     tokenizer: str
     vocabulary: int
     top_k: int
+    method: str = "top_k"
+    """Of `score.method`."""
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -68,6 +72,7 @@ class LabelSource:
             "tokenizer": self.tokenizer,
             "vocabulary": str(self.vocabulary),
             "k": str(self.top_k),
+            "method": self.method,
         }
 
 
@@ -89,7 +94,8 @@ def pack(labels: SoftLabels, vocabulary: int) -> bytes:
 
 
 def unpack(row: dict[str, Any], source: LabelSource) -> SoftLabels:
-    """Reads one row back; the K probabilities are scaled to sum to 1 - tail, so that no mass exceeds 1.
+    """Reads one row back; the K probabilities are scaled to sum to 1 - tail, so that no mass exceeds 1. Shares of draws
+    are whole Kths.
 
     Raises:
         IntegrityError: the packed bytes are not as long as T and K say.
@@ -104,7 +110,8 @@ def unpack(row: dict[str, Any], source: LabelSource) -> SoftLabels:
     codes = np.frombuffer(data, "<u2", offset=id_bytes)
     top, tail, actual = np.split(codes, [tokens * top_k, tokens * (top_k + 1)])
     tail_logmass = np.minimum(decode_logps(tail), 0.0)
-    top_logps = _scaled_to(decode_logps(top).reshape(tokens, top_k), tail_logmass)
+    top_logps = decode_logps(top).reshape(tokens, top_k)
+    top_logps = _whole_shares(top_logps) if source.method == "drawn" else _scaled_to(top_logps, tail_logmass)
     return SoftLabels(
         row["record_id"], row["token_hash"], ids, top_logps, tail_logmass, decode_logps(actual), row["sequence_logp"]
     )
@@ -128,11 +135,12 @@ def read_source(path: Path) -> LabelSource:
     with path.open("rb") as file:
         schema = pq.read_schema(file)
     facts = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
-    return LabelSource(facts["adapter"], facts["tokenizer"], int(facts["vocabulary"]), int(facts["k"]))
+    vocabulary, top_k = int(facts["vocabulary"]), int(facts["k"])
+    return LabelSource(facts["adapter"], facts["tokenizer"], vocabulary, top_k, facts.get("method", "top_k"))
 
 
 def require(path: Path, expected: LabelSource) -> None:
-    """Refuses a shard that another adapter, tokenizer, vocabulary or K made.
+    """Refuses a shard that another adapter, tokenizer, vocabulary, K or method made.
 
     Raises:
         IntegrityError: naming what differs.
@@ -171,6 +179,12 @@ def _scaled_to(top_logps_TK: np.ndarray, tail_logmass_T: np.ndarray) -> np.ndarr
     with np.errstate(divide="ignore"):
         shift_T: np.ndarray = np.log(wanted) - np.log(mass)
     return np.asarray(top_logps_TK + shift_T[:, None])
+
+
+def _whole_shares(logps_TK: np.ndarray) -> np.ndarray:
+    top_k = logps_TK.shape[1]
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.rint(np.exp(logps_TK) * top_k) / top_k))
 
 
 def _id_bits(vocabulary: int) -> int:

@@ -52,11 +52,13 @@ class Histogram(JsonModel):
 
 
 class LabelSizes(JsonModel):
+    method: str = "top_k"
+    """Of `score.method`."""
     k: int
     tokens: int
     bytes_per_token: float
     mass_at_k: dict[str, float]
-    """The mean mass of the 1, 5 and 10 most likely tokens."""
+    """The mean mass of the 1, 5 and 10 most likely tokens; draws do not tell."""
 
 
 class TrustStatistics(JsonModel):

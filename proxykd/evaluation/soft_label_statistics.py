@@ -26,13 +26,15 @@ def label_statistics(shards: list[Path], source: LabelSource, trust: str) -> Lab
             mass += np.exp(unpack(row, source).top_logps_TK).cumsum(-1).sum(0)
     judged = Trust.over(source.adapter, sums, tokens, trust)
     total = max(1, sum(tokens))
+    ranks = [k for k in (1, 5, 10) if k <= source.top_k] if source.method == "top_k" else []
     edges, counts = weight_histogram(judged.weights(sums, tokens))
     return LabelStatistics(
         adapter=source.adapter,
+        method=source.method,
         k=source.top_k,
         tokens=sum(tokens),
         bytes_per_token=sum(path.stat().st_size for path in shards) / total,
-        mass_at_k={str(k): float(mass[k - 1] / total) for k in (1, 5, 10) if k <= source.top_k},
+        mass_at_k={str(k): float(mass[k - 1] / total) for k in ranks},
         reduction=judged.reduction,
         mu=judged.mu,
         gamma=judged.gamma,

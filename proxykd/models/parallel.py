@@ -47,8 +47,8 @@ class Workers:
         for layer in scorer.layers():
             fully_shard(layer, mesh=mesh)
         fully_shard(scorer, mesh=mesh)
-        register_fsdp_forward_method(scorer, "score")
-        register_fsdp_forward_method(scorer, "hidden")
+        for method in ("score", "draw", "hidden"):
+            register_fsdp_forward_method(scorer, method)
         return scorer
 
     @property

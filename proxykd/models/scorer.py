@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from proxykd.errors import ModelError
 from proxykd.losses.divergences import forward_kl
+from proxykd.losses.drawn import counted, draw_ids
 from proxykd.losses.head import Head, normalise_
 from proxykd.losses.top_k import TopK
 from proxykd.models.batching import CompletionBatch
@@ -76,6 +77,21 @@ class CompletionScorer(nn.Module):
             tail_N[part] = found.tail_logmass_n
         top = TopK(ids_NK, top_logps_NK, tail_N)
         return TokenScores(token_logps_N, top, ids_NK[:, 0], None if versus is None else kl_N)
+
+    @torch.no_grad()
+    def draw(self, batch: CompletionBatch, uniforms_NK: Tensor) -> TokenScores:
+        """Log-probs of the labels, and in place of a top-K the shares of K draws from the model's own distribution, by
+        uniform numbers of [0, 1); no gradient."""
+        hidden_NH, head = self.hidden(batch), self.head()
+        ids_NK = batch.labels_N.new_empty(uniforms_NK.shape)
+        logps_NK = hidden_NH.new_empty(ids_NK.shape, dtype=torch.float32)
+        token_logps_N, tail_N = (logps_NK.new_empty(len(ids_NK)) for _ in range(2))
+        for part in head.chunks(len(ids_NK)):
+            logits = head.logits(hidden_NH[part])
+            drawn = counted(draw_ids(logits, uniforms_NK[part]), self.vocabulary)
+            ids_NK[part], logps_NK[part], tail_N[part] = drawn.ids_NK, drawn.logps_NK, drawn.tail_logmass_N
+            token_logps_N[part] = logits.log_softmax(-1).gather(1, batch.labels_N[part, None])[:, 0]
+        return TokenScores(token_logps_N, TopK(ids_NK, logps_NK, tail_N))
 
     def checkpoint_layers(self) -> None:
         """Recomputes each decoder layer in the backward pass instead of keeping its activations.

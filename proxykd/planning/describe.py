@@ -44,7 +44,8 @@ def _method(config: RunConfig) -> list[str]:
         ]
     if teaching.labels:
         whose = "" if teaching.aligned else ", of the unaligned base"
-        lines.append(f"  score         top-{config.score.top_k} + tail, by the {config.score.source}{whose}")
+        kept = f"{config.score.top_k} draws" if config.score.method == "drawn" else f"top-{config.score.top_k} + tail"
+        lines.append(f"  score         {kept}, by the {config.score.source}{whose}")
         loss = (
             f"NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
             f"{distillation.kl_reduction})"

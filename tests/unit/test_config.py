@@ -97,6 +97,15 @@ def test_shipped_configs_leave_the_choice_to_the_device():
         (("corpus.split.validation=0.3", "corpus.split.test=0.3"), r"validation \+ test is 0\.6; keep it at or below"),
         (("corpus.follow=10", "corpus.limit=5"), r"leave corpus\.prompts and corpus\.limit out"),
         (("corpus.follow=10", "distillation.source=none"), r"corpus\.follow is for runs that align a proxy"),
+        (("score.method=drawn",), r"the engine tells the likeliest tokens alone; set score\.source=trainer"),
+        (
+            ("score.method=drawn", "score.source=trainer", "distillation.divergence=truncated"),
+            r"is truncated, but .* set distillation\.divergence=tail",
+        ),
+        (
+            ("score.method=drawn", "score.source=trainer", "distillation.source=shift"),
+            r"a shift needs the proxy's own probabilities; set score\.method=top_k",
+        ),
         (("teacher.base_url=x", "teacher.local.source=y"), r"set one of them"),
         (("teacher.provider=anthropic", "teacher.top_logprobs=5"), r"is 5, but Anthropic.* no log-probs; set it to 0"),
         (("teacher.provider=anthropic", "teacher.temperature=1.5"), r"is 1\.5, but .* at most 1; lower it"),

@@ -11,8 +11,9 @@ import pytest
 
 from proxykd.data.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
 from proxykd.data.pairs import read_pairs, write_pairs
-from proxykd.data.soft_labels import LabelSource
+from proxykd.data.soft_labels import LabelSource, unpack
 from proxykd.evaluation.soft_label_statistics import label_statistics
+from proxykd.runs.adapter_names import BASE
 from proxykd.runs.storage import read_table
 from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.loops.align import Parity, RoundTask, align, align_nll
@@ -91,19 +92,21 @@ def proxys_stages(ranks):
 
 
 def shifts_stages(ranks):
+    """And labels that are drawn from the base, whose ids are the same too."""
     run = ranks.run
     rows = read_slice(run, "warmup")
     warm = ranks("warmup", warm_up, WarmupTask(len(rows)), rows).adapter
     source, _, rows = scored(ranks, warm)
     ranks("distil", distil, DistilTask(len(rows), warm, source), rows)
-    return told(ranks)
+    source, _, rows = scored(ranks, BASE, "drawn")
+    return {**told(ranks), "drawn": {row["id"]: unpack(row, source).top_ids_TK.tolist() for row in rows}}
 
 
-def scored(ranks, adapter):
+def scored(ranks, adapter, method="top_k"):
     """The labels' source, their shards, and the rows with them that a student streams."""
     run = ranks.run
-    source = LabelSource(adapter, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4)
-    ranks("score", score, ScoreTask(adapter, source), [])
+    source = LabelSource(adapter, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4, method)
+    ranks("score", score, ScoreTask(None if adapter == BASE else adapter, source), [])
     shards = slice_shards(run, "distillation")
     labelled = [run.soft_labels(adapter) / path.name for path in shards]
     labels = [row for path in labelled for row in read_table(path).to_pylist()]

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from proxykd.data.corpus_store import read_shard_rows, slice_shards
 from proxykd.data.label_shards import CompletionLogps, write_soft_labels
 from proxykd.data.soft_labels import LabelSource
-from proxykd.models.batching import collate, plan_micro_batches
-from proxykd.models.scorer import CompletionScorer
+from proxykd.models.batching import CompletionBatch, collate, plan_micro_batches
+from proxykd.models.scorer import CompletionScorer, TokenScores
 from proxykd.runs.storage import unfinished
 from proxykd.stages.stage import Result
 from proxykd.text.corpus import Row
+from proxykd.text.seeds import sample_seed
 from proxykd.training.worker import Worker
 
 
@@ -30,7 +33,8 @@ class Scored(Result):
 
 
 def score(worker: Worker, task: ScoreTask) -> Scored:
-    """Soft labels of D_s by the trainer's own forward pass: top-K, tail and the actual token (appendix A.1).
+    """Soft labels of D_s by the trainer's own forward pass: top-K and tail, or draws, and the actual token (appendix
+    A.1).
 
     Each worker scores a shard of its own at a time, with as many forward passes as the others.
     """
@@ -59,7 +63,7 @@ def _score_rows(
         collate([rows[i]["prompt_ids"] for i in part], [rows[i]["completion_ids"] for i in part]) for part in plan
     ]
     for batch, part in zip(worker.workers.in_step(scorer, batches), plan, strict=True):
-        scores = scorer.score(batch, source.top_k)
+        scores = _scores(scorer, batch, [rows[i] for i in part], source, worker.config.seed)
         assert scores.top is not None
         columns = (scores.token_logps_N, scores.top.ids_NK, scores.top.logps_NK, scores.top.tail_logmass_N)
         ends = batch.lengths_B.cumsum(0)[:-1].tolist()
@@ -67,3 +71,21 @@ def _score_rows(
         for index, logps, ids, top, tail in zip(part, *split, strict=True):
             results[index] = CompletionLogps(logps, ids, top, tail, source.adapter)
     return [results[i] for i in range(len(rows))]
+
+
+def _scores(
+    scorer: CompletionScorer, batch: CompletionBatch, rows: list[Row], source: LabelSource, seed: int
+) -> TokenScores:
+    if source.method == "top_k":
+        return scorer.score(batch, source.top_k)
+    return scorer.draw(batch, _uniforms(rows, source.top_k, seed).to(batch.labels_N.device))
+
+
+def _uniforms(rows: list[Row], top_k: int, seed: int) -> Tensor:
+    """Numbers of [0, 1) for K draws at each completion token, [N, K]: each record's by a seed of its own, its tokens in
+    order, so that shards, workers and a resumed run draw alike."""
+    found = []
+    for row in rows:
+        draws = torch.Generator().manual_seed(sample_seed(seed, 0, row["id"]))
+        found.append(torch.rand(len(row["completion_ids"]), top_k, generator=draws, dtype=torch.float64))
+    return torch.cat(found)
