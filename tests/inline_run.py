@@ -6,19 +6,25 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.data.streams import Sampler
 from actors.run import alignment, baselines, distillation
 from actors.run.context import Context
 from actors.run.facilities import Facilities, NothingShared, OwnModels, OwnRoutes
 from actors.telemetry.events import EventLog
 from actors.training.training_runs import TrainRequest
-from proxykd.data.corpus_store import read_shard_rows
+from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
+from proxykd.data.label_shards import LabelledShard, labelled_rows
+from proxykd.data.soft_labels import LabelSource
+from proxykd.models.loading import load_scorer
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory, location, read_table, write_json
+from proxykd.runs.storage import RunDirectory, location, write_json
 from proxykd.text.corpus import Row
+from proxykd.training.sampling import sample_completions
 from tests import tiny_model
 from tests.small_run import run_config
 from tests.stage_ranks import worker_of
@@ -96,13 +102,27 @@ def stream_rows(patch: pytest.MonkeyPatch) -> None:
     def corpus(shards: list[Path], _: str | None = None) -> list[Row]:
         return [row for path in shards for row in read_shard_rows(path)]
 
-    def labelled(shards: list[Path], labels: Path, _: Any, weight: Any, __: str | None = None) -> list[Row]:
-        stored = [row for path in shards for row in read_table(labels / path.name).to_pylist()]
-        return [
-            {**row, **label, "trust": weight(label["sequence_logp"], label["tokens"])}
-            for row, label in zip(corpus(shards), stored, strict=True)
-        ]
+    def labelled(shards: list[LabelledShard], source: LabelSource, trust: Any, _: str | None = None) -> list[Row]:
+        return [row for shard in shards for row in labelled_rows(shard, source, trust)]
 
     for module in (alignment, distillation, baselines):
         patch.setattr(module, "stream_corpus", corpus)
     patch.setattr(distillation, "stream_distillation", labelled)
+
+
+def answer_here(patch: pytest.MonkeyPatch) -> None:
+    """Prompts are answered by the proxy's own forward passes, where a run would ask its engine."""
+
+    @contextmanager
+    def engine(_: Context, adapter: str) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(adapter=adapter)
+
+    def complete(shards: dict[Path, list[Row]], draw: Sampler, _: Any, run: RunDirectory) -> None:
+        proxy = run.adapters / draw.call.adapter
+        scorer = load_scorer(run.models / "proxy", run.config().proxy, adapter=proxy, trainable=False)
+        for path, rows in shards.items():
+            drawn = sample_completions(scorer, [row["prompt_ids"] for row in rows], draw.room, draw.seed)
+            write_rows_shard(path, [{**row, "completion_ids": ids} for row, ids in zip(rows, drawn, strict=True)])
+
+    patch.setattr(Context, "proxy_engine", engine)
+    patch.setattr(distillation, "complete_prompts", complete)

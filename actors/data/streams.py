@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from actors.engine.proxy_engine import Generation
 from actors.telemetry.progress import Reporter
 from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
-from proxykd.data.label_shards import write_soft_labels
+from proxykd.data.label_shards import LabelledShard, labelled_rows, write_soft_labels
 from proxykd.data.pairs import read_pairs, write_pairs
-from proxykd.data.soft_labels import LabelSource, require
+from proxykd.data.soft_labels import LabelSource
 from proxykd.errors import EngineError, ProxykdError
-from proxykd.runs.storage import RunDirectory, location, read_table, unfinished, verify_shard
+from proxykd.runs.storage import RunDirectory, location, unfinished, verify_shard
 from proxykd.text.corpus import Row
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room
@@ -132,14 +131,16 @@ def stream_corpus(shards: list[Path], pool: str | None = None) -> ray.data.Datas
 
 
 def stream_distillation(
-    shards: list[Path],
-    labels: Path,
-    source: LabelSource,
-    trust: Callable[[float, int], float],
-    pool: str | None = None,
+    shards: list[LabelledShard], source: LabelSource, trust: Callable[[float, int], float], pool: str | None = None
 ) -> ray.data.Dataset:
-    """D_s joined with its soft labels and trust weights, in order. A label that does not belong is refused."""
-    return _stream(shards, partial(_distillation_rows, labels=labels, source=source, trust=trust), pool)
+    """Completions joined with their soft labels and trust weights, in order. A label that does not belong is
+    refused."""
+    by_path = {str(shard.completions): shard for shard in shards}
+
+    def read(path: Path) -> Iterable[Row]:
+        return labelled_rows(by_path[str(path)], source, trust)
+
+    return _stream([shard.completions for shard in shards], read, pool)
 
 
 def _pair_rows(path: Path) -> Iterable[Row]:
@@ -148,16 +149,6 @@ def _pair_rows(path: Path) -> Iterable[Row]:
 
 def _corpus_rows(path: Path) -> Iterable[Row]:
     return read_shard_rows(path)
-
-
-def _distillation_rows(
-    path: Path, labels: Path, source: LabelSource, trust: Callable[[float, int], float]
-) -> Iterable[Row]:
-    label_path = labels / path.name
-    verify_shard(label_path)
-    require(label_path, source)
-    for row, label in zip(read_shard_rows(path), read_table(label_path).to_pylist(), strict=True):
-        yield {**row, **label, "trust": trust(label["sequence_logp"], label["tokens"])}
 
 
 def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]], pool: str | None) -> ray.data.Dataset:

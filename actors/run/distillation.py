@@ -8,20 +8,25 @@ from pathlib import Path
 
 from ray.data import Dataset
 
-from actors.data.streams import score_with_engine, stream_corpus, stream_distillation
+from actors.data.streams import Sampler, complete_prompts, score_with_engine, stream_corpus, stream_distillation
 from actors.run.baselines import completed
 from actors.run.context import Context, corpus_completion_tokens
 from actors.run.preparation import take_added
-from proxykd.data.corpus_store import manifest, read_shard_rows, slice_shards
+from proxykd.data.corpus_store import answer_shards, manifest, read_shard_rows, slice_shards
+from proxykd.data.label_shards import LabelledShard, in_turn
+from proxykd.data.unlabelled import held_out_of, read_unlabelled, require_not_held_out, unlabelled_rows
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.storage import unfinished
+from proxykd.stages.answer import ANSWER, AnswerResult
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.distil import DistilResult
 from proxykd.stages.evaluate import EvaluationResult
 from proxykd.stages.score import SCORE, LabelsResult
 from proxykd.stages.stage import Made
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.loops.distil import distil as distil_loop
 from proxykd.training.loops.evaluate import EvaluationTask
 from proxykd.training.loops.evaluate import evaluate as evaluate_loop
@@ -32,22 +37,50 @@ from proxykd.training.objectives import DistilTask
 
 def score(context: Context, _: int | None) -> Made[LabelsResult]:
     """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
-    run, config, adapter = context.run, context.config, context.aligned_adapter()
+    run, adapter = context.run, context.aligned_adapter()
     segments = take_added(context)
     corpus = slice_shards(run, "distillation", segments)
     labels, source = run.soft_labels(adapter or BASE), context.label_source(adapter)
-    missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
-    if missing and config.score.source == "engine":
-        with context.proxy_engine(adapter) as call:
-            context.events.step("score")
-            score_with_engine(missing, call, source, context.reporter, run)
-    elif missing:
-        context.events.step("score")
-        context.train("score", score_loop, ScoreTask(adapter, source))
-        run.go_on()
-    statistics = label_statistics([labels / path.name for path in corpus], source, config.distillation.trust)
+    _label(context, "score", corpus, labels, ScoreTask(adapter, source))
+    shards = [labels / path.name for path in corpus]
+    statistics = label_statistics(shards, source, context.config.distillation.trust)
     result = LabelsResult(**dict(statistics), segments=segments)
     return Made(result, manifest(run, segments)["distillation"], result.tokens)
+
+
+def answer(context: Context, _: int | None) -> Made[AnswerResult]:
+    """The aligned proxy's completions of the prompts that the teacher has not answered, drawn as a round's samples are,
+    and its labels on them."""
+    run, config, adapter = context.run, context.config, context.need(SCORE).adapter
+    prompts = read_unlabelled(config)
+    require_not_held_out(prompts, held_out_of(run), str(config.corpus.unlabelled))
+    rows, dropped = unlabelled_rows(prompts, config, ChatFormat(load_tokenizer(run.models / "proxy")))
+    size, folder = config.corpus.shard_records, run.answers(adapter)
+    starts = range(0, len(rows), size)
+    shards = {folder / f"shard-{i:05d}.parquet": rows[start : start + size] for i, start in enumerate(starts)}
+    if any(unfinished(path) for path in shards):
+        with context.proxy_engine(adapter) as call:
+            context.events.step("answer")
+            draw = Sampler(call, 0, config.seed, context.room(config.alignment.max_new_tokens))
+            complete_prompts(shards, draw, context.reporter, run)
+    task = ScoreTask(adapter, context.label_source(adapter), on_answers=True)
+    _label(context, "answer", list(shards), run.answer_labels(adapter), task)
+    tokens = corpus_completion_tokens(list(shards))
+    return Made(AnswerResult(adapter=adapter, records=len(rows), tokens=tokens, dropped=dropped), len(rows), tokens)
+
+
+def _label(context: Context, key: str, shards: list[Path], labels: Path, task: ScoreTask) -> None:
+    """The soft labels of every shard that has none yet, by the engine or by the trainers, whose loop takes `task`."""
+    run = context.run
+    missing = {labels / p.name: read_shard_rows(p) for p in shards if unfinished(labels / p.name)}
+    if missing and context.config.score.source == "engine":
+        with context.proxy_engine(task.adapter) as call:
+            context.events.step("score")
+            score_with_engine(missing, call, task.source, context.reporter, run)
+    elif missing:
+        context.events.step("score")
+        context.train(key, score_loop, task)
+        run.go_on()
 
 
 def distil(context: Context, _: int | None) -> Made[DistilResult]:
@@ -70,10 +103,15 @@ def _labelled(context: Context) -> Material:
     adapter = None if labels.adapter == BASE else labels.adapter
     source = context.label_source(adapter)
     weight: Callable[[float, int], float] = labels.trust.weight_function(context.config.distillation.trust)
-    shards = slice_shards(run, "distillation", labels.segments)
-    stream = stream_distillation(shards, run.soft_labels(labels.adapter), source, weight, context.data_pool)
-    records = manifest(run, labels.segments)["distillation"]
-    return DistilTask(records, adapter, source), stream, labels.tokens
+    folder = run.soft_labels(labels.adapter)
+    taught = [LabelledShard(p, folder / p.name) for p in slice_shards(run, "distillation", labels.segments)]
+    records, tokens, answered = manifest(run, labels.segments)["distillation"], labels.tokens, []
+    if context.config.corpus.unlabelled:
+        own, folder = context.need(ANSWER), run.answer_labels(labels.adapter)
+        answered = [LabelledShard(p, folder / p.name, answers=True) for p in answer_shards(run, labels.adapter)]
+        records, tokens = records + own.records, tokens + own.tokens
+    stream = stream_distillation(in_turn(taught, answered), source, weight, context.data_pool)
+    return DistilTask(records, adapter, source), stream, tokens
 
 
 def _completed(context: Context) -> Material:

@@ -18,8 +18,10 @@ from proxykd.config import CollectConfig
 from proxykd.data import corpus_segments
 from proxykd.data.corpus_segments import reading_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
+from proxykd.data.unlabelled import held_out_in, read_unlabelled, require_not_held_out
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
+from proxykd.stages.answer import ANSWER
 from proxykd.stages.collect import CollectResult
 from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.models import ModelsResult
@@ -29,6 +31,22 @@ from proxykd.text.corpus import read_prompts
 from proxykd.text.tokenizer import load_tokenizer
 
 FOLLOW_POLL_S = 2.0
+
+
+def refuse_held_out_prompts(context: Context) -> None:
+    """Looks at corpus.unlabelled before anything starts, as far as the corpus is there.
+
+    Raises:
+        CorpusError: one of its prompts is one of the held-out slices'.
+    """
+    config = context.config
+    if config.corpus.unlabelled is None or ANSWER.finished(context.run) is not None:
+        return
+    if config.corpus.prompts is not None:
+        records = read_prompts(config.corpus.prompts)[: config.corpus.limit]
+    else:
+        records = reading_of(config, may_be_empty=True)[0].records
+    require_not_held_out(read_unlabelled(config), held_out_in(records, config.corpus.split), config.corpus.unlabelled)
 
 
 def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:

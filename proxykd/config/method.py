@@ -45,6 +45,10 @@ class CorpusConfig(Section):
     """A file, a folder, a data set of `proxykd collect`, or `hf:NAME[:SPLIT]`, with completions."""
     prompts: str | None = None
     """Where prompts without completions lie, in the forms of `path`: the run asks the teacher for completions first."""
+    unlabelled: str | None = None
+    """More prompts, in the forms of `prompts`, which the teacher is not asked: the aligned proxy answers them, and the
+    student learns its distribution alone there. None may be one of the held-out slices'.
+    """
     follow: int | None = Field(None, ge=1)
     """`path` is a data set that grows: begin once it holds so many records, and take what it adds before each round."""
     format: Literal["auto", "messages", "completion", "openorca", "nectar"] = "auto"

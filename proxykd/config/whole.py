@@ -83,6 +83,11 @@ class RunConfig(Section):
             self._check_white_box()
         if self.score.method == "drawn":
             self._check_drawn()
+        if self.corpus.unlabelled and not (self.teaching.labels and self.teaching.aligned):
+            raise ValueError(
+                f"corpus.unlabelled is answered by an aligned proxy, and distillation.source "
+                f"{self.distillation.source} has none; remove it, or set distillation.source=proxy"
+            )
         if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:

@@ -28,6 +28,8 @@ class Text:
     records: int
     prompt: float
     completion: float
+    unlabelled: int = 0
+    """Prompts without the teacher's answers, beside the records."""
 
     @property
     def length(self) -> float:
@@ -64,6 +66,7 @@ class Estimator:
         self.warmup, self.distillation = rest * split.warmup, rest * split.distillation
         self.alignment = round(rest * split.alignment)
         """Records of each slice."""
+        self.unlabelled = text.unlabelled
         rounds = config.alignment.rounds
         self.pairs = len(round_slice(1, self.alignment, config.alignment)) if rounds else 0
         """Records of a round."""

@@ -227,6 +227,11 @@ def slice_shards(run: RunDirectory, name: str, segments: int | None = None) -> l
     return shards
 
 
+def answer_shards(run: RunDirectory, adapter: str) -> list[Path]:
+    """The shards of an adapter's answers to prompts that the teacher has not answered, in order."""
+    return sorted(run.answers(adapter).glob("shard-*.parquet"))
+
+
 def read_shard_rows(path: Path) -> list[Row]:
     """A corpus shard's rows after its checksum was verified, each with its `length` in tokens."""
     verify_shard(path)

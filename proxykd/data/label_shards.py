@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from proxykd.data.soft_labels import LabelSource, SoftLabels, require_match, unpack, write_label_shard
+from proxykd.data.corpus_store import read_shard_rows
+from proxykd.data.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_label_shard
+from proxykd.runs.storage import read_table, verify_shard
 from proxykd.text.corpus import Row
 from proxykd.text.tokenising import ids_hash
 
@@ -41,6 +44,36 @@ def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps
         for row, scored in zip(rows, results, strict=True)
     ]
     write_label_shard(path, labels, source)
+
+
+@dataclass(frozen=True)
+class LabelledShard:
+    """A shard of completions, that of its labels, and whether the completions are the proxy's own: then no teacher's
+    text, which the student learns by the KL alone, with a weight of 1."""
+
+    completions: Path
+    labels: Path
+    answers: bool = False
+
+
+def labelled_rows(shard: LabelledShard, source: LabelSource, trust: Callable[[float, int], float]) -> Iterator[Row]:
+    """The rows with their labels, still packed, trust weights, and whether they are `answers`.
+
+    Raises:
+        IntegrityError: the labels are not of this source.
+    """
+    verify_shard(shard.labels)
+    require(shard.labels, source)
+    labels = read_table(shard.labels).to_pylist()
+    for row, label in zip(read_shard_rows(shard.completions), labels, strict=True):
+        weight = 1.0 if shard.answers else trust(label["sequence_logp"], label["tokens"])
+        yield {**row, **label, "trust": weight, "answer": shard.answers}
+
+
+def in_turn(shards: Sequence[LabelledShard], others: Sequence[LabelledShard]) -> list[LabelledShard]:
+    """Both in their own order, each spread evenly among the other."""
+    placed = [((i + 0.5) / len(some), shard) for some in (shards, others) for i, shard in enumerate(some)]
+    return [shard for _, shard in sorted(placed, key=lambda one: one[0])]
 
 
 def unpack_labels(row: Row, source: LabelSource) -> Row:

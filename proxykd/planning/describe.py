@@ -50,6 +50,8 @@ def _method(config: RunConfig) -> list[str]:
             f"NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
             f"{distillation.kl_reduction})"
         ) + (" from its own start, moved as alignment moved the proxy" if teaching.shift else "")
+        if config.corpus.unlabelled:
+            loss += f", KL alone on the proxy's answers to {config.corpus.unlabelled}"
     elif white_box is None or not teaching.open_teacher:
         loss = "NLL on the teacher's text alone (black-box KD)"
     else:

@@ -12,6 +12,7 @@ from proxykd.evaluation.measures import Fidelity, LabelSizes, MassShares, TrustS
 from proxykd.runs.json_model import JsonModel
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.align import RoundResult
+from proxykd.stages.answer import ANSWER, AnswerResult
 from proxykd.stages.distil import DistilResult
 from proxykd.stages.evaluate import EVALUATE
 from proxykd.stages.results import Results
@@ -59,6 +60,8 @@ class LabelsReport(LabelSizes):
     """The soft labels' size and mass, and by K the share of tokens with more than 0.95 of it in the K likeliest."""
 
     share_mass_over_095: MassShares | None
+    answers: AnswerResult | None = None
+    """What the proxy's own answers to prompts without the teacher's add to them."""
 
 
 class TrustReport(TrustStatistics):
@@ -87,6 +90,7 @@ def soft_labels(results: Results) -> LabelsReport | None:
     return LabelsReport(
         **scored.model_dump(include=set(LabelSizes.model_fields)),
         share_mass_over_095=evaluated.share_mass_over_095 if evaluated else None,
+        answers=results.of(ANSWER),
     )
 
 

@@ -401,6 +401,14 @@ class RunDirectory:
     def soft_labels(self, adapter: str) -> Path:
         return self.root / "soft_labels" / adapter
 
+    def answers(self, adapter: str) -> Path:
+        """An adapter's own answers to the prompts that the teacher has not answered."""
+        return self.root / "answers" / adapter
+
+    def answer_labels(self, adapter: str) -> Path:
+        """Its soft labels on them."""
+        return self.answers(adapter) / "soft_labels"
+
     def validation(self, adapter: str) -> Path:
         """How well each validation record is modelled under an adapter (validation_scores.py)."""
         return self.root / "validation" / adapter

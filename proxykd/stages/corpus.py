@@ -21,7 +21,7 @@ CORPUS = Stage(
     inputs=("collect",),
     settings=lambda config: [
         config.seed,
-        config.corpus,
+        config.corpus.model_copy(update={"unlabelled": None}),
         config.teacher,
         config.quality,
         config.proxy.source,

@@ -40,19 +40,19 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 def _cost(by: Estimator) -> list[StageEstimate]:
     """With the points of the validation curve, and the forward passes of the models that are read as it goes."""
-    stage = by.config.distillation
-    seconds = by.training(by.config.student, stage, by.distillation)
+    stage, records = by.config.distillation, by.distillation + by.unlabelled
+    seconds = by.training(by.config.student, stage, records)
     seconds += (1 + stage.evaluations) * by.forward(by.student, by.validation)
     for read in by.config.read_beside_student:
-        seconds += by.forward(require_architecture(read), by.distillation * stage.epochs)
-    return [by.trained("distil", by.distillation * stage.epochs, seconds)]
+        seconds += by.forward(require_architecture(read), records * stage.epochs)
+    return [by.trained("distil", records * stage.epochs, seconds)]
 
 
 DISTIL = Stage(
     "distil",
     "actors.run.distillation:distil",
     DistilResult,
-    inputs=("corpus", "score", "complete", "assist"),
+    inputs=("corpus", "score", "answer", "complete", "assist"),
     settings=_settings,
     files=_files,
     demands=_demands,

@@ -13,6 +13,7 @@ from proxykd.errors import IntegrityError
 from proxykd.runs.journal import replay
 from proxykd.runs.storage import RunDirectory, stage_key
 from proxykd.stages.align import ALIGN
+from proxykd.stages.answer import ANSWER
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.collect import COLLECT
 from proxykd.stages.complete import COMPLETE
@@ -25,7 +26,7 @@ from proxykd.stages.stage import Finished, Stage
 from proxykd.stages.warmup import WARMUP
 
 STAGES: tuple[Stage[Any], ...] = (
-    MODELS, COLLECT, CORPUS, WARMUP, ALIGN, SCORE, COMPLETE, ASSIST, DISTIL, EVALUATE,
+    MODELS, COLLECT, CORPUS, WARMUP, ALIGN, SCORE, ANSWER, COMPLETE, ASSIST, DISTIL, EVALUATE,
 )  # fmt: skip
 
 

@@ -181,17 +181,17 @@ def _as_taught(record: Record, reasoning: Reasoning, dropped: Counter[str]) -> R
     return record if reasoning == "train" else replace(record, reasoning=None)
 
 
-def read_prompts(source: str | Path) -> list[Record]:
-    """Prompts to be collected, from a file, a folder or hf:NAME: rows with `prompt` (and `system`) or `messages`, or in
+def read_prompts(source: str | Path, key: str = "prompts") -> list[Record]:
+    """Prompts to be answered, from a file, a folder or hf:NAME: rows with `prompt` (and `system`) or `messages`, or in
     any layout that a corpus has, whose completion is left aside; with optional `id`.
 
-    Returns records whose completion is still empty.
+    Returns records whose completion is still empty. `key` is the setting that named the source, for messages.
 
     Raises:
         CorpusError: no such source, nothing in it, a torn line, an empty prompt, or an id of two prompts.
     """
     prompts: dict[str, Record] = {}
-    for where, row in rows_of(source, "prompts"):
+    for where, row in rows_of(source, key):
         try:
             messages = _prompt_of(row)
         except BadRow as reason:

@@ -109,9 +109,9 @@ def _by_side(token_logps_N: Tensor, batch: CompletionBatch) -> tuple[Tensor, Ten
 class DistillationLoss:
     """Equations (7)-(11): the student's NLL (sequence sum) + alpha * w(x, y) * KL(proxy to student).
 
-    Rows add `soft_labels` and `trust`. Both terms are averaged over the global batch's sequences; the KL is first
-    averaged over a sequence's tokens (`sequence_mean`, the paper's form), or summed over them (`token_sum`, where
-    both terms are averaged over tokens instead).
+    Rows add `soft_labels` and `trust`; one that is an `answer`, by the proxy itself, has no NLL. Both terms are
+    averaged over the global batch's sequences; the KL is first averaged over a sequence's tokens (`sequence_mean`, the
+    paper's form), or summed over them (`token_sum`, where both terms are averaged over tokens instead).
     """
 
     terms: tuple[str, ...] = ("nll", "kl")
@@ -132,8 +132,9 @@ class DistillationLoss:
         kl_B = sequence_sums(kl_N, batch.lengths_B)
         trust_B = torch.tensor([row["trust"] for row in rows], device=device)
         weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
+        taught_B = torch.tensor([0.0 if row.get("answer") else 1.0 for row in rows], device=device)
         terms = {
-            "nll": -scores.token_logps_N.sum() / self._unit,
+            "nll": -(scores.token_logps_N * taught_B[batch.rows_N]).sum() / self._unit,
             "kl": self._alpha * weighted_B.sum() / self._unit,
         }
         return terms, {"sequence_kl": float(kl_N.detach().sum())}

@@ -85,7 +85,9 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
         )
     else:
         count, prompts, completions = records, 200.0, 250.0
-    return Text(records or count, prompt or prompts, completion or completions)
+    more = corpus.unlabelled
+    unlabelled = len(read_prompts(more)) if more and Path(more).exists() else 0
+    return Text(records or count, prompt or prompts, completion or completions, unlabelled)
 
 
 def _prompt_tokens(rows: list[Record]) -> float:

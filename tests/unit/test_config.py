@@ -97,6 +97,10 @@ def test_shipped_configs_leave_the_choice_to_the_device():
         (("corpus.split.validation=0.3", "corpus.split.test=0.3"), r"validation \+ test is 0\.6; keep it at or below"),
         (("corpus.follow=10", "corpus.limit=5"), r"leave corpus\.prompts and corpus\.limit out"),
         (("corpus.follow=10", "distillation.source=none"), r"corpus\.follow is for runs that align a proxy"),
+        (
+            ("corpus.unlabelled=p", "distillation.source=base"),
+            r"distillation\.source base has none; remove it, or set distillation\.source=proxy",
+        ),
         (("score.method=drawn",), r"the engine tells the likeliest tokens alone; set score\.source=trainer"),
         (
             ("score.method=drawn", "score.source=trainer", "distillation.divergence=truncated"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxykd.data.corpus_store import read_shard_rows, slice_shards
+from proxykd.data.corpus_store import answer_shards, read_shard_rows, slice_shards
 from proxykd.data.label_shards import CompletionLogps, write_soft_labels
 from proxykd.data.soft_labels import LabelSource
 from proxykd.models.batching import CompletionBatch, collate, plan_micro_batches
@@ -22,10 +22,12 @@ from proxykd.training.worker import Worker
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Whose labels, an adapter's or the base's (None), and how they are told apart on disk."""
+    """Whose labels, an adapter's or the base's (None), and how they are told apart on disk; on D_s, or on that
+    adapter's own answers."""
 
     adapter: str | None
     source: LabelSource
+    on_answers: bool = False
 
 
 class Scored(Result):
@@ -33,15 +35,16 @@ class Scored(Result):
 
 
 def score(worker: Worker, task: ScoreTask) -> Scored:
-    """Soft labels of D_s by the trainer's own forward pass: top-K and tail, or draws, and the actual token (appendix
+    """Soft labels by the trainer's own forward pass: top-K and tail, or draws, and the actual token (appendix
     A.1).
 
     Each worker scores a shard of its own at a time, with as many forward passes as the others.
     """
     workers = worker.workers
-    labels = worker.run.soft_labels(task.source.adapter)
+    run, adapter = worker.run, task.source.adapter
+    labels = run.answer_labels(adapter) if task.on_answers else run.soft_labels(adapter)
+    shards = answer_shards(run, adapter) if task.on_answers else slice_shards(run, "distillation")
     scorer = worker.proxy(task.adapter, trainable=False)
-    shards = slice_shards(worker.run, "distillation")
     worker.progress(0, len(shards), "shards")
     for done in range(0, len(shards), workers.world):
         worker.go_on()

@@ -217,7 +217,8 @@ function labels({ student, soft }) {
     const mass = Object.entries(soft.mass_at_k).map(([k, share]) => `top ${k}: ${percent(share)}`).join(", ");
     const kept = soft.method === "drawn" ? `${soft.k} draws` : `the ${soft.k} likeliest`;
     parts.push(h("h3", {}, "What the soft labels hold"),
-      h("p", {}, `${whole(soft.tokens)} tokens with ${kept} each, ${number(soft.bytes_per_token, 1)} bytes a token.`, mass && ` Mean mass of ${mass}.`));
+      h("p", {}, `${whole(soft.tokens)} tokens with ${kept} each, ${number(soft.bytes_per_token, 1)} bytes a token.`, mass && ` Mean mass of ${mass}.`,
+        soft.answers && ` Beside them ${whole(soft.answers.tokens)} of the proxy's own answers to ${whole(soft.answers.records)} prompts.`));
     if (soft.share_mass_over_095) {
       const { k, share } = soft.share_mass_over_095;
       parts.push(lineChart({ title: "Tokens whose K likeliest hold more than 0.95", unit: "share of tokens", x: { label: "K", values: k }, series: [{ label: "share", values: share }], digits: 3, height: 180 }));

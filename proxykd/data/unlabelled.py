@@ -1,0 +1,76 @@
+"""Prompts without the teacher's answers: which may be used, and their rows for the aligned proxy to complete."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from proxykd.config import RunConfig, SplitConfig
+from proxykd.data.corpus_store import read_slice, training_order
+from proxykd.errors import CorpusError, TemplateError
+from proxykd.runs.storage import RunDirectory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.corpus import Record, Row, prompt_key, read_prompts, slice_of
+
+HELD_OUT = ("validation", "test")
+OPENING = 60
+"""Characters of a prompt by which it is found again."""
+
+
+def read_unlabelled(config: RunConfig) -> list[Record]:
+    """The prompts of corpus.unlabelled.
+
+    Raises:
+        CorpusError: as read_prompts.
+    """
+    assert config.corpus.unlabelled is not None
+    return read_prompts(config.corpus.unlabelled, "corpus.unlabelled")
+
+
+def held_out_in(records: Iterable[Record], split: SplitConfig) -> dict[str, str]:
+    """The keys of the prompts that `split` holds out of the records, each with its slice."""
+    placed = {prompt_key(record.messages): slice_of(record.messages, split) for record in records}
+    return {key: name for key, name in placed.items() if name in HELD_OUT}
+
+
+def held_out_of(run: RunDirectory) -> dict[str, str]:
+    """The same of the run's corpus, which has been split."""
+    return {row["prompt_key"]: name for name in HELD_OUT for row in read_slice(run, name)}
+
+
+def require_not_held_out(prompts: Sequence[Record], held_out: Mapping[str, str], path: str) -> None:
+    """Raises CorpusError where one of the prompts is one of those that are held out, by its normalised text."""
+    repeated = [prompt for prompt in prompts if prompt_key(prompt.messages) in held_out]
+    if repeated:
+        first, opening = repeated[0], repeated[0].messages[-1]["content"][:OPENING]
+        raise CorpusError(
+            f"{path}: {len(repeated)} of its prompts are held out, from which nothing may learn: {first.id} "
+            f"({opening!r}) is in the slice {held_out[prompt_key(first.messages)]}; remove them from corpus.unlabelled"
+        )
+
+
+def unlabelled_rows(prompts: Sequence[Record], config: RunConfig, chat: ChatFormat) -> tuple[list[Row], dict[str, int]]:
+    """Rows of the corpus, without a completion, in the order that the seed gives; and what was dropped by reason.
+
+    Raises:
+        CorpusError: no prompt is left.
+    """
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
+    for prompt in sorted(prompts, key=lambda prompt: training_order(config.seed, prompt.id)):
+        try:
+            ids = chat.prompt_ids(prompt.messages, prompt.tools)
+        except TemplateError:
+            dropped["template_refuses"] += 1
+            continue
+        if config.corpus.max_length - len(ids) < 2:
+            dropped["prompt_too_long"] += 1
+            continue
+        text, key = prompt.messages[-1]["content"], prompt_key(prompt.messages)
+        rows.append({"id": prompt.id, "prompt_ids": ids, "completion_ids": [], "prompt": text, "prompt_key": key})
+    if not rows:
+        raise CorpusError(
+            f"{config.corpus.unlabelled} holds no prompt that can be answered (dropped: {dict(dropped)}); raise "
+            f"corpus.max_length or remove corpus.unlabelled"
+        )
+    return rows, dict(sorted(dropped.items()))
