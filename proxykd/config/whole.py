@@ -47,6 +47,10 @@ class RunConfig(Section):
     alignment: AlignmentConfig = AlignmentConfig()
     score: ScoreConfig = ScoreConfig()
     distillation: DistillationConfig = DistillationConfig()
+    sft: TrainConfig | None = None
+    """A second student beside the first, by SFT on all of the training text: what the same answers buy without a
+    proxy. Unset, there is none.
+    """
     white_box: WhiteBoxConfig | None = None
     engine: EngineConfig = EngineConfig()
     collection: CollectionConfig = CollectionConfig()
@@ -81,6 +85,8 @@ class RunConfig(Section):
             )
         if self.teaching.open_teacher:
             self._check_white_box()
+        if self.sft is not None and not (self.teaching.labels or self.teaching.open_teacher):
+            raise ValueError(f"distillation.source {self.distillation.source} is SFT already; leave sft out")
         if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:

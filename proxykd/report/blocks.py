@@ -8,14 +8,15 @@ from __future__ import annotations
 from pydantic import Field
 
 from proxykd.data.corpus_store import manifest
-from proxykd.evaluation.measures import Fidelity, LabelSizes, MassShares, TrustStatistics
+from proxykd.evaluation.measures import Difference, Fidelity, LabelSizes, MassShares, MeanKl, TrustStatistics
 from proxykd.runs.json_model import JsonModel
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.distil import DistilResult
-from proxykd.stages.evaluate import EVALUATE
+from proxykd.stages.evaluate import EVALUATE, STUDENT_SFT
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
+from proxykd.stages.sft import SFT, SftResult
 from proxykd.stages.trained import StepFacts, TrainedResult
 
 
@@ -55,6 +56,15 @@ class StudentSoFar(WithoutSteps, DistilResult):
     after: Fidelity | None
 
 
+class SftReport(WithoutSteps, SftResult):
+    """The student that has seen the text alone, on the test slice, and what the run's own is better by."""
+
+    after: Fidelity
+    true_kl: MeanKl | None
+    """Where the teacher is local."""
+    student_less_sft: Difference
+
+
 class LabelsReport(LabelSizes):
     """The soft labels' size and mass, and by K the share of tokens with more than 0.95 of it in the K likeliest."""
 
@@ -77,6 +87,20 @@ def corpus_counts(run: RunDirectory) -> CorpusCounts:
 def round_report(result: RoundResult) -> RoundReport:
     """The round without its steps."""
     return RoundReport(**result.model_dump(exclude={"steps"}))
+
+
+def sft(results: Results) -> SftReport | None:
+    """Returns the student by SFT, None where the run has none, or the test slice has not seen it yet."""
+    trained, evaluated = results.of(SFT), results.of(EVALUATE)
+    if trained is None or evaluated is None:
+        return None
+    assert evaluated.student_less_sft is not None
+    return SftReport(
+        **trained.model_dump(exclude={"steps"}),
+        after=evaluated.models[STUDENT_SFT].fidelity,
+        true_kl=evaluated.models[STUDENT_SFT].true_kl,
+        student_less_sft=evaluated.student_less_sft,
+    )
 
 
 def soft_labels(results: Results) -> LabelsReport | None:

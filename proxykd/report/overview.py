@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from proxykd.config import RunConfig
 from proxykd.evaluation.inspection import has_inspected
 from proxykd.evaluation.measures import Fidelity
-from proxykd.report.blocks import TeacherFacts, corpus_counts, round_report, soft_labels, trust
+from proxykd.report.blocks import TeacherFacts, corpus_counts, round_report, sft, soft_labels, trust
 from proxykd.report.overview_model import (
     Columns,
     CoordinatorClaim,
@@ -161,6 +161,7 @@ def _student(results: Results) -> StudentOverview | None:
         before=before.fidelity if before else None,
         after=after.fidelity if after else None,
         true_kl=StudentKlSoFar(before=before.true_kl if before else None, after=after.true_kl if after else None),
+        sft=sft(results),
     )
 
 

@@ -11,6 +11,7 @@ from proxykd.report.blocks import (
     CorpusCounts,
     LabelsReport,
     RoundReport,
+    SftReport,
     StudentSoFar,
     TeacherFacts,
     TrustReport,
@@ -86,6 +87,7 @@ class StudentKlSoFar(JsonModel):
 
 class StudentOverview(StudentSoFar):
     true_kl: StudentKlSoFar
+    sft: SftReport | None
 
 
 class CoordinatorClaim(JsonModel):

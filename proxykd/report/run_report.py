@@ -7,7 +7,7 @@ from typing import Any
 
 from proxykd.config import RunConfig
 from proxykd.evaluation.measures import MeanKl
-from proxykd.report.blocks import corpus_counts, round_report, soft_labels, trust
+from proxykd.report.blocks import corpus_counts, round_report, sft, soft_labels, trust
 from proxykd.report.provenance import git_revision, hardware
 from proxykd.report.report_model import (
     AssistantReport,
@@ -31,7 +31,13 @@ from proxykd.stages.align import ALIGN, in_force
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.collect import COLLECT
 from proxykd.stages.distil import DISTIL
-from proxykd.stages.evaluate import EVALUATE, OPEN_TEACHER, STUDENT_AFTER, STUDENT_BEFORE, ModelScores
+from proxykd.stages.evaluate import (
+    EVALUATE,
+    OPEN_TEACHER,
+    STUDENT_AFTER,
+    STUDENT_BEFORE,
+    ModelScores,
+)
 from proxykd.stages.models import MODELS
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
@@ -71,6 +77,7 @@ def build_report(run: RunDirectory, stop_reason: str) -> RunReport:
         trust=trust(results),
         white_box=_white_box(results),
         student=_student(results),
+        sft=sft(results),
         grey_box=_teacher_kl(results.need(EVALUATE).models),
         sealed_teacher=sealed_teacher(results),
     )

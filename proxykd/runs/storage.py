@@ -413,6 +413,11 @@ class RunDirectory:
     def student(self) -> Path:
         return self.root / "student"
 
+    @property
+    def sft_student(self) -> Path:
+        """The one beside it that has seen the text alone, where `sft` asks for it."""
+        return self.root / "student-sft"
+
     def snapshot(self, step: int) -> Path:
         """The student as it was after so many steps, where distillation.snapshots asks for it."""
         return self.root / "snapshots" / f"step-{step:06d}"

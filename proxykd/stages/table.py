@@ -21,11 +21,12 @@ from proxykd.stages.distil import DISTIL
 from proxykd.stages.evaluate import EVALUATE
 from proxykd.stages.models import MODELS
 from proxykd.stages.score import SCORE
+from proxykd.stages.sft import SFT
 from proxykd.stages.stage import Finished, Stage
 from proxykd.stages.warmup import WARMUP
 
 STAGES: tuple[Stage[Any], ...] = (
-    MODELS, COLLECT, CORPUS, WARMUP, ALIGN, SCORE, COMPLETE, ASSIST, DISTIL, EVALUATE,
+    MODELS, COLLECT, CORPUS, WARMUP, ALIGN, SCORE, COMPLETE, ASSIST, DISTIL, SFT, EVALUATE,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.hosting.status import Work
-from proxykd.evaluation.measures import Fidelity, MeanKl
+from proxykd.evaluation.measures import Difference, Fidelity, MeanKl
 from proxykd.report.report_model import RunReport, read_report
 from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import RunDirectory
@@ -35,6 +35,8 @@ def _print_run(run: RunDirectory) -> None:
     report = read_report(run)
     console = Console(highlight=False)
     console.print(fidelity_table(report))
+    if report.sft:
+        console.print(_worth(report.sft.student_less_sft))
     console.print(_stage_table(report))
     if report.rounds:
         console.print(f"stopped aligning: {report.stop_reason}")
@@ -111,11 +113,25 @@ def _test_rows(report: RunReport) -> Iterator[ModelRow]:
         if opened.assistant:
             yield "assistant", opened.assistant, kl.assistant if kl else None
     yield "student, before", report.student.before, sealed.kl_teacher_student.before if sealed else None
+    if report.sft:
+        yield "student, SFT", report.sft.after, report.sft.true_kl
     yield "student, after", report.student.after, sealed.kl_teacher_student.after if sealed else None
 
 
 def _kl_by_round(report: RunReport) -> Mapping[int, MeanKl]:
     return {one.round: one for one in report.sealed_teacher.kl_teacher_proxy} if report.sealed_teacher else {}
+
+
+def _worth(difference: Difference) -> str:
+    """What the proxy was worth, in a line."""
+    told = f"NLL {_paired(difference.nll, difference.nll_stderr)}"
+    if difference.true_kl is not None:
+        told += f", true KL {_paired(difference.true_kl, difference.true_kl_stderr)}"
+    return f"the student less SFT on all the text, paired by record: {told} nats a token"
+
+
+def _paired(value: float, stderr: float | None) -> str:
+    return f"{value:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
 
 
 def _stage_table(report: RunReport) -> Table:

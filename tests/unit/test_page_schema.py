@@ -30,7 +30,8 @@ READS = {
         "labels": {"student": "student", "soft": "soft_labels"},
         "trust": {"{}": "trust", "histogram": "trust.histogram"},
         "student": {"facts": "student", "kl?.[when]": "student.true_kl.after"}
-        | {"row": "student.after", "point": "student.curve[]", "p": "student.curve[]"},
+        | {"row": "student.after", "point": "student.curve[]", "p": "student.curve[]"}
+        | {"less": "student.sft.student_less_sft"},
         "costs": {"stage": "pipeline[]"},
         "corpus": {"facts": "corpus"},
         "restarts": {"one": "coordinators[]"},

@@ -261,6 +261,8 @@ function student(facts) {
   const x = { label: "step", values: curve.map((point) => point.step) };
   const kl = facts.true_kl;
   const rows = ["before", "after"].filter((when) => facts[when]).map((when) => ({ when, ...facts[when], kl: kl?.[when]?.kl }));
+  if (facts.sft) rows.push({ when: "by SFT on all the text", ...facts.sft.after, kl: facts.sft.true_kl?.kl });
+  const less = facts.sft?.student_less_sft;
   return [
     rows.length ? table(rows, [
       ["student", (row) => row.when, true],
@@ -268,6 +270,8 @@ function student(facts) {
       ["top-1", (row) => percent(row.top1_agreement)],
       ["true KL", (row) => number(row.kl)],
     ], "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
+    less ? h("p", {}, `The student less SFT, paired by record: NLL ${signed(less.nll, 4)} ± ${number(less.nll_stderr, 4)} nats a token`,
+      less.true_kl === null ? "." : `, true KL ${signed(less.true_kl, 4)} ± ${number(less.true_kl_stderr, 4)}.`) : null,
     curve.length > 1 ? h("div", { class: "columns" },
       lineChart({ title: "NLL on the validation slice", unit: "nats a token", x, series: [{ label: "NLL", values: curve.map((p) => p.held_out_nll) }] }),
       lineChart({ title: "Top-1 agreement on the validation slice", unit: "share of tokens", x, series: [{ label: "top-1", values: curve.map((p) => p.top1_agreement) }] })) : null,
