@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.config import ModelConfig, RunConfig
+from proxykd.config import USES, ModelConfig, RunConfig
 from proxykd.costs.memory_plan import footprints
 from proxykd.models.architecture import architecture
 from proxykd.planning.requirements import cpus_needed, gpus_needed
@@ -14,12 +14,15 @@ def describe(config: RunConfig) -> list[str]:
     corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
     split = config.corpus.split
     rest = 1 - split.validation - split.test
-    shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
+    shares = {config.corpus.slice_for(use): rest * config.corpus.share_for(use) for use in USES}
+    limit = config.corpus.training_limit
+    limited = f"; of what is not held out {limit} records at most, drawn by the seed" if limit else ""
     lines = [
         f"{config.name}: valid; the run would be {config.runs_dir}/{config.run_id}",
         f"  corpus        {corpus}",
         f"  slices        validation {split.validation:.1%}, test {split.test:.1%}, "
-        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
+        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        + limited,
         f"  proxy         {_model(config.proxy)}",
         f"  student       {_model(config.student)}, method {config.student.method}",
         *_method(config),
