@@ -21,15 +21,16 @@ from proxykd.training.loops.sft import sft as sft_loop
 
 def complete(context: Context, _: int | None) -> Made[CompleteResult]:
     """The open teacher's own completions of D_s's prompts."""
-    records, tokens = _complete(context, "distillation")
+    records, tokens = _complete(context, context.config.corpus.slice_for("distillation"))
     return Made(CompleteResult(records=records), records, tokens)
 
 
 def assist(context: Context, _: int | None) -> Made[AssistResult]:
     """TAKD's teacher assistant: the proxy's base, taught by the open teacher on D_w and D_p; never aligned."""
-    _complete(context, "warmup", "alignment")
+    slices = context.config.corpus.slices_for("warmup", "alignment")
+    _complete(context, *slices)
     context.stop_open_teacher()
-    shards = [*completed(context, "warmup"), *completed(context, "alignment")]
+    shards = [path for name in slices for path in completed(context, name)]
     records = sum((shard_facts(path) or {})["records"] for path in shards)
     stream = stream_corpus(shards, context.data_pool)
     result = context.train("assist", assist_loop, AssistTask(records), stream)

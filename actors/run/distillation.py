@@ -33,8 +33,8 @@ from proxykd.training.objectives import DistilTask
 def score(context: Context, _: int | None) -> Made[LabelsResult]:
     """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
     run, config, adapter = context.run, context.config, context.aligned_adapter()
-    segments = take_added(context)
-    corpus = slice_shards(run, "distillation", segments)
+    segments, name = take_added(context), _slice(context)
+    corpus = slice_shards(run, name, segments)
     labels, source = run.soft_labels(adapter or BASE), context.label_source(adapter)
     missing = {labels / p.name: read_shard_rows(p) for p in corpus if unfinished(labels / p.name)}
     if missing and config.score.source == "engine":
@@ -47,7 +47,7 @@ def score(context: Context, _: int | None) -> Made[LabelsResult]:
         run.go_on()
     statistics = label_statistics([labels / path.name for path in corpus], source, config.distillation.trust)
     result = LabelsResult(**dict(statistics), segments=segments)
-    return Made(result, manifest(run, segments)["distillation"], result.tokens)
+    return Made(result, manifest(run, segments)[name], result.tokens)
 
 
 def distil(context: Context, _: int | None) -> Made[DistilResult]:
@@ -61,32 +61,37 @@ def distil(context: Context, _: int | None) -> Made[DistilResult]:
     return Made(result, result.records, round(tokens * result.records / task.records))
 
 
+def _slice(context: Context) -> str:
+    """D_s, by its name on disk."""
+    return context.config.corpus.slice_for("distillation")
+
+
 Material = tuple[DistilTask, Dataset, int]
 """The loop's task, the rows that it streams, and their completion tokens."""
 
 
 def _labelled(context: Context) -> Material:
-    run, labels = context.run, context.need(SCORE)
+    run, labels, name = context.run, context.need(SCORE), _slice(context)
     adapter = None if labels.adapter == BASE else labels.adapter
     source = context.label_source(adapter)
     weight: Callable[[float, int], float] = labels.trust.weight_function(context.config.distillation.trust)
-    shards = slice_shards(run, "distillation", labels.segments)
+    shards = slice_shards(run, name, labels.segments)
     stream = stream_distillation(shards, run.soft_labels(labels.adapter), source, weight, context.data_pool)
-    records = manifest(run, labels.segments)["distillation"]
+    records = manifest(run, labels.segments)[name]
     return DistilTask(records, adapter, source), stream, labels.tokens
 
 
 def _completed(context: Context) -> Material:
     adapter = context.need(ASSIST).adapter if context.config.teaching.assistant else None
-    return _plain(context, completed(context, "distillation"), adapter)
+    return _plain(context, completed(context, _slice(context)), adapter)
 
 
 def _text_alone(context: Context) -> Material:
-    return _plain(context, slice_shards(context.run, "distillation"), None)
+    return _plain(context, slice_shards(context.run, _slice(context)), None)
 
 
 def _plain(context: Context, shards: list[Path], adapter: str | None) -> Material:
-    records = manifest(context.run)["distillation"]
+    records = manifest(context.run)[_slice(context)]
     return DistilTask(records, adapter), stream_corpus(shards, context.data_pool), corpus_completion_tokens(shards)
 
 

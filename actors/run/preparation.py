@@ -18,6 +18,7 @@ from proxykd.config import CollectConfig
 from proxykd.data import corpus_segments
 from proxykd.data.corpus_segments import reading_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
+from proxykd.data.slices import place, require_training_records
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
 from proxykd.stages.collect import CollectResult
@@ -49,10 +50,16 @@ def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:
 
 
 def collect(context: Context, _: int | None) -> Made[CollectResult]:
-    """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone."""
+    """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone.
+
+    Raises:
+        CorpusError: so many prompts cannot give what corpus.training_limit asks for.
+    """
     config = context.config
     assert config.corpus.prompts is not None
     prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
+    training = place(prompts, config.corpus, config.seed).training
+    require_training_records(training * config.teacher.samples, config.corpus)
     collection = Collection(context.run.collected, CollectConfig.of_run(config), prompts)
     rate = shared_rate_limit(collection.config, config.redis.url, workers=1) if config.redis.url else None
     with _teacher(context) as base_url:

@@ -6,7 +6,16 @@ part of the run's hash.
 """
 
 from proxykd.config.machines import LORA_SLOTS, EngineConfig, ResourceConfig, lora_slot_rank
-from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, Reasoning, SplitConfig, TrainConfig
+from proxykd.config.method import (
+    HELD_OUT,
+    USES,
+    AlignmentConfig,
+    CorpusConfig,
+    DistillationConfig,
+    Reasoning,
+    TrainConfig,
+    Use,
+)
 from proxykd.config.reading import (
     apply_overrides,
     load_collect_config,
@@ -21,7 +30,9 @@ from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceCo
 from proxykd.config.whole import CollectConfig, RunConfig
 
 __all__ = [
+    "HELD_OUT",
     "LORA_SLOTS",
+    "USES",
     "AlignmentConfig",
     "BudgetConfig",
     "CollectConfig",
@@ -38,9 +49,9 @@ __all__ = [
     "ResourceConfig",
     "RunConfig",
     "Section",
-    "SplitConfig",
     "TeacherConfig",
     "TrainConfig",
+    "Use",
     "apply_overrides",
     "load_collect_config",
     "load_config",

@@ -9,10 +9,16 @@ from pydantic import Field, model_validator
 from proxykd.config.sections import Fraction, ModelConfig, Section
 
 Reasoning = Literal["answer_only", "drop_record", "train"]
+Use = Literal["warmup", "alignment", "distillation"]
+"""What training text is for: D_w, D_p and D_s."""
+USES: tuple[Use, ...] = ("warmup", "alignment", "distillation")
+HELD_OUT = ("validation", "test")
 
 
 class SplitConfig(Section):
-    """Shares of the corpus. `validation` and `test` are cut first; the other three share what is left, and sum to 1."""
+    """Shares of the corpus. `validation` and `test` are cut first; the other three share what is left, and sum to 1
+    (with `corpus.whole_text` each of them has all of it).
+    """
 
     validation: Fraction = 0.05
     """Share that judges every round and the student while it trains. With `test`, at most 0.5."""
@@ -68,8 +74,8 @@ class CorpusConfig(Section):
     `split` (the paper's way); the held-out slices are the same either way.
     """
     training_limit: int | None = Field(None, ge=1)
-    """Records beside the held-out slices that are used at most, drawn by the seed: what fewer answers would buy. Unset,
-    all.
+    """Records beside the held-out slices that are used at most, drawn by the seed, prompt by prompt
+    ([corpus.md](corpus.md#with-fewer-answers)). Unset, all.
     """
     shard_records: int = Field(512, ge=1)
     """Records a file: of the corpus, of pairs and of soft labels alike. What a death loses is one of them."""
@@ -81,7 +87,35 @@ class CorpusConfig(Section):
             raise ValueError("corpus.path and corpus.prompts are both set; set one of them")
         if self.follow and (self.prompts or self.limit):
             raise ValueError("corpus.follow goes with corpus.path alone; leave corpus.prompts and corpus.limit out")
+        if self.follow and self.training_limit:
+            raise ValueError(
+                "corpus.training_limit draws from records that are all there, and corpus.follow lets them grow; leave "
+                "one of them out"
+            )
         return self
+
+    def slice_for(self, use: Use) -> str:
+        """The slice whose records serve a use."""
+        return "training" if self.whole_text else use
+
+    def slices_for(self, *uses: Use) -> tuple[str, ...]:
+        """The slices of several uses, each once."""
+        return tuple(dict.fromkeys(map(self.slice_for, uses)))
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """Every slice that a run has."""
+        return (*HELD_OUT, *self.slices_for(*USES))
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """Those that take what a followed data set adds: the warm-up is over by then."""
+        return self.slices_for("alignment", "distillation")
+
+    def share_for(self, use: Use) -> float:
+        """The share of the training text that serves a use."""
+        share: float = getattr(self.split, use)
+        return 1.0 if self.whole_text else share
 
 
 class TrainConfig(Section):

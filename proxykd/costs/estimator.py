@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from proxykd.config import ModelConfig, RunConfig, TrainConfig
+from proxykd.config import ModelConfig, RunConfig, TrainConfig, Use
 from proxykd.costs.devices import Device
 from proxykd.costs.memory_plan import BYTES, kv_bytes
 from proxykd.data.round_records import round_slice
@@ -58,15 +58,22 @@ class Estimator:
         """
         self.config, self.text, self.device = config, text, device
         self.proxy, self.student = require_architecture(config.proxy), require_architecture(config.student)
-        split = config.corpus.split
+        corpus, split = config.corpus, config.corpus.split
         rest = text.records * (1 - split.validation - split.test)
+        if corpus.training_limit is not None:
+            rest = min(rest, corpus.training_limit)
         self.validation, self.test = text.records * split.validation, text.records * split.test
-        self.warmup, self.distillation = rest * split.warmup, rest * split.distillation
-        self.alignment = round(rest * split.alignment)
-        """Records of each slice."""
+        self.warmup, self.distillation = rest * corpus.share_for("warmup"), rest * corpus.share_for("distillation")
+        self.alignment = round(rest * corpus.share_for("alignment"))
+        """Records that serve each use."""
         rounds = config.alignment.rounds
         self.pairs = len(round_slice(1, self.alignment, config.alignment)) if rounds else 0
         """Records of a round."""
+
+    def serving(self, *uses: Use) -> float:
+        """Records that serve any of these uses, each counted once."""
+        of_slices: dict[str, float] = {self.config.corpus.slice_for(use): getattr(self, use) for use in uses}
+        return sum(of_slices.values())
 
     def trained(self, stage: str, records: float, seconds: float, starts: int = 1) -> StageEstimate:
         """Work of the trainers, whose workers start so many times."""

@@ -26,15 +26,19 @@ class TeacherFacts(JsonModel):
 
 
 class CorpusCounts(JsonModel):
-    """Records in all and by slice, those dropped by reason, those truncated, and completion tokens."""
+    """Records in all and by slice (None for one that the run has not), those dropped by reason, those truncated, those
+    that corpus.training_limit leaves out, and completion tokens."""
 
     records: int
     validation: int
     test: int
-    warmup: int
-    alignment: int
-    distillation: int
+    warmup: int | None = None
+    alignment: int | None = None
+    distillation: int | None = None
+    training: int | None = None
+    """With corpus.whole_text, in the place of the three above it."""
     dropped: dict[str, int]
+    beyond_limit: int = 0
     truncated: int
     tokens: int
 
@@ -81,7 +85,7 @@ class TrustReport(TrustStatistics):
 def corpus_counts(run: RunDirectory) -> CorpusCounts:
     """The counts of the corpus as it is now, with all that it has grown by."""
     counts = manifest(run)
-    return CorpusCounts.model_validate({name: counts[name] for name in CorpusCounts.model_fields})
+    return CorpusCounts.model_validate({name: counts[name] for name in CorpusCounts.model_fields if name in counts})
 
 
 def round_report(result: RoundResult) -> RoundReport:

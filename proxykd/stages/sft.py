@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.config import RunConfig
+from proxykd.config import USES, RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
 from proxykd.stages.stage import Stage
@@ -24,7 +24,7 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 def _cost(by: Estimator) -> list[StageEstimate]:
     """With the points of its validation curve."""
     assert by.config.sft is not None
-    stage, records = by.config.sft, by.training_records
+    stage, records = by.config.sft, by.serving(*USES)
     seconds = by.training(by.config.student, stage, records)
     seconds += (1 + stage.evaluations) * by.forward(by.student, by.validation)
     return [by.trained("sft", records * stage.epochs, seconds)]

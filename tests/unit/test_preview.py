@@ -102,7 +102,7 @@ def lengths_by_hand(tokenizer, config):
             "input_ids"
         ]
         completion = tokenizer.encode(record.completion + "<|im_end|>", add_special_tokens=False)
-        found.append((record.id, slice_of(record.messages, config.corpus.split), len(prompt), len(completion)))
+        found.append((record.id, slice_of(record.messages, config.corpus), len(prompt), len(completion)))
     return found
 
 

@@ -37,7 +37,7 @@ def score(worker: Worker, task: ScoreTask) -> Scored:
     workers = worker.workers
     labels = worker.run.soft_labels(task.source.adapter)
     scorer = worker.proxy(task.adapter, trainable=False)
-    shards = slice_shards(worker.run, "distillation")
+    shards = slice_shards(worker.run, worker.config.corpus.slice_for("distillation"))
     worker.progress(0, len(shards), "shards")
     for done in range(0, len(shards), workers.world):
         worker.go_on()

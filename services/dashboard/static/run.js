@@ -293,10 +293,11 @@ function costs(stages) {
 }
 
 function corpus(facts) {
-  const slices = ["validation", "test", "warmup", "alignment", "distillation"];
+  const slices = ["validation", "test", "warmup", "alignment", "distillation", "training"];
   return [
-    h("p", {}, `${plural(facts.records, "record")}, ${whole(facts.tokens)} completion tokens: ${slices.map((name) => `${whole(facts[name])} ${name}`).join(", ")}.`),
-    h("p", {}, `Dropped: ${droppedText(facts.dropped) || "none"}.`, facts.truncated ? ` Truncated: ${whole(facts.truncated)}.` : ""),
+    h("p", {}, `${plural(facts.records, "record")}, ${whole(facts.tokens)} completion tokens: ${slices.filter((name) => facts[name] !== null).map((name) => `${whole(facts[name])} ${name}`).join(", ")}.`),
+    h("p", {}, `Dropped: ${droppedText(facts.dropped) || "none"}.`, facts.truncated ? ` Truncated: ${whole(facts.truncated)}.` : "",
+      facts.beyond_limit ? ` Left out by corpus.training_limit: ${whole(facts.beyond_limit)}.` : ""),
   ];
 }
 
