@@ -25,12 +25,12 @@ ModelRow = tuple[str, Fidelity, MeanKl | None]
 
 def print_report(work: Work) -> None:
     if work.study is None:
-        _print_run(work.run)
+        print_run(work.run)
     else:
         _print_study(work.study)
 
 
-def _print_run(run: RunDirectory) -> None:
+def print_run(run: RunDirectory) -> None:
     """The short table of a finished run: fidelity by round, the student before and after, seconds, where it lies."""
     report = read_report(run)
     console = Console(highlight=False)

@@ -172,7 +172,7 @@ def test_a_warm_up_takes_what_the_corpus_began_with(streams, tiny, tmp_path, mon
 
     def train(key, loop, task, stream):
         given.append((task.records, [row["id"] for row in stream]))
-        return SimpleNamespace()
+        return SimpleNamespace(records=task.records)
 
     alignment.warm_up(SimpleNamespace(run=run, config=run.config(), data_pool=None, train=train), None)
     ids = [row["id"] for path in began for row in read_shard_rows(path)]
