@@ -20,7 +20,8 @@ from proxykd.stages.evaluate import EVALUATE, OPEN_TEACHER, ModelScores
 from proxykd.stages.models import MODELS
 from proxykd.stages.results import Results
 from proxykd.stages.warmup import WARMUP
-from proxykd.study.studies import PROXY_KD, Arm, StudyConfig, StudyDirectory
+from proxykd.study.presets import PROXY_KD
+from proxykd.study.studies import Arm, StudyConfig, StudyDirectory
 from proxykd.study.study_model import ArmKl, ArmReport, Calibration, Row, StageHours, StudyFacts, StudyReport
 
 Measure = Callable[[ArmReport], float | None]

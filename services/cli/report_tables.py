@@ -13,7 +13,8 @@ from proxykd.evaluation.measures import Fidelity, MeanKl
 from proxykd.report.report_model import RunReport, read_report
 from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import RunDirectory
-from proxykd.study.studies import PRESETS, PROXY_KD, StudyDirectory
+from proxykd.study.presets import PRESETS, PROXY_KD
+from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_model import Row, StudyReport
 from proxykd.study.study_report import known_measures
 from services.cli.formatting import figure_table, stage_title, with_error

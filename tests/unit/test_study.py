@@ -18,7 +18,8 @@ from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shar
 from proxykd.stages.align import ALIGN
 from proxykd.stages.table import stage_keys
 from proxykd.study.adoption import adopt_stage, link_tree
-from proxykd.study.studies import PRESETS, StudyDirectory, load_study, validate_study
+from proxykd.study.presets import PRESETS
+from proxykd.study.studies import StudyDirectory, load_study, validate_study
 from proxykd.study.study_model import ArmReport
 from proxykd.study.study_report import mean_and_interval, table
 from services.cli.main import main
@@ -46,6 +47,11 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
     assert by_name["jsd"].distillation.source == "white_box"
     assert by_name["jsd"].white_box.divergence == "jsd"
     assert by_name["without_preference"].alignment.preference is False
+    assert {name for name, config in by_name.items() if config.corpus.whole_text} == {
+        "sft_on_all", "whole_text", "whole_text_nll",
+    }  # fmt: skip
+    assert by_name["sft_on_all"].distillation.source == "none"
+    assert by_name["whole_text_nll"].alignment.preference is False
     assert {arm.config.seed for arm in arms} == {1, 2}
 
 
@@ -64,6 +70,10 @@ def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
     assert of["without_proxy"]["distil"] == of["black_box_kd"]["distil"]
     assert len({of[name]["complete"] for name in ("forward_kl", "jsd", "takd", "reverse_kl_on_policy")}) == 1
     assert of["takd"]["assist"]
+    assert of["sft_on_all"]["corpus"] == of["whole_text"]["corpus"] != full["corpus"]
+    assert of["sft_on_all"]["distil"] != of["black_box_kd"]["distil"]
+    assert of["whole_text_nll"]["warmup"] == of["whole_text"]["warmup"]
+    assert of["whole_text_nll"]["align"] != of["whole_text"]["align"]
     assert len({of[name]["distil"] for name in of}) == len(of) - 3  # by sequence twice, without proxy
 
 
