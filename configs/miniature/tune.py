@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from proxykd.runs.storage import read_json
-from proxykd.study.studies import PRESETS, StudyDirectory, load_study
+from proxykd.study.presets import PRESETS
+from proxykd.study.studies import StudyDirectory, load_study
 
 STUDY = Path(__file__).parents[1] / "study-miniature.yaml"
 FOLDER = Path("runs/miniature")
