@@ -36,6 +36,15 @@ def test_shipped_configs_are_valid_and_described(path):
     assert any("needs" in line for line in lines)
 
 
+def test_what_the_slices_are_is_described(tmp_path):
+    def told(*overrides):
+        return next(line for line in describe(load(tmp_path, *overrides)) if "slices" in line)
+
+    assert told().endswith("validation 5.0%, test 5.0%, warmup 9.0%, alignment 40.5%, distillation 40.5%")
+    whole = told("corpus.whole_text=true", "corpus.training_limit=80")
+    assert whole.endswith("test 5.0%, training 90.0%; of what is not held out 80 records at most, drawn by the seed")
+
+
 def test_defaults_are_the_papers(tmp_path):
     config = load(tmp_path)
     assert config.alignment.rounds == 16
