@@ -49,13 +49,16 @@ class Letters:
 def tell_run(
     runs_dir: Path, rounds: int = 2, until: str | None = None, name: str = "told", **sections: Any
 ) -> RunDirectory:
-    """Every stage up to and including `until` is done, or all, and the run finished."""
+    """A run of its own: every stage up to and including `until` is done, or all, and the run finished."""
     sections |= {"name": name, "alignment": {"rounds": rounds, "max_new_tokens": 12}}
-    config = run_config("model", str(runs_dir), **sections)
-    run = RunDirectory.create(config)
+    return tell(RunDirectory.create(run_config("model", str(runs_dir), **sections)), until)
+
+
+def tell(run: RunDirectory, until: str | None = None) -> RunDirectory:
+    """The same of a run that is there."""
     journal, log = Journal(run.journal, host="here", job=None, cluster_pid=None), EventLog(run)
     log.emit(RunStarted(run.id, journal.epoch))
-    for stage, number in expected(config):
+    for stage, number in expected(run.config()):
         journal.append("STAGE_STARTED", stage=stage.name, round=number)
         log.emit(StageStarted(stage.name, number))
         stage.write(run, finished(stage, RESULTS[stage.name](run, number), number, records=RECORDS, tokens=400))

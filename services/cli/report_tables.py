@@ -28,7 +28,7 @@ def print_report(work: Work) -> None:
     if work.study is None:
         print_run(work.run)
     else:
-        _print_study(work.study)
+        print_study(work.study)
 
 
 def print_run(run: RunDirectory) -> None:
@@ -47,7 +47,7 @@ def print_run(run: RunDirectory) -> None:
     console.print(f"load it: python -c 'import transformers; chat = {load}'", soft_wrap=True, markup=False)
 
 
-def _print_study(study: StudyDirectory) -> None:
+def print_study(study: StudyDirectory) -> None:
     """An arm a row: the means over its seeds, the difference to the reference in brackets. As many measures as the
     terminal is wide for; the page has all. Then what fewer training records give, where the study has sizes."""
     report = read_model(study.report, StudyReport)

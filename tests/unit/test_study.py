@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,8 @@ from pydantic import BaseModel
 from proxykd.config import validate_config
 from proxykd.config.whole import WITHOUT_EFFECT
 from proxykd.errors import ConfigError
+from proxykd.report.run_report import write_report
+from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shard
 from proxykd.stages.align import ALIGN
 from proxykd.stages.table import stage_keys
@@ -21,11 +24,13 @@ from proxykd.study.adoption import adopt_stage, link_tree
 from proxykd.study.comparison import mean_and_interval
 from proxykd.study.presets import PRESETS
 from proxykd.study.studies import StudyDirectory, load_study, validate_study
-from proxykd.study.study_model import ArmReport
+from proxykd.study.study_model import ArmReport, StudyReport
+from proxykd.study.study_page import write_study_report
 from proxykd.study.study_report import table
 from services.cli.main import main
 from tests.small_run import run_config
 from tests.stage_results import aligned, fidelity, finish
+from tests.told_run import tell
 
 OPEN = {"teacher": {"source": "open"}, "max_new_tokens": 12}
 RUN = {"corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}, "white_box": OPEN}
@@ -257,6 +262,40 @@ def test_the_shipped_studies_are_valid_and_described():
         assert told.exit_code == 0, told.output
         study = load_study(path)
         assert f"{len(study.arms)} arms by {len(study.seeds)} seeds" in told.output
+
+
+def test_the_report_of_a_study_has_every_run_and_its_tables_the_sizes(tmp_path):
+    raw = run_config("model", str(tmp_path)).model_dump(mode="json", exclude={"name", "seed"})
+    sizes = {"records": [5, 10], "arms": ["without_trust"]}
+    made = study(tmp_path, arms=["proxy_kd", "without_trust"], run=raw, sizes=sizes)
+    directory = StudyDirectory.create(made)
+    for run in directory.runs():
+        tell(run)
+        write_report(run, "all rounds done")
+    write_study_report(directory)
+    report = read_model(directory.report, StudyReport)
+    assert [(one.name, one.seed, one.size) for one in report.arms] == [
+        (arm.name, arm.seed, arm.size) for arm in directory.arms()
+    ]
+    assert {one.records for one in report.arms} == {24}  # 40, of which 8 are for validation and 8 for the test
+    done = 6 + 2  # models, corpus, warm-up, score, distil, evaluate, and two rounds: 8 s at work on two devices each
+    assert report.arms[0].device_hours == pytest.approx(done * 8 * 2 / 3600)
+    assert report.study.reference == "proxy_kd"
+    assert [row["size"] for row in report.sizes] == [5, 10, None]
+    names = {"arms.csv", "table.csv", "table.md", "sizes.csv", "sizes.md", "savings.csv", "report.html", "report.json"}
+    assert {path.name for path in directory.report.parent.iterdir()} == names | {"figures"}
+    [saving] = report.savings
+    assert (saving.arm, saving.measure) == ("without_trust", "held_out_nll")
+    rows = list(csv.DictReader((directory.report.parent / "arms.csv").read_text().splitlines()))
+    assert [row["size"] for row in rows] == [""] * 4 + ["5", "10"] * 2
+
+
+def test_checking_a_study_counts_its_sizes(tmp_path):
+    file = tmp_path / "s.yaml"
+    sizes = {"records": [8, 32], "arms": ["jsd"]}
+    file.write_text(yaml.safe_dump({"name": "t", "seeds": [1, 2], "arms": ["jsd", "takd"], "run": RUN, "sizes": sizes}))
+    told = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert "2 arms by 2 seeds, 1 of them at 2 sizes too, are 8 runs" in told.output
 
 
 def leaves(section, at=()):
