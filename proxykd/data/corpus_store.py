@@ -97,11 +97,12 @@ def require_slices(config: RunConfig, records: Mapping[str, int], dropped: Mappi
     corpus = config.corpus
     uses = [use for use in USES if use != "alignment" or config.alignment.rounds]
     if empty := [name for name in (*HELD_OUT, *corpus.slices_for(*uses)) if not records[name]]:
-        limit = f" within corpus.training_limit {corpus.training_limit}" if corpus.training_limit else ""
+        limit = corpus.training_limit
+        within, raised = (f" within corpus.training_limit {limit}", "raise the limit, ") if limit else ("", "")
         raise CorpusError(
-            f"{sum(records[name] for name in corpus.slices)} usable records{limit} (dropped: "
-            f"{dict(dropped) or 'none'}) leave the slice(s) {', '.join(empty)} empty; add records or enlarge the "
-            f"shares in corpus.split"
+            f"{sum(records[name] for name in corpus.slices)} usable records{within} (dropped: "
+            f"{dict(dropped) or 'none'}) leave the slice(s) {', '.join(empty)} empty; {raised}add records or enlarge "
+            f"the shares in corpus.split"
         )
 
 

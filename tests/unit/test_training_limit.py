@@ -128,7 +128,10 @@ def test_the_corpus_on_disk_has_so_many_and_counts_the_others_apart(tiny, tokeni
 
 
 def test_a_limit_that_leaves_a_slice_empty_says_so(tiny, tokenizer, tmp_path):
-    with pytest.raises(CorpusError, match=r"within corpus\.training_limit 1 \(dropped: none\) leave the slice\(s\)"):
+    with pytest.raises(
+        CorpusError,
+        match=r"within corpus\.training_limit 1 \(dropped: none\) leave the slice\(s\) .*; raise the limit, add",
+    ):
         written(config_of(tiny, tmp_path, training_limit=1), tokenizer)
 
 
