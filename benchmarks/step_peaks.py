@@ -57,7 +57,7 @@ def write_shape(folder: Path, tied: bool = False, **settings: int) -> Path:
 def planned(case: Case, shape: Path, tokens: int) -> Footprint:
     stage = TrainConfig(gradient_checkpointing=case.gradient_checkpointing)
     return trainer_footprint(
-        "one worker", _model(case, shape), (stage,), _config(case, shape, tokens), None, case.terms
+        "one worker", _model(case, shape), (stage,), _config(case, shape, tokens), terms=case.terms
     )
 
 

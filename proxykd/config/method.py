@@ -206,10 +206,10 @@ class DistillationConfig(TrainConfig):
     ([method.md](method.md#what-it-is-compared-with)).
     """
 
-    source: Literal["proxy", "base", "none", "white_box", "assistant"] = "proxy"
-    """Whose distribution the student learns: the aligned proxy's (Proxy-KD), the unaligned proxy's (an ablation),
-    nobody's (SFT on the teacher's text: black-box KD), the open teacher's of `white_box`, or that of an assistant
-    between the two (TAKD).
+    source: Literal["proxy", "base", "shift", "none", "white_box", "assistant"] = "proxy"
+    """Whose distribution the student learns: the aligned proxy's (Proxy-KD), the unaligned proxy's (an ablation), its
+    own before it was taught, moved as alignment moved the proxy (Delta-KD), nobody's (SFT on the teacher's text:
+    black-box KD), the open teacher's of `white_box`, or that of an assistant between the two (TAKD).
     """
     alpha: float = Field(100.0, ge=0)
     """Weight of the KL: about 100 with `kl_reduction: sequence_mean`, about 1 with `token_sum`."""

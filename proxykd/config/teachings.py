@@ -13,6 +13,8 @@ class Teaching:
     """A proxy's soft labels on the teacher's text, stored beforehand."""
     aligned: bool = False
     """The proxy is aligned to the teacher first; otherwise its base gives the labels."""
+    shift: bool = False
+    """Not those labels as they are, but the student's own start, moved as alignment moved the proxy."""
     open_teacher: bool = False
     """An open teacher's whole distribution, on that one's own completions."""
     assistant: bool = False
@@ -22,6 +24,7 @@ class Teaching:
 TEACHINGS = {
     "proxy": Teaching(labels=True, aligned=True),
     "base": Teaching(labels=True),
+    "shift": Teaching(labels=True, aligned=True, shift=True),
     "none": Teaching(),
     "white_box": Teaching(open_teacher=True),
     "assistant": Teaching(open_teacher=True, assistant=True),

@@ -142,6 +142,14 @@ class RunConfig(Section):
         return self.white_box.teacher if self.white_box is not None and self.teaching.open_teacher else None
 
     @property
+    def read_beside_student(self) -> list[ModelConfig]:
+        """The frozen models whose distributions the student's loss reads as it trains."""
+        if self.teaching.shift:
+            return [self.proxy, self.student.model_copy(update={"method": "full"})]
+        teacher = self.proxy if self.teaching.assistant else self.open_teacher
+        return [] if teacher is None else [teacher]
+
+    @property
     def teaching(self) -> Teaching:
         """What the student learns from."""
         return TEACHINGS[self.distillation.source]

@@ -18,6 +18,7 @@ widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddi
                      4 t b H and three chunks of the head in float32 (head.py)
                      once the activations are gone: p c / S for Adam's step and the sum over replicas; sharded full
                        training: 3 E b, the gradients of embeddings and head on their way
+    frozen         weights of the models that a student's loss reads as it trains
     evaluation     weights of the sealed teacher beside the largest model that it judges, and six chunks of logits
     KV cache       2 L KV b a token, for max_seqs sequences of max_length, shared by tensor parallel devices
     engine LoRA    the slots; on CPUs also t r max(H, I, Q) (b, or b + 4 in bfloat16), for vLLM's kernels gather each
@@ -30,6 +31,7 @@ Working memory is a bound, all else is counted: a step holds at most the sum, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxykd.config import LORA_SLOTS, ModelConfig, RunConfig, TrainConfig, lora_slot_rank
@@ -89,11 +91,11 @@ def trainer_footprint(
     model: ModelConfig,
     stages: tuple[TrainConfig, ...],
     config: RunConfig,
-    teacher: ModelConfig | None = None,
+    frozen: Sequence[ModelConfig] = (),
     terms: int = 1,
 ) -> Footprint:
     """One Ray Train worker that trains `model`, in the most demanding of `stages`, by a loss of so many `terms`;
-    `teacher` is held beside it."""
+    the `frozen` models are held beside it."""
     arch, resources = require_architecture(model), config.resources
     size, tokens = BYTES[model.dtype], resources.micro_batch_tokens
     trained = trained_bytes(model) / _shards(config)
@@ -117,8 +119,8 @@ def trainer_footprint(
         "activations": activations,
         "working": max(layer + layer_moves, head, max(trained, end_moves) - activations),
     }
-    if teacher is not None:
-        parts["teacher"] = placed_bytes(teacher, config)
+    if frozen:
+        parts["frozen"] = sum(placed_bytes(other, config) for other in frozen)
     return Footprint(what, resources.trainer_workers, {name: value / GIB for name, value in parts.items()})
 
 
@@ -222,11 +224,12 @@ def footprints(config: RunConfig) -> list[Footprint]:
         found.append(trainer_footprint("trainer, proxy", config.proxy, stages, config, terms=terms))
     if teaching.assistant and config.white_box is not None:
         training = (config.white_box.assistant,)
-        found.append(trainer_footprint("trainer, assistant", config.proxy, training, config, open_teacher))
-    teacher = config.proxy if teaching.assistant else open_teacher
+        found.append(
+            trainer_footprint("trainer, assistant", config.proxy, training, config, [config.white_box.teacher])
+        )
     terms = 2 if teaching.labels else 1
-    distilled = (config.distillation,)
-    found.append(trainer_footprint("trainer, student", config.student, distilled, config, teacher, terms))
+    distilled, frozen = (config.distillation,), config.read_beside_student
+    found.append(trainer_footprint("trainer, student", config.student, distilled, config, frozen, terms))
     if sealed is not None:
         found.append(evaluation_footprint(config, sealed))
     return found

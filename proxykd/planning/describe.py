@@ -51,7 +51,7 @@ def _method(config: RunConfig) -> list[str]:
         loss = (
             f"NLL + {distillation.alpha:g} x trust ({distillation.trust}) x KL ({distillation.divergence}, "
             f"{distillation.kl_reduction})"
-        )
+        ) + (" from its own start, moved as alignment moved the proxy" if teaching.shift else "")
     elif white_box is None or not teaching.open_teacher:
         loss = "NLL on the teacher's text alone (black-box KD)"
     else:

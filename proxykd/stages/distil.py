@@ -39,13 +39,12 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:
-    """With the points of the validation curve, and the forward passes of a teacher that is read as it goes."""
+    """With the points of the validation curve, and the forward passes of the models that are read as it goes."""
     stage = by.config.distillation
     seconds = by.training(by.config.student, stage, by.distillation)
     seconds += (1 + stage.evaluations) * by.forward(by.student, by.validation)
-    if (teacher := by.config.open_teacher) is not None:
-        read = by.proxy if by.config.teaching.assistant else require_architecture(teacher)
-        seconds += by.forward(read, by.distillation * stage.epochs)
+    for read in by.config.read_beside_student:
+        seconds += by.forward(require_architecture(read), by.distillation * stage.epochs)
     return [by.trained("distil", by.distillation * stage.epochs, seconds)]
 
 

@@ -36,6 +36,7 @@ PRESETS = {
     "whole_text_nll": Preset(
         "whole-text, NLL rounds", METHODS, {"corpus.whole_text": True, "alignment.preference": False}
     ),
+    "delta_kl": Preset("Delta-KL", METHODS, {"corpus.whole_text": True, "distillation.source": "shift"}),
     "black_box_kd": Preset("black-box KD", METHODS, {"distillation.source": "none"}),
     "forward_kl": Preset("forward KL (white-box)", METHODS, _white_box("forward_kl")),
     "reverse_kl": Preset("reverse KL (white-box)", METHODS, _white_box("reverse_kl")),

@@ -12,7 +12,7 @@ from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room, sample_completions
-from proxykd.training.stage_losses import DistillationLoss, SftLoss, WhiteBoxLoss
+from proxykd.training.stage_losses import DistillationLoss, SftLoss, ShiftLoss, WhiteBoxLoss
 from proxykd.training.trainer import StageLoss, Trainer
 from proxykd.training.worker import Worker
 
@@ -37,6 +37,18 @@ def soft_labels(worker: Worker, task: DistilTask) -> Objective:
     def of(_: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
         rows = [unpack_labels(row, source) for row in rows]
         return rows, DistillationLoss(rows, worker.config.distillation)
+
+    return of
+
+
+def shift(worker: Worker, task: DistilTask) -> Objective:
+    """After Delta-KD (Cao et al., arXiv 2509.14526): the student's own start, moved as alignment moved the proxy."""
+    assert task.labels is not None
+    source, base, untaught = task.labels, worker.proxy(None, trainable=False), worker.untaught_student()
+
+    def of(_: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
+        rows = [unpack_labels(row, source) for row in rows]
+        return rows, ShiftLoss(rows, worker.config.distillation, base, untaught)
 
     return of
 
@@ -89,6 +101,7 @@ def _by_student(worker: Worker, trainer: Trainer, rows: list[Row]) -> list[Row]:
 OBJECTIVES: dict[str, Callable[[Worker, DistilTask], Objective]] = {
     "proxy": soft_labels,
     "base": soft_labels,
+    "shift": shift,
     "none": hard_labels,
     "white_box": open_teacher,
     "assistant": assistant,

@@ -17,6 +17,7 @@ from proxykd.data.soft_labels import as_top_k
 from proxykd.data.teacher_logprobs import TeacherAt, places_known
 from proxykd.losses.divergences import Divergence
 from proxykd.losses.sequence_losses import TOP_K_DIVERGENCES, dpo, sequence_sums
+from proxykd.losses.top_k import TopK, shifted
 from proxykd.models.batching import CompletionBatch, collate
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
@@ -125,9 +126,9 @@ class DistillationLoss:
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
         device = _device(scorer)
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
-        proxy = as_top_k([row["soft_labels"] for row in rows]).to(device)
-        scores = scorer(batch, proxy.ids_NK)
-        kl_N = self._divergence(proxy, scores.top)
+        target = self._target(batch, as_top_k([row["soft_labels"] for row in rows]).to(device))
+        scores = scorer(batch, target.ids_NK)
+        kl_N = self._divergence(target, scores.top)
         kl_B = sequence_sums(kl_N, batch.lengths_B)
         trust_B = torch.tensor([row["trust"] for row in rows], device=device)
         weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
@@ -136,6 +137,30 @@ class DistillationLoss:
             "kl": self._alpha * weighted_B.sum() / self._unit,
         }
         return terms, {"sequence_kl": float(kl_N.detach().sum())}
+
+    def _target(self, _: CompletionBatch, labels: TopK) -> TopK:
+        """What the student is to learn, in place of the p of equation (10): the labels as they are."""
+        return labels
+
+
+class ShiftLoss(DistillationLoss):
+    """The same with the student's own start as the target, moved from the proxy's base to its labels (`shifted`). Base
+    and untaught student are read frozen, at the labels' ids."""
+
+    def __init__(
+        self,
+        global_batch: Sequence[Row],
+        config: DistillationConfig,
+        base: CompletionScorer,
+        untaught: CompletionScorer,
+    ):
+        super().__init__(global_batch, config)
+        self._base, self._untaught = base, untaught
+
+    @torch.no_grad()
+    def _target(self, batch: CompletionBatch, labels: TopK) -> TopK:
+        start, base = (model(batch, labels.ids_NK).top for model in (self._untaught, self._base))
+        return shifted(start, labels, base)
 
 
 class WhiteBoxLoss:

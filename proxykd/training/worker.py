@@ -84,6 +84,11 @@ class Worker:
         )
         return self.workers.place(scorer)
 
+    def untaught_student(self) -> CompletionScorer:
+        """The student as the run starts from it, frozen."""
+        frozen = self.config.student.model_copy(update={"method": "full"})
+        return self.workers.place(load_scorer(self.run.models / "student", frozen, trainable=False))
+
     def open_teacher(self) -> CompletionScorer:
         """The white-box baselines' teacher."""
         assert self.config.white_box is not None

@@ -68,6 +68,19 @@ def test_what_another_run_has_made_is_taken_over_with_its_files(finished, stream
     assert (ours.proxy, ours.trust, ours.rounds) == (theirs.proxy, theirs.trust, theirs.rounds)
 
 
+def test_a_student_that_learns_the_shift_takes_over_the_proxys_labels(finished, streams, tiny, tmp_path):
+    donor, *_ = finished
+    learning = {"source": "shift", "learning_rate": 2e-3, "global_batch": 8, "kl_reduction": "token_sum", "alpha": 2.0}
+    run, trainers = make_run(tiny, tmp_path, distillation=learning), Trainers()
+    lent = ["corpus", "warmup", "align-01", "align-02", "score"]
+    Pipeline(context_of(run, trainers, Lender(donor, lent))).execute()
+    assert trainers.asked == ["distil", "evaluate"]
+    ours, theirs = (build_report(one, "told") for one in (run, donor))
+    assert (ours.trust, ours.student.before) == (theirs.trust, theirs.student.before)
+    assert ours.student.loss_share.keys() == theirs.student.loss_share.keys() == {"nll", "kl"}
+    assert ours.student.after != theirs.student.after
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_every_stage_has_its_body(stage: Stage):
     assert callable(imported(stage.body))

@@ -17,7 +17,7 @@ from proxykd.losses.sequence_losses import (
     kl_truncated,
     sequence_sums,
 )
-from proxykd.losses.top_k import TopK
+from proxykd.losses.top_k import TopK, shifted
 
 
 def numerical_gradient(function, values, step=1e-6):
@@ -140,6 +140,37 @@ def test_minus_infinity_in_the_proxy_counts_nothing_and_keeps_the_gradient_finit
         assert value.item() == pytest.approx(-(logits.log_softmax(-1)[0, 0]).item(), rel=1e-5)
     value.backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def outcomes(*masses):
+    """One token's top 2 of a vocabulary, and its tail."""
+    *top, tail = (math.log(mass) if mass else -math.inf for mass in masses)
+    return TopK(torch.tensor([[7, 4]]), torch.tensor([top]), torch.tensor([tail]))
+
+
+def masses(top):
+    return [*top.logps_NK.exp().tolist()[0], top.tail_logmass_N.exp().item()]
+
+
+def test_a_start_is_moved_by_what_changed_between_two_others_over_k_tokens_and_the_tail():
+    """0.5 0.3 0.2 times 0.6 / 0.3, 0.3 / 0.6, 0.1 / 0.1 is 1.0 0.15 0.2, of 1.35."""
+    target = shifted(outcomes(0.5, 0.3, 0.2), aligned=outcomes(0.6, 0.3, 0.1), base=outcomes(0.3, 0.6, 0.1))
+    assert masses(target) == pytest.approx([1.0 / 1.35, 0.15 / 1.35, 0.2 / 1.35], rel=1e-6)
+    assert target.ids_NK.tolist() == [[7, 4]]
+
+
+def test_no_change_leaves_the_start_and_a_start_that_is_the_base_becomes_what_it_changed_to():
+    start, aligned, base = outcomes(0.5, 0.3, 0.2), outcomes(0.6, 0.3, 0.1), outcomes(0.3, 0.6, 0.1)
+    assert masses(shifted(start, aligned, aligned)) == pytest.approx([0.5, 0.3, 0.2], rel=1e-6)
+    assert masses(shifted(base, aligned, base)) == pytest.approx([0.6, 0.3, 0.1], rel=1e-6)
+
+
+def test_a_shift_keeps_outcomes_without_mass_and_takes_any_ratio():
+    nothing_outside = shifted(outcomes(0.5, 0.5, 0), aligned=outcomes(0.8, 0.2, 0), base=outcomes(0.2, 0.8, 0))
+    assert masses(nothing_outside) == pytest.approx([16 / 17, 1 / 17, 0.0], rel=1e-6)
+    far = TopK(torch.tensor([[7, 4]]), torch.tensor([[-120.0, -0.1]]), torch.tensor([-2.4]))
+    near = TopK(torch.tensor([[7, 4]]), torch.tensor([[-0.1, -120.0]]), torch.tensor([-2.4]))
+    assert masses(shifted(near, aligned=near, base=far)) == pytest.approx([1.0, 0.0, 0.0])
 
 
 def minimise(divergence, proxy, vocabulary, steps=3000):

@@ -174,6 +174,22 @@ def test_a_sealed_teacher_is_judged_with_in_parts():
     assert alone["engine, sealed teacher"].parts["adapters"] == 0 < alone["engine, proxy"].parts["adapters"]
 
 
+def test_a_shift_holds_the_proxy_and_the_untaught_student_beside_the_student():
+    """Labels alone hold nothing; a student that trains by adapters has its whole start beside it."""
+    student = {"source": "llama-3-1b", "method": "lora"}
+    plain, moved = (
+        {f.what: f for f in footprints(config)}["trainer, student"]
+        for config in (
+            run_config({"source": "llama-3-8b"}, student=student, distillation={"source": source})
+            for source in ("proxy", "shift")
+        )
+    )
+    lora = 4 * PUBLISHED["llama-3-8b"].lora_parameters(16)
+    expected = 2 * (PARAMETERS["llama-3-8b"] + PUBLISHED["llama-3-1b"].parameters) + lora
+    assert moved.parts["frozen"] == pytest.approx(expected / 2**30)
+    assert moved.total - plain.total == pytest.approx(expected / 2**30)
+
+
 def test_the_cache_of_an_engine_is_keys_and_values():
     resources = {"device": "gpu", "engine_max_seqs": 100, "engine_tensor_parallel": 2}
     config = run_config({"source": "llama-3-8b"}, resources=resources, corpus={"path": "c", "max_length": 1000})

@@ -31,8 +31,8 @@ LORA = {"drop_layers": [2], "dtype": "float32", "method": "lora", "lora": {"rank
 
 
 def sections_of(source, world, mode):
-    """By run: with a proxy and a sealed teacher; with an assistant; from the open teacher itself; and with what GPUs
-    hold, a bfloat16 base under float32 adapters."""
+    """By run: with a proxy and a sealed teacher; from the shift of the proxy; with an assistant; from the open teacher
+    itself; and with what GPUs hold, a bfloat16 base under float32 adapters."""
     small = {"source": str(source), "dtype": "float32"}
     resources = {"micro_batch_tokens": 128, "trainer_threads": 1, "trainer_workers": world, "parallel": mode}
     white_box = {"teacher": small, "max_new_tokens": 12, "assistant": {"learning_rate": 1e-3, "global_batch": 8}}
@@ -42,6 +42,7 @@ def sections_of(source, world, mode):
     bfloat16 = {"source": str(source), "dtype": "bfloat16", "lora": {"rank": 4, "alpha": 8}}
     return {
         "proxy": {**PROXY, "teacher": sealed, "distillation": {**learning, "alpha": 2.0}},
+        "shift": {**PROXY, "student": student, "distillation": {**learning, "source": "shift"}},
         "assistant": {"white_box": white_box, "student": student, "distillation": {**learning, "source": "assistant"}},
         "white_box": {"white_box": white_box, "distillation": {**learning, "source": "white_box"}},
         "bfloat16": {"proxy": bfloat16, "warmup": {"learning_rate": 1e-3, "global_batch": 8, **RECOMPUTED}},
@@ -81,18 +82,33 @@ def proxys_stages(ranks):
     aligned = ranks("align-01", align, RoundTask(1, warm, len(pairs), 1e-3, parity), pairs).adapter
     rows = read_slice(run, "alignment")
     ranks("align-02", align_nll, RoundTask(2, aligned, len(rows), 1e-3), rows)
-    source = LabelSource(aligned, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4)
-    ranks("score", score, ScoreTask(aligned, source), [])
-    shards = slice_shards(run, "distillation")
-    labelled = [run.soft_labels(aligned) / path.name for path in shards]
-    labels = [row for path in labelled for row in read_table(path).to_pylist()]
-    rows = [row for path in shards for row in read_shard_rows(path)]
-    rows = [{**row, **label, "trust": 0.5} for row, label in zip(rows, labels, strict=True)]
+    source, labelled, rows = scored(ranks, aligned)
     ranks("distil", distil, DistilTask(len(rows), aligned, source), rows)
     trust = label_statistics(labelled, source, "sequence_sum").trust
     ranks("evaluate", evaluate, EvaluationTask([warm, aligned], trust), [])
     labels = {row["id"]: row["sequence_logp"] for row in rows}
     return {**told(ranks), "labels": labels, "trust": asdict(trust)}
+
+
+def shifts_stages(ranks):
+    run = ranks.run
+    rows = read_slice(run, "warmup")
+    warm = ranks("warmup", warm_up, WarmupTask(len(rows)), rows).adapter
+    source, _, rows = scored(ranks, warm)
+    ranks("distil", distil, DistilTask(len(rows), warm, source), rows)
+    return told(ranks)
+
+
+def scored(ranks, adapter):
+    """The labels' source, their shards, and the rows with them that a student streams."""
+    run = ranks.run
+    source = LabelSource(adapter, manifest(run)["tokenizer"], len(load_tokenizer(run.models / "proxy")), 4)
+    ranks("score", score, ScoreTask(adapter, source), [])
+    shards = slice_shards(run, "distillation")
+    labelled = [run.soft_labels(adapter) / path.name for path in shards]
+    labels = [row for path in labelled for row in read_table(path).to_pylist()]
+    rows = [row for path in shards for row in read_shard_rows(path)]
+    return source, labelled, [{**row, **label, "trust": 0.5} for row, label in zip(rows, labels, strict=True)]
 
 
 def assistants_stages(ranks):
@@ -123,6 +139,7 @@ def told(ranks):
 
 STAGES = {
     "proxy": proxys_stages,
+    "shift": shifts_stages,
     "assistant": assistants_stages,
     "white_box": white_box_stages,
     "bfloat16": bfloat16_stages,

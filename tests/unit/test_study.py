@@ -52,6 +52,7 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
     by_name = {arm.name: arm.config for arm in arms if arm.seed == 2}
     assert by_name["jsd"].distillation.source == "white_box"
     assert by_name["jsd"].white_box.divergence == "jsd"
+    assert by_name["delta_kl"].teaching.shift
     assert by_name["without_preference"].alignment.preference is False
     assert {name for name, config in by_name.items() if config.corpus.whole_text} == {
         "sft_on_all", "whole_text", "whole_text_nll",
@@ -62,8 +63,10 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
 
 
 def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
-    of = keys(tmp_path)
+    of = keys(tmp_path, settings={"delta_kl": {"corpus.whole_text": False}})
     full = of["proxy_kd"]
+    assert of["delta_kl"]["score"] == full["score"]
+    assert of["delta_kl"]["distil"] != full["distil"]
     for stage in ("corpus", "warmup", "align", "score"):
         assert of["without_trust"][stage] == full[stage]
     assert of["without_trust"]["distil"] != full["distil"]

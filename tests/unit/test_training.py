@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -17,7 +18,14 @@ from proxykd.losses.sequence_losses import TOP_K_DIVERGENCES
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.models.parallel import Workers, full_state
-from proxykd.training.stage_losses import AlignmentLoss, DistillationLoss, SftLoss, WhiteBoxLoss, pair_logps
+from proxykd.training.stage_losses import (
+    AlignmentLoss,
+    DistillationLoss,
+    SftLoss,
+    ShiftLoss,
+    WhiteBoxLoss,
+    pair_logps,
+)
 from proxykd.training.trainer import Trainer
 
 
@@ -190,6 +198,44 @@ def test_a_white_box_loss_is_the_token_mean_over_whole_distributions_whatever_th
     for a, b in zip(gradients(whole, loss), gradients(split, loss), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5 * float(a.abs().max()), rtol=1e-4)
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_shift_loss_is_the_kl_from_the_start_moved_from_the_base_to_the_labels(tiny):
+    """By loops over whole distributions, whatever the micro-batches; a frozen model takes no gradient."""
+    base, untaught = make(tiny, 64).scorer, make(tiny, 64, method="full").scorer
+    whole, split = (make(tiny, size, method="full") for size in (10_000, 20))
+    torch.manual_seed(8)
+    for parameters in zip(whole.parameters, split.parameters, strict=True):
+        factor = 1 + 0.1 * torch.randn(parameters[0].shape)
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.mul_(factor)
+    config = DistillationConfig(alpha=1.0, kl_reduction="token_sum")
+
+    def loss(batch):
+        return ShiftLoss(batch, config, base, untaught)
+
+    total = 0.0
+    for row in rows():
+        batch = collate([row["prompt_ids"]], [row["completion_ids"]])
+        with torch.no_grad():
+            q, q0, b = (
+                scorer.head().logits(scorer.hidden(batch)).double().softmax(-1)
+                for scorer in (whole.scorer, untaught, base)
+            )
+        labels = row["soft_labels"]
+        for t, ids in enumerate(labels.top_ids_TK):
+            kept = [[float(p[t, i]) for i in ids] for p in (q, q0, b)]
+            (q_t, q0_t, b_t), p_t = ([*k, 1 - sum(k)] for k in kept), list(map(math.exp, labels.top_logps_TK[t]))
+            moved = [s * p / f for s, p, f in zip(q0_t, [*p_t, 1 - sum(p_t)], b_t, strict=True)]
+            target = [value / sum(moved) for value in moved]
+            kl = sum(a * math.log(a / c) for a, c in zip(target, q_t, strict=True))
+            total += row["trust"] * kl
+    tokens = sum(len(row["completion_ids"]) for row in rows())
+    assert loss(rows())(whole.scorer, rows())[0]["kl"].item() == pytest.approx(total / tokens, rel=1e-4)
+    for a, b in zip(gradients(whole, loss), gradients(split, loss), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * float(a.abs().max()), rtol=1e-4)
+    assert all(parameter.grad is None for scorer in (base, untaught) for parameter in scorer.parameters())
 
 
 def test_a_reference_of_the_same_weights_and_batch_gives_margins_of_exactly_zero(tiny):

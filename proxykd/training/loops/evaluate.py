@@ -42,10 +42,10 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
         opened = worker.workers.place(load_scorer(run.models / "teacher", frozen, trainable=False))
         teacher = SealedTeacher(opened)
     proxies = [*(["base"] if task.trust or task.adapters else []), *task.adapters]
-    students = {STUDENT_BEFORE: run.models / "student", STUDENT_AFTER: run.student}
+    students = {STUDENT_AFTER: run.student}
     if config.sft is not None:
         students[STUDENT_SFT] = run.sft_student
-    many = len(proxies) + len(students) + int(teaching.open_teacher)
+    many = len(proxies) + 1 + len(students) + int(teaching.open_teacher)
     models: dict[str, ModelScores] = {}
     worker.progress(0, many, "models")
 
@@ -72,6 +72,7 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
             measure(name, proxy)
         shares = mass_shares(proxy, rows, budget)
         del proxy
+    measure(STUDENT_BEFORE, worker.untaught_student())
     frozen = config.student.model_copy(update={"method": "full"})
     for name, directory in students.items():
         measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))

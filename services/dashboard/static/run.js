@@ -61,7 +61,7 @@ class RunPage {
 }
 
 function heading({ run, status }) {
-  const models = [run.teacher.model, run.source === "proxy" || run.source === "base" ? run.proxy : null, run.student].filter(Boolean);
+  const models = [run.teacher.model, ["proxy", "base", "shift"].includes(run.source) ? run.proxy : null, run.student].filter(Boolean);
   return [
     h("div", { class: "title" }, h("h1", {}, run.id), h("span", { class: `state ${status.state}` }, status.state)),
     h("p", { class: "soft" }, models.join(" → "), run.teacher.local ? " (the teacher is local, and sealed)" : "",
