@@ -1,14 +1,14 @@
 """The miniature's world: four small models of one's own training, and prompts.
 
-    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3]        (default: runs/miniature)
+    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3] [--models teacher proxy student]
 
 A "voice" is a probabilistic grammar of short descriptions: which words follow depends on the noun, the occasion and
 what was said before, by tables that are drawn once for each voice. The teacher speaks a voice of its own; the open
 teacher one that lies between it and another; proxy and student have heard four other voices, mixed, as open models
 have read the web. So every model knows the language, and none but the teacher its voice.
 
-Every table of another --world is drawn anew. With --seeds, each of them has prompts of its own, prompts-SEED.jsonl:
-what a study that names {seed} in corpus.prompts takes.
+FOLDER is runs/miniature if it is not named. Every table of another --world is drawn anew. With --seeds, each of them
+has prompts of its own, prompts-SEED.jsonl: what a study that names {seed} in corpus.prompts takes.
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--world", default="")
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--models", nargs="*", default=["teacher", "open-teacher", "proxy", "student"])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     every, models = questions(), recipes(args.world)
@@ -200,9 +201,9 @@ def main() -> None:
         write_prompts(args.folder / f"prompts-{seed}.jsonl", random.Random(f"prompts {seed}").sample(every, PROMPTS))
     chance, heard = random.Random(1), models["student"].voices
     tokenizer = make_tokenizer([prompt_of(q) + " " + speak(heard[i % 4], q, chance) for i, q in enumerate(every)])
-    for name, recipe in models.items():
+    for name in args.models:
         if not (args.folder / name / "config.json").exists():
-            train(name, recipe, tokenizer, args.folder)
+            train(name, models[name], tokenizer, args.folder)
     print(f"models and prompts in {args.folder}")
 
 

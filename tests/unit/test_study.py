@@ -55,7 +55,7 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
     assert by_name["delta_kl"].teaching.shift
     assert by_name["without_preference"].alignment.preference is False
     assert {name for name, config in by_name.items() if config.corpus.whole_text} == {
-        "sft_on_all", "whole_text", "whole_text_nll",
+        "sft_on_all", "whole_text", "whole_text_nll", "delta_kl",
     }  # fmt: skip
     assert by_name["sft_on_all"].distillation.source == "none"
     assert by_name["whole_text_nll"].alignment.preference is False
