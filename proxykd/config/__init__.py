@@ -6,7 +6,16 @@ part of the run's hash.
 """
 
 from proxykd.config.machines import LORA_SLOTS, EngineConfig, ResourceConfig, lora_slot_rank
-from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, Reasoning, SplitConfig, TrainConfig
+from proxykd.config.method import (
+    AlignmentConfig,
+    CorpusConfig,
+    DistillationConfig,
+    OnPolicyConfig,
+    PreferenceConfig,
+    Reasoning,
+    SplitConfig,
+    TrainConfig,
+)
 from proxykd.config.reading import (
     apply_overrides,
     load_collect_config,
@@ -32,6 +41,8 @@ __all__ = [
     "Flag",
     "LoraConfig",
     "ModelConfig",
+    "OnPolicyConfig",
+    "PreferenceConfig",
     "PriceConfig",
     "QualityConfig",
     "Reasoning",

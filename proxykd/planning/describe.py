@@ -57,7 +57,12 @@ def _method(config: RunConfig) -> list[str]:
         lines.append(f"  open teacher  {_model(white_box.teacher.model_copy(update={'method': 'full'}))}")
         loss = f"{white_box.divergence} from {whose} whole distribution, on {student}"
     training = _training(distillation.learning_rate, distillation.global_batch, distillation.epochs)
-    return [*lines, f"  distil        {loss}, {training}"]
+    lines.append(f"  distil        {loss}, {training}")
+    if (phase := config.on_policy) is not None:
+        dpo = f"NLL ({phase.nll_reduction}) + DPO (beta {phase.beta:g}) against its own samples from before"
+        loss = f"{phase.divergence} from the aligned proxy on its own samples" if phase.judge == "proxy" else dpo
+        lines.append(f"  on-policy     {loss}, {_training(phase.learning_rate, phase.global_batch, phase.epochs)}")
+    return lines
 
 
 def _model(model: ModelConfig) -> str:

@@ -56,7 +56,7 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
     """Returns the packing of every training stage, given each slice's records in the order in which training sees them.
 
     A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
-    completions of an open teacher.
+    completions of an open teacher, and the student's own.
     """
     warmup, alignment, distillation = config.warmup, config.alignment, config.distillation
     epochs = []
@@ -69,6 +69,10 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
         epochs.append(Epoch("assistant", ("warmup", "alignment"), train, _batches(both, train)))
     batches = _batches(slices["distillation"], distillation)
     epochs.append(Epoch("distillation", ("distillation",), distillation, batches))
+    if (phase := config.on_policy) is not None:
+        sides = 2 if phase.judge == "preference" else 1
+        batches = _batches(slices["distillation"], phase, sides)
+        epochs.append(Epoch("on-policy", ("distillation",), phase, batches))
     return [packing(epoch, config.resources) for epoch in epochs if epoch.batches]
 
 

@@ -103,6 +103,8 @@ def sample_rooms(config: RunConfig, kept: Mapping[str, Sequence[Measured]]) -> I
     if teaching.open_teacher and white_box is not None:
         names = ("distillation", "warmup", "alignment") if teaching.assistant else ("distillation",)
         drawn += [(name, white_box.max_new_tokens) for name in names]
+    if config.on_policy is not None:
+        drawn.append(("distillation", config.on_policy.max_new_tokens))
     for name, limit in drawn:
         rooms = [min(config.corpus.max_length - m.prompt, limit or sys.maxsize) for m in kept[name]]
         own = [m.completion for m in kept[name]]

@@ -14,6 +14,7 @@ from proxykd.runs.storage import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.distil import DistilResult
 from proxykd.stages.evaluate import EVALUATE
+from proxykd.stages.on_policy import ON_POLICY, OnPolicyResult
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
 from proxykd.stages.trained import StepFacts, TrainedResult
@@ -48,11 +49,19 @@ class RoundReport(WithoutSteps, RoundResult):
     """A round's numbers; None for those that rounds of its kind have not."""
 
 
+class OnPolicyReport(WithoutSteps, OnPolicyResult):
+    """The on-policy phase's validation curve, and why it ended."""
+
+
 class StudentSoFar(WithoutSteps, DistilResult):
-    """The student on the test slice, before it was taught and after; what moved it, and its validation curve."""
+    """The student on the test slice, before it was taught and after; what moved it in the distillation, and its
+    validation curve there."""
 
     before: Fidelity | None
+    offline: Fidelity | None
+    """As the distillation left it, where an on-policy phase followed."""
     after: Fidelity | None
+    on_policy: OnPolicyReport | None
 
 
 class LabelsReport(LabelSizes):
@@ -77,6 +86,12 @@ def corpus_counts(run: RunDirectory) -> CorpusCounts:
 def round_report(result: RoundResult) -> RoundReport:
     """The round without its steps."""
     return RoundReport(**result.model_dump(exclude={"steps"}))
+
+
+def on_policy_report(results: Results) -> OnPolicyReport | None:
+    """The on-policy phase without its steps, None where the run has none (yet)."""
+    found = results.of(ON_POLICY)
+    return OnPolicyReport(**found.model_dump(exclude={"steps"})) if found else None
 
 
 def soft_labels(results: Results) -> LabelsReport | None:

@@ -61,6 +61,14 @@ PRESETS = {
     "takd": Preset(
         "TAKD (white-box)", METHODS, {"distillation.source": "assistant", "white_box.divergence": "forward_kl"}
     ),
+    "whole_text_on_policy": Preset(
+        "whole-text Proxy-KD, on-policy phase", METHODS, {"corpus.whole_text": True, "on_policy.judge": "proxy"}
+    ),
+    "soda": Preset(
+        "SODA (SFT, then preference)",
+        METHODS,
+        {"corpus.whole_text": True, "distillation.source": "none", "on_policy.judge": "preference"},
+    ),
     "without_proxy": Preset("without proxy", ABLATIONS, {"distillation.source": "none"}),
     "without_alignment": Preset("without alignment", ABLATIONS, {"distillation.source": "base"}),
     "without_preference": Preset("without preference loss", ABLATIONS, {"alignment.preference": False}),

@@ -111,6 +111,8 @@ def _test_rows(report: RunReport) -> Iterator[ModelRow]:
         if opened.assistant:
             yield "assistant", opened.assistant, kl.assistant if kl else None
     yield "student, before", report.student.before, sealed.kl_teacher_student.before if sealed else None
+    if report.student.offline:
+        yield "student, offline", report.student.offline, sealed.kl_teacher_student.offline if sealed else None
     yield "student, after", report.student.after, sealed.kl_teacher_student.after if sealed else None
 
 

@@ -9,7 +9,14 @@ from proxykd.evaluation.fidelity import SealedTeacher, mass_shares, score_record
 from proxykd.losses.trust import Trust
 from proxykd.models.loading import load_scorer, read_adapter
 from proxykd.models.scorer import CompletionScorer
-from proxykd.stages.evaluate import EvaluationResult, ModelScores
+from proxykd.stages.evaluate import (
+    OPEN_TEACHER,
+    STUDENT_AFTER,
+    STUDENT_BEFORE,
+    STUDENT_OFFLINE,
+    EvaluationResult,
+    ModelScores,
+)
 from proxykd.training.worker import Worker
 
 
@@ -32,7 +39,10 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
         opened = worker.workers.place(load_scorer(run.models / "teacher", frozen, trainable=False))
         teacher = SealedTeacher(opened)
     proxies = [*(["base"] if task.trust or task.adapters else []), *task.adapters]
-    others = ["student_before", "student_after", *(["white_box"] if teaching.open_teacher else [])]
+    students = {STUDENT_BEFORE: run.models / "student", STUDENT_AFTER: run.student}
+    if config.on_policy is not None:
+        students[STUDENT_OFFLINE] = run.offline_student
+    others = [*students, *([OPEN_TEACHER] if teaching.open_teacher else [])]
     models: dict[str, ModelScores] = {}
     worker.progress(0, len(proxies) + len(others), "models")
 
@@ -60,10 +70,10 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
         shares = mass_shares(proxy, rows, budget)
         del proxy
     frozen = config.student.model_copy(update={"method": "full"})
-    for name, directory in (("student_before", run.models / "student"), ("student_after", run.student)):
+    for name, directory in students.items():
         measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))
-    if "white_box" in others:
-        measure("white_box", worker.open_teacher())
+    if teaching.open_teacher:
+        measure(OPEN_TEACHER, worker.open_teacher())
     correlation = task.trust and _trust_correlation(models[task.trust.adapter], task.trust)
     return EvaluationResult(models=models, share_mass_over_095=shares, spearman_vs_true_kl=correlation)
 
