@@ -1,5 +1,5 @@
 """The student's stages: soft labels of the proxy in force, distillation from them or from what they are compared with,
-and the test slice."""
+a phase on the student's own samples, and the test slice."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from actors.data.streams import score_with_engine, stream_corpus, stream_distill
 from actors.run.baselines import completed
 from actors.run.context import Context, corpus_completion_tokens
 from actors.run.preparation import take_added
+from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import manifest, read_shard_rows, slice_shards
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.report.adapter_catalogue import adapters_in_force
@@ -19,12 +20,15 @@ from proxykd.runs.adapter_names import BASE
 from proxykd.runs.storage import unfinished
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.distil import DistilResult
-from proxykd.stages.evaluate import EvaluationResult
+from proxykd.stages.evaluate import STUDENT_AFTER, EvaluationResult
+from proxykd.stages.on_policy import OnPolicyResult
 from proxykd.stages.score import SCORE, LabelsResult
 from proxykd.stages.stage import Made
 from proxykd.training.loops.distil import distil as distil_loop
 from proxykd.training.loops.evaluate import EvaluationTask
 from proxykd.training.loops.evaluate import evaluate as evaluate_loop
+from proxykd.training.loops.on_policy import OnPolicyTask
+from proxykd.training.loops.on_policy import on_policy as on_policy_loop
 from proxykd.training.loops.score import ScoreTask
 from proxykd.training.loops.score import score as score_loop
 from proxykd.training.objectives import DistilTask
@@ -95,6 +99,22 @@ def _plain(context: Context, shards: list[Path], adapter: str | None) -> Materia
     return DistilTask(records, adapter), stream_corpus(shards, context.data_pool), corpus_completion_tokens(shards)
 
 
+def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
+    """The student on its own samples of D_s's prompts, from where the distillation left it."""
+    context.stop_engines()
+    run, config = context.run, context.config
+    segments = context.need(SCORE).segments if config.teaching.labels else None
+    shards, records = slice_shards(run, _slice(context), segments), manifest(run, segments)[_slice(context)]
+    assert config.on_policy is not None
+    judged = config.on_policy.judge == "proxy"
+    task = OnPolicyTask(records, context.aligned_adapter() if judged else None)
+    result = context.train("on_policy", on_policy_loop, task, stream_corpus(shards, context.data_pool))
+    if result.drift is not None:
+        context.events.emit(Warned(f"the on-policy phase ended after {len(result.steps)} steps: {result.drift}"))
+    chosen = 0 if judged else round(corpus_completion_tokens(shards) * result.records / records)
+    return Made(result, result.records, result.sampled_tokens + chosen)
+
+
 def evaluate(context: Context, _: int | None) -> Made[EvaluationResult]:
     """The test slice, once; with a local teacher the seal is opened here, for evaluation only."""
     config = context.config
@@ -104,5 +124,5 @@ def evaluate(context: Context, _: int | None) -> Made[EvaluationResult]:
     trust = context.need(SCORE).trust if config.teaching.labels else None
     result = context.train("evaluate", evaluate_loop, EvaluationTask(list(dict.fromkeys(adapters)), trust))
     models = len(result.models)
-    tokens = result.models["student_after"].fidelity.tokens * models
+    tokens = result.models[STUDENT_AFTER].fidelity.tokens * models
     return Made(result, manifest(context.run)["test"] * models, tokens)

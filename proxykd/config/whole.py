@@ -14,6 +14,7 @@ from proxykd.config.method import (
     AlignmentConfig,
     CorpusConfig,
     DistillationConfig,
+    OnPolicyConfig,
     ScoreConfig,
     TrainConfig,
     WhiteBoxConfig,
@@ -52,6 +53,7 @@ class RunConfig(Section):
     proxy. Unset, there is none.
     """
     white_box: WhiteBoxConfig | None = None
+    on_policy: OnPolicyConfig | None = None
     engine: EngineConfig = EngineConfig()
     collection: CollectionConfig = CollectionConfig()
     resources: ResourceConfig = ResourceConfig()
@@ -87,6 +89,8 @@ class RunConfig(Section):
             self._check_white_box()
         if self.sft is not None and not (self.teaching.labels or self.teaching.open_teacher):
             raise ValueError(f"distillation.source {self.distillation.source} is SFT already; leave sft out")
+        if self.on_policy is not None:
+            self._check_on_policy(self.on_policy)
         if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
@@ -118,6 +122,21 @@ class RunConfig(Section):
         if self.white_box.on_policy and self.resources.parallel == "fsdp2":
             raise ValueError("white_box.on_policy draws from whole models; set resources.parallel=ddp")
         self._check_limit("white_box", self.white_box.max_new_tokens)
+
+    def _check_on_policy(self, phase: OnPolicyConfig) -> None:
+        source = self.distillation.source
+        if self.teaching.open_teacher:
+            raise ValueError(
+                f"on_policy is for students of a black box, and distillation.source is {source}; remove on_policy"
+            )
+        if phase.judge == "proxy" and not self.teaching.aligned:
+            raise ValueError(
+                f"on_policy.judge is proxy, which needs an aligned one, and distillation.source is {source}; set "
+                f"distillation.source=proxy or on_policy.judge=preference"
+            )
+        if self.resources.parallel == "fsdp2":
+            raise ValueError("on_policy draws from whole models; set resources.parallel=ddp")
+        self._check_limit("on_policy", phase.max_new_tokens)
 
     def _check_limit(self, section: str, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None and max_new_tokens >= self.corpus.max_length:

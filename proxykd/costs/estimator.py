@@ -111,6 +111,17 @@ class Estimator:
         flops = 2 * arch.parameters * records * self.text.length
         return flops / (self.trainers * self.device.peak * self.device.training_share)
 
+    def drawing(self, model: ModelConfig, stage: TrainConfig, records: float) -> float:
+        """Seconds in which the trainers draw a completion for every record of all epochs, a global batch at a time."""
+        arch, device, dtype = require_architecture(model), self.device, model.dtype
+        batch = ceil(min(stage.global_batch, max(records, 1)) / self.trainers)
+        read = arch.parameters * BYTES[dtype] + batch * self.text.length * kv_bytes(arch, dtype)
+        step = max(
+            read / (device.bandwidth * device.bandwidth_share),
+            batch * 2 * arch.parameters / (device.peak * device.training_share),
+        )
+        return records * stage.epochs / (batch * self.trainers) * self.text.completion * step
+
     def sampling(self, arch: Architecture, records: float) -> float:
         """Seconds of the engines."""
         resources, device, dtype = self.config.resources, self.device, self.config.engine.dtype

@@ -60,6 +60,10 @@ def _method(config: RunConfig) -> list[str]:
         lines.append(f"  open teacher  {_model(white_box.teacher.model_copy(update={'method': 'full'}))}")
         loss = f"{white_box.divergence} from {whose} whole distribution, on {student}"
     lines.append(f"  distil        {loss}, {_training(distillation)}")
+    if (phase := config.on_policy) is not None:
+        dpo = f"NLL ({phase.nll_reduction}) + DPO (beta {phase.beta:g}) against its own samples from before"
+        loss = f"{phase.divergence} from the aligned proxy on its own samples" if phase.judge == "proxy" else dpo
+        lines.append(f"  on-policy     {loss}, {_training(phase)}")
     if config.sft is not None:
         lines.append(f"  sft           NLL on all of the training text, {_training(config.sft)}: a second student")
     return lines

@@ -56,13 +56,14 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
     """Returns the packing of every training stage, given each slice's records in the order in which training sees them.
 
     A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
-    completions of an open teacher.
+    completions of an open teacher, and the student's own.
     """
     alignment, corpus = config.alignment, config.corpus
 
-    def epoch(name: str, train: TrainConfig, *uses: Use) -> Epoch:
+    def epoch(name: str, train: TrainConfig, *uses: Use, sides: int = 1) -> Epoch:
         names = corpus.slices_for(*uses)
-        return Epoch(name, names, train, _batches([record for each in names for record in slices[each]], train))
+        records = [record for each in names for record in slices[each]]
+        return Epoch(name, names, train, _batches(records, train, sides))
 
     epochs = []
     if config.teaching.aligned:
@@ -73,6 +74,8 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
         assert config.white_box is not None
         epochs.append(epoch("assistant", config.white_box.assistant, "warmup", "alignment"))
     epochs.append(epoch("distillation", config.distillation, "distillation"))
+    if (phase := config.on_policy) is not None:
+        epochs.append(epoch("on-policy", phase, "distillation", sides=2 if phase.judge == "preference" else 1))
     if config.sft is not None:
         epochs.append(epoch("sft", config.sft, *USES))
     return [packing(each, config.resources) for each in epochs if each.batches]

@@ -103,6 +103,8 @@ def sample_rooms(config: RunConfig, kept: Mapping[str, Sequence[Measured]]) -> I
     if teaching.open_teacher and white_box is not None:
         others: tuple[Use, ...] = ("warmup", "alignment") if teaching.assistant else ()
         drawn += [(name, white_box.max_new_tokens) for name in corpus.slices_for("distillation", *others)]
+    if config.on_policy is not None:
+        drawn.append((corpus.slice_for("distillation"), config.on_policy.max_new_tokens))
     for name, limit in drawn:
         rooms = [min(corpus.max_length - m.prompt, limit or sys.maxsize) for m in kept[name]]
         own = [m.completion for m in kept[name]]

@@ -14,6 +14,7 @@ from proxykd.runs.storage import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.distil import DistilResult
 from proxykd.stages.evaluate import EVALUATE, STUDENT_SFT
+from proxykd.stages.on_policy import ON_POLICY, OnPolicyResult
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
 from proxykd.stages.sft import SFT, SftResult
@@ -53,11 +54,19 @@ class RoundReport(WithoutSteps, RoundResult):
     """A round's numbers; None for those that rounds of its kind have not."""
 
 
+class OnPolicyReport(WithoutSteps, OnPolicyResult):
+    """The on-policy phase's validation curve, and why it ended."""
+
+
 class StudentSoFar(WithoutSteps, DistilResult):
-    """The student on the test slice, before it was taught and after; what moved it, and its validation curve."""
+    """The student on the test slice, before it was taught and after; what moved it in the distillation, and its
+    validation curve there."""
 
     before: Fidelity | None
+    offline: Fidelity | None
+    """As the distillation left it, where an on-policy phase followed."""
     after: Fidelity | None
+    on_policy: OnPolicyReport | None
 
 
 class SftReport(WithoutSteps, SftResult):
@@ -105,6 +114,12 @@ def sft(results: Results) -> SftReport | None:
         true_kl=evaluated.models[STUDENT_SFT].true_kl,
         student_less_sft=evaluated.student_less_sft,
     )
+
+
+def on_policy_report(results: Results) -> OnPolicyReport | None:
+    """The on-policy phase without its steps, None where the run has none (yet)."""
+    found = results.of(ON_POLICY)
+    return OnPolicyReport(**found.model_dump(exclude={"steps"})) if found else None
 
 
 def soft_labels(results: Results) -> LabelsReport | None:

@@ -82,6 +82,7 @@ class RoundOverview(RoundReport):
 
 class StudentKlSoFar(JsonModel):
     before: MeanKl | None
+    offline: MeanKl | None
     after: MeanKl | None
 
 

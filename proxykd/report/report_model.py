@@ -100,6 +100,8 @@ class RoundKl(MeanKl):
 
 class StudentKl(JsonModel):
     before: MeanKl
+    offline: MeanKl | None
+    """Before an on-policy phase, where there was one."""
     after: MeanKl
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxykd.config import RunConfig
 from proxykd.evaluation.measures import MeanKl
-from proxykd.report.blocks import corpus_counts, round_report, sft, soft_labels, trust
+from proxykd.report.blocks import corpus_counts, on_policy_report, round_report, sft, soft_labels, trust
 from proxykd.report.provenance import git_revision, hardware
 from proxykd.report.report_model import (
     AssistantReport,
@@ -36,6 +36,7 @@ from proxykd.stages.evaluate import (
     OPEN_TEACHER,
     STUDENT_AFTER,
     STUDENT_BEFORE,
+    STUDENT_OFFLINE,
     ModelScores,
 )
 from proxykd.stages.models import MODELS
@@ -99,7 +100,11 @@ def sealed_teacher(results: Results) -> SealedTeacherReport | None:
         return None
     return SealedTeacherReport(
         kl_teacher_proxy=_proxy_kl(results, models),
-        kl_teacher_student=StudentKl(before=_kl(models[STUDENT_BEFORE]), after=_kl(models[STUDENT_AFTER])),
+        kl_teacher_student=StudentKl(
+            before=_kl(models[STUDENT_BEFORE]),
+            offline=_kl(models[STUDENT_OFFLINE]) if STUDENT_OFFLINE in models else None,
+            after=_kl(models[STUDENT_AFTER]),
+        ),
         kl_teacher_base=_kl(models[BASE]) if BASE in models else None,
         kl_teacher_white_box=_white_box_kl(results, models),
     )
@@ -152,7 +157,9 @@ def _student(results: Results) -> StudentReport:
     return StudentReport(
         **results.need(DISTIL).model_dump(exclude={"steps"}),
         before=models[STUDENT_BEFORE].fidelity,
+        offline=models[STUDENT_OFFLINE].fidelity if STUDENT_OFFLINE in models else None,
         after=models[STUDENT_AFTER].fidelity,
+        on_policy=on_policy_report(results),
     )
 
 

@@ -13,7 +13,8 @@ from proxykd.runs.json_model import JsonModel
 from proxykd.stages.stage import Milestone, Result, Stage
 from proxykd.stages.trained import fidelity_milestones
 
-STUDENT_BEFORE, STUDENT_AFTER, STUDENT_SFT, OPEN_TEACHER = "student_before", "student_after", "student_sft", "white_box"
+STUDENT_BEFORE, STUDENT_OFFLINE, STUDENT_AFTER = "student_before", "student_offline", "student_after"
+STUDENT_SFT, OPEN_TEACHER = "student_sft", "white_box"
 """What the evaluation calls these models; proxies go by their adapters, or `base`."""
 
 
@@ -33,7 +34,8 @@ class ModelScores(JsonModel):
 
 class EvaluationResult(Result):
     models: dict[str, ModelScores]
-    """By name: `base`, adapters, `student_before`, `student_after`, `student_sft`, `white_box`."""
+    """By name: `base`, adapters, `student_before`, `student_offline` where an on-policy phase followed,
+    `student_after`, `student_sft`, `white_box`."""
     share_mass_over_095: MassShares | None
     spearman_vs_true_kl: float | None
     """Rank correlation of the trust weight with the proxy's true KL, record by record."""
@@ -63,7 +65,7 @@ def _cost(by: Estimator) -> list[StageEstimate]:
     teaching = by.config.teaching
     aligned = by.config.alignment.rounds + 1 if teaching.aligned else 0
     proxies = int(teaching.labels or teaching.assistant) + aligned + int(teaching.assistant)
-    students = 2 if by.config.sft is None else 3
+    students = 2 + (by.config.sft is not None) + (by.config.on_policy is not None)
     seconds = proxies * by.forward(by.proxy, by.test) + students * by.forward(by.student, by.test)
     if (teacher := by.config.open_teacher) is not None:
         seconds += by.forward(require_architecture(teacher), by.test)
@@ -75,7 +77,7 @@ EVALUATE = Stage(
     "evaluate",
     "actors.run.distillation:evaluate",
     EvaluationResult,
-    inputs=("corpus", "align", "score", "assist", "distil", "sft"),
+    inputs=("corpus", "align", "score", "assist", "distil", "on_policy", "sft"),
     settings=_settings,
     demands=_demands,
     cost=_cost,

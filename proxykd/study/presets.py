@@ -36,6 +36,14 @@ PRESETS = {
     "whole_text_nll": Preset(
         "whole-text, NLL rounds", METHODS, {"corpus.whole_text": True, "alignment.preference": False}
     ),
+    "whole_text_on_policy": Preset(
+        "whole-text Proxy-KD, on-policy phase", METHODS, {"corpus.whole_text": True, "on_policy.judge": "proxy"}
+    ),
+    "soda": Preset(
+        "SODA (SFT, then preference)",
+        METHODS,
+        {"corpus.whole_text": True, "distillation.source": "none", "on_policy.judge": "preference"},
+    ),
     "delta_kl": Preset("Delta-KL", METHODS, {"corpus.whole_text": True, "distillation.source": "shift"}),
     "black_box_kd": Preset("black-box KD", METHODS, {"distillation.source": "none"}),
     "forward_kl": Preset("forward KL (white-box)", METHODS, _white_box("forward_kl")),

@@ -152,6 +152,8 @@ def _test_rows(report: RunReport) -> Iterator[ModelRow]:
     yield "student, before", report.student.before, sealed.kl_teacher_student.before if sealed else None
     if report.sft:
         yield "student, SFT", report.sft.after, report.sft.true_kl
+    if report.student.offline:
+        yield "student, offline", report.student.offline, sealed.kl_teacher_student.offline if sealed else None
     yield "student, after", report.student.after, sealed.kl_teacher_student.after if sealed else None
 
 

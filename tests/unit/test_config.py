@@ -185,6 +185,31 @@ def test_a_baseline_that_lacks_what_it_needs_is_refused(tmp_path, sections, mess
     assert message in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"distillation": {"source": "none"}}, "set distillation.source=proxy or on_policy.judge=preference"),
+        ({"distillation": {"source": "base"}}, "set distillation.source=proxy or on_policy.judge=preference"),
+        ({"distillation": {"source": "white_box"}, "white_box": OPEN}, "remove on_policy"),
+        ({"resources": {"parallel": "fsdp2"}}, "set resources.parallel=ddp"),
+        ({"on_policy": {"max_new_tokens": 1024}}, "on_policy.max_new_tokens 1024 limits nothing"),
+        ({"on_policy": {"divergence": "tvd"}}, "on_policy.divergence"),
+        ({"on_policy": {"max_length_ratio": 1.0}}, "on_policy.max_length_ratio"),
+    ],
+)
+def test_an_on_policy_phase_that_cannot_work_is_refused(tmp_path, sections, message):
+    with pytest.raises(ConfigError) as told:
+        load(tmp_path, **{"on_policy": {}} | sections)
+    assert message in str(told.value)
+
+
+def test_preference_needs_no_proxy_to_judge(tmp_path):
+    phase = {"judge": "preference"}
+    assert load(tmp_path, on_policy=phase, distillation={"source": "none"}).on_policy.judge == "preference"
+    assert load(tmp_path, on_policy={}).on_policy.judge == "proxy"
+    assert load(tmp_path).on_policy is None
+
+
 def test_an_open_teacher_that_no_arm_uses_is_no_model_of_the_run(tmp_path):
     config = load(tmp_path, white_box=OPEN)
     assert list(config.models) == ["proxy", "student"]

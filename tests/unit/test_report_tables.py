@@ -48,7 +48,7 @@ def test_a_rejected_round_is_marked_and_has_the_kl_of_the_proxy_in_force(run):
     before, after = (MeanKl(kl=kl, stderr=0.1, tokens=9) for kl in (2.0, 1.0))
     sealed = SealedTeacherReport(
         kl_teacher_proxy=kls,
-        kl_teacher_student=StudentKl(before=before, after=after),
+        kl_teacher_student=StudentKl(before=before, offline=None, after=after),
         kl_teacher_base=MeanKl(kl=0.9, stderr=None, tokens=9),
         kl_teacher_white_box=None,
     )

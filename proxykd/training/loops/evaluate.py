@@ -15,6 +15,7 @@ from proxykd.stages.evaluate import (
     OPEN_TEACHER,
     STUDENT_AFTER,
     STUDENT_BEFORE,
+    STUDENT_OFFLINE,
     STUDENT_SFT,
     EvaluationResult,
     ModelScores,
@@ -43,6 +44,8 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
         teacher = SealedTeacher(opened)
     proxies = [*(["base"] if task.trust or task.adapters else []), *task.adapters]
     students = {STUDENT_AFTER: run.student}
+    if config.on_policy is not None:
+        students[STUDENT_OFFLINE] = run.offline_student
     if config.sft is not None:
         students[STUDENT_SFT] = run.sft_student
     many = len(proxies) + 1 + len(students) + int(teaching.open_teacher)
