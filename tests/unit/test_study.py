@@ -55,7 +55,7 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
     assert by_name["delta_kl"].teaching.shift
     assert by_name["without_preference"].alignment.preference is False
     assert {name for name, config in by_name.items() if config.corpus.whole_text} == {
-        "sft_on_all", "whole_text", "whole_text_nll", "delta_kl",
+        "sft_on_all", "whole_text", "whole_text_nll", "delta_kl", "soda", "whole_text_on_policy",
     }  # fmt: skip
     assert by_name["sft_on_all"].distillation.source == "none"
     assert by_name["whole_text_nll"].alignment.preference is False
@@ -83,7 +83,9 @@ def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
     assert of["sft_on_all"]["distil"] != of["black_box_kd"]["distil"]
     assert of["whole_text_nll"]["warmup"] == of["whole_text"]["warmup"]
     assert of["whole_text_nll"]["align"] != of["whole_text"]["align"]
-    assert len({of[name]["distil"] for name in of}) == len(of) - 3  # by sequence twice, without proxy
+    assert of["soda"]["distil"] == of["sft_on_all"]["distil"]
+    assert of["whole_text_on_policy"]["distil"] == of["whole_text"]["distil"]
+    assert len({of[name]["distil"] for name in of}) == len(of) - 5  # and by sequence twice, without proxy
 
 
 def test_seeds_share_the_teachers_text_alone(tmp_path):
