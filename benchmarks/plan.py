@@ -96,9 +96,7 @@ def main(path: str) -> None:
 
 
 def corpus_text(run: RunDirectory) -> Text:
-    rows = [
-        row for name in ("validation", "test", "warmup", "alignment", "distillation") for row in read_slice(run, name)
-    ]
+    rows = [row for name in run.config().corpus.slices for row in read_slice(run, name)]
     prompt, completion = (sum(len(row[f"{kind}_ids"]) for row in rows) / len(rows) for kind in ("prompt", "completion"))
     return Text(len(rows), prompt, completion)
 

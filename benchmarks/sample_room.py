@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from statistics import fmean, median
 
-from proxykd.config import RunConfig, validate_config
+from proxykd.config import USES, RunConfig, validate_config
 from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.evaluation.fidelity import pair_token_logps, score_records
 from proxykd.models.loading import initialise, load_scorer, save_adapter
@@ -70,7 +70,7 @@ def prepared(args) -> RunDirectory:
 
 def rooms(args) -> None:
     run = prepared(args)
-    rows = [row for name in ("warmup", "alignment", "distillation") for row in read_slice(run, name)]
+    rows = [row for name in run.config().corpus.slices_for(*USES) for row in read_slice(run, name)]
     room = Room(args.max_length)
     shared, own, cut, cut_own = [], [], 0, 0
     for shard in batched(rows, args.shard):
@@ -91,7 +91,7 @@ class Round:
     def __init__(self, args):
         self.run, self.args = prepared(args), args
         self.config, self.workers = self.run.config(), Workers()
-        self.slice = read_slice(self.run, "alignment")
+        self.slice = read_slice(self.run, self.config.corpus.slice_for("alignment"))
         self.rows = self.slice[: args.pairs]
         self.room = Room(args.max_length)
         self.shard_room = min(self.room.of(row["prompt_ids"]) for row in self.slice[: args.shard])
@@ -118,7 +118,7 @@ class Round:
         )
 
     def warm_up(self):
-        rows, scorer = read_slice(self.run, "warmup")[:WARMUP], self.scorer()
+        rows, scorer = read_slice(self.run, self.config.corpus.slice_for("warmup"))[:WARMUP], self.scorer()
         budget = self.config.resources.micro_batch_tokens
         trainer = Trainer(scorer, self.config.warmup, self.workers, budget, total_steps=1)
         for batch in batched(rows, self.config.warmup.global_batch):

@@ -35,7 +35,7 @@ QUERYING = 16
 class Workload:
     def __init__(self, run, rows, tokens):
         self.rows, self.tokens = rows, tokens
-        records = (read_slice(run, "distillation") * 100)[:rows]
+        records = (read_slice(run, run.config().corpus.slice_for("distillation")) * 100)[:rows]
         self.prompts = [record["prompt_ids"] for record in records]
         self.completions = [(record["completion_ids"] * tokens)[:tokens] for record in records]
         self.sampling = {"max_tokens": [tokens] * rows, "seeds": list(range(rows)), "deadline_s": 600.0}

@@ -106,6 +106,6 @@ def scores(nll: float = 4.0, kl: float | None = None) -> ModelScores:
 def evaluated(models: dict[str, ModelScores], **facts: Any) -> EvaluationResult:
     """The test slice under these models."""
     shares = MassShares(k=list(range(1, 51)), share=[k / 60 for k in range(1, 51)])
-    return EvaluationResult(models=models, share_mass_over_095=shares, spearman_vs_true_kl=-0.4).model_copy(
-        update=facts
-    )
+    return EvaluationResult(
+        models=models, share_mass_over_095=shares, spearman_vs_true_kl=-0.4, student_less_sft=None
+    ).model_copy(update=facts)

@@ -46,13 +46,19 @@ class Letters:
         return "".join(map(chr, ids))
 
 
-def tell_run(runs_dir: Path, rounds: int = 2, until: str | None = None, name: str = "told") -> RunDirectory:
-    """Every stage up to and including `until` is done, or all, and the run finished."""
-    config = run_config("model", str(runs_dir), name=name, alignment={"rounds": rounds, "max_new_tokens": 12})
-    run = RunDirectory.create(config)
+def tell_run(
+    runs_dir: Path, rounds: int = 2, until: str | None = None, name: str = "told", **sections: Any
+) -> RunDirectory:
+    """A run of its own: every stage up to and including `until` is done, or all, and the run finished."""
+    sections |= {"name": name, "alignment": {"rounds": rounds, "max_new_tokens": 12}}
+    return tell(RunDirectory.create(run_config("model", str(runs_dir), **sections)), until)
+
+
+def tell(run: RunDirectory, until: str | None = None) -> RunDirectory:
+    """The same of a run that is there."""
     journal, log = Journal(run.journal, host="here", job=None, cluster_pid=None), EventLog(run)
     log.emit(RunStarted(run.id, journal.epoch))
-    for stage, number in expected(config):
+    for stage, number in expected(run.config()):
         journal.append("STAGE_STARTED", stage=stage.name, round=number)
         log.emit(StageStarted(stage.name, number))
         stage.write(run, finished(stage, RESULTS[stage.name](run, number), number, records=RECORDS, tokens=400))
@@ -66,11 +72,12 @@ def tell_run(runs_dir: Path, rounds: int = 2, until: str | None = None, name: st
 
 
 def _corpus(run: RunDirectory, _: int | None) -> CorpusResult:
-    slices = dict.fromkeys(("validation", "test", "warmup", "alignment", "distillation"), RECORDS // 5)
-    rows = [_row(i) for i in range(slices["distillation"])]
-    write_rows_shard(run.corpus / "distillation" / "shard-00000.parquet", rows)
+    corpus = run.config().corpus
+    slices = dict.fromkeys(corpus.slices, RECORDS // 5)
+    rows = [_row(i) for i in range(RECORDS // 5)]
+    write_rows_shard(run.corpus / corpus.slice_for("distillation") / "shard-00000.parquet", rows)
     counts = {"records": RECORDS, **slices, "dropped": {"empty": 2}, "truncated": 0, "tokens": 400, "tokenizer": "t"}
-    write_json(run.corpus / "manifest.json", counts)
+    write_json(run.corpus / "manifest.json", counts | {"beyond_limit": 7 if corpus.training_limit else 0})
     return CorpusResult(records=RECORDS)
 
 

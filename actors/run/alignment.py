@@ -29,21 +29,23 @@ from proxykd.training.loops.warm_up import warm_up as warm_up_loop
 
 
 def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
-    """Equation (1) with the proxy in the student's place: SFT on D_w.
+    """Equation (1) with the proxy in the student's place: SFT on D_w, as the corpus was when the run began.
 
     Raises:
         CorpusError: D_p is too small for the rounds that follow.
     """
     _require_records(context)
-    shards = slice_shards(context.run, "warmup")
-    records = manifest(context.run)["warmup"]
+    name = context.config.corpus.slice_for("warmup")
+    shards, records = slice_shards(context.run, name, segments=0), manifest(context.run, segments=0)[name]
     result = context.train("warmup", warm_up_loop, WarmupTask(records), stream_corpus(shards, context.data_pool))
     return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
 
 
 def _require_records(context: Context) -> None:
-    if not context.config.corpus.follow:  # what grows has records enough for each round by itself
-        require_rounds(manifest(context.run)["alignment"], context.config.alignment)
+    corpus = context.config.corpus
+    if not corpus.follow:  # what grows has records enough for each round by itself
+        name = corpus.slice_for("alignment")
+        require_rounds(manifest(context.run)[name], name, context.config.alignment)
 
 
 def why_it_ends(context: Context, rounds: int) -> str | None:
@@ -140,11 +142,12 @@ def _records_alone(context: Context, number: int) -> list[Path]:
 
 def _rows_of(context: Context, number: int) -> list[Row]:
     """The round's records of D_p."""
-    run, config = context.run, context.config.alignment
+    run, config, corpus = context.run, context.config.alignment, context.config.corpus
+    name = corpus.slice_for("alignment")
     segments = [_segments_of(context, each) for each in range(1, number + 1)]
-    rows = read_slice(run, "alignment", segments[-1])
-    if context.config.corpus.follow:
-        totals = [manifest(run, many)["alignment"] for many in segments]
+    rows = read_slice(run, name, segments[-1])
+    if corpus.follow:
+        totals = [manifest(run, many)[name] for many in segments]
         return [rows[i] for i in growing_round(totals, config)]
     return [rows[i] for i in round_slice(number, len(rows), config)]
 

@@ -1,4 +1,4 @@
-"""The stages of the methods that Proxy-KD is compared with: an open teacher's own text, and TAKD's assistant."""
+"""The stages of the methods that Proxy-KD is compared with: SFT, an open teacher's own text, and TAKD's assistant."""
 
 from __future__ import annotations
 
@@ -6,29 +6,44 @@ from pathlib import Path
 
 from actors.data.streams import Sampler, complete_prompts, stream_corpus
 from actors.run.context import Context, corpus_completion_tokens
+from proxykd.config import USES
 from proxykd.data.corpus_store import read_shard_rows, slice_shards
 from proxykd.runs.storage import shard_facts, unfinished
 from proxykd.stages.assist import AssistResult
 from proxykd.stages.complete import CompleteResult
+from proxykd.stages.sft import SftResult
 from proxykd.stages.stage import Made
 from proxykd.training.loops.assistant import AssistTask
 from proxykd.training.loops.assistant import assist as assist_loop
+from proxykd.training.loops.sft import SftTask
+from proxykd.training.loops.sft import sft as sft_loop
 
 
 def complete(context: Context, _: int | None) -> Made[CompleteResult]:
     """The open teacher's own completions of D_s's prompts."""
-    records, tokens = _complete(context, "distillation")
+    records, tokens = _complete(context, context.config.corpus.slice_for("distillation"))
     return Made(CompleteResult(records=records), records, tokens)
 
 
 def assist(context: Context, _: int | None) -> Made[AssistResult]:
     """TAKD's teacher assistant: the proxy's base, taught by the open teacher on D_w and D_p; never aligned."""
-    _complete(context, "warmup", "alignment")
+    slices = context.config.corpus.slices_for("warmup", "alignment")
+    _complete(context, *slices)
     context.stop_open_teacher()
-    shards = [*completed(context, "warmup"), *completed(context, "alignment")]
+    shards = [path for name in slices for path in completed(context, name)]
     records = sum((shard_facts(path) or {})["records"] for path in shards)
     stream = stream_corpus(shards, context.data_pool)
     result = context.train("assist", assist_loop, AssistTask(records), stream)
+    return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
+
+
+def sft(context: Context, _: int | None) -> Made[SftResult]:
+    """The student's start by SFT on all of the training text, whatever of it taught the proxy and whatever the
+    student."""
+    run = context.run
+    shards = [path for name in context.config.corpus.slices_for(*USES) for path in slice_shards(run, name)]
+    records = sum((shard_facts(path) or {})["records"] for path in shards)
+    result = context.train("sft", sft_loop, SftTask(records), stream_corpus(shards, context.data_pool))
     return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
 
 

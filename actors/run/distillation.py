@@ -1,5 +1,5 @@
 """The student's stages: soft labels of the proxy in force, distillation from them or from what they are compared with,
-and the test slice."""
+a phase on the student's own samples, and the test slice."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from actors.data.streams import Sampler, complete_prompts, score_with_engine, st
 from actors.run.baselines import completed
 from actors.run.context import Context, corpus_completion_tokens
 from actors.run.preparation import take_added
+from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import answer_shards, manifest, read_shard_rows, slice_shards
 from proxykd.data.label_shards import LabelledShard, in_turn
 from proxykd.data.unlabelled import held_out_of, read_unlabelled, require_not_held_out, unlabelled_rows
@@ -22,7 +23,8 @@ from proxykd.runs.storage import unfinished
 from proxykd.stages.answer import ANSWER, AnswerResult
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.distil import DistilResult
-from proxykd.stages.evaluate import EvaluationResult
+from proxykd.stages.evaluate import STUDENT_AFTER, EvaluationResult
+from proxykd.stages.on_policy import OnPolicyResult
 from proxykd.stages.score import SCORE, LabelsResult
 from proxykd.stages.stage import Made
 from proxykd.text.chat import ChatFormat
@@ -30,6 +32,8 @@ from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.loops.distil import distil as distil_loop
 from proxykd.training.loops.evaluate import EvaluationTask
 from proxykd.training.loops.evaluate import evaluate as evaluate_loop
+from proxykd.training.loops.on_policy import OnPolicyTask
+from proxykd.training.loops.on_policy import on_policy as on_policy_loop
 from proxykd.training.loops.score import ScoreTask
 from proxykd.training.loops.score import score as score_loop
 from proxykd.training.objectives import DistilTask
@@ -38,14 +42,14 @@ from proxykd.training.objectives import DistilTask
 def score(context: Context, _: int | None) -> Made[LabelsResult]:
     """Appendix A.1: the proxy's top-K with tail on every token of D_s, once, offline; mu and gamma."""
     run, adapter = context.run, context.aligned_adapter()
-    segments = take_added(context)
-    corpus = slice_shards(run, "distillation", segments)
+    segments, name = take_added(context), _slice(context)
+    corpus = slice_shards(run, name, segments)
     labels, source = run.soft_labels(adapter or BASE), context.label_source(adapter)
     _label(context, "score", corpus, labels, ScoreTask(adapter, source))
     shards = [labels / path.name for path in corpus]
     statistics = label_statistics(shards, source, context.config.distillation.trust)
     result = LabelsResult(**dict(statistics), segments=segments)
-    return Made(result, manifest(run, segments)["distillation"], result.tokens)
+    return Made(result, manifest(run, segments)[name], result.tokens)
 
 
 def answer(context: Context, _: int | None) -> Made[AnswerResult]:
@@ -94,18 +98,23 @@ def distil(context: Context, _: int | None) -> Made[DistilResult]:
     return Made(result, result.records, round(tokens * result.records / task.records))
 
 
+def _slice(context: Context) -> str:
+    """D_s, by its name on disk."""
+    return context.config.corpus.slice_for("distillation")
+
+
 Material = tuple[DistilTask, Dataset, int]
 """The loop's task, the rows that it streams, and their completion tokens."""
 
 
 def _labelled(context: Context) -> Material:
-    run, labels = context.run, context.need(SCORE)
+    run, labels, name = context.run, context.need(SCORE), _slice(context)
     adapter = None if labels.adapter == BASE else labels.adapter
     source = context.label_source(adapter)
     weight: Callable[[float, int], float] = labels.trust.weight_function(context.config.distillation.trust)
     folder = run.soft_labels(labels.adapter)
-    taught = [LabelledShard(p, folder / p.name) for p in slice_shards(run, "distillation", labels.segments)]
-    records, tokens, answered = manifest(run, labels.segments)["distillation"], labels.tokens, []
+    taught = [LabelledShard(p, folder / p.name) for p in slice_shards(run, name, labels.segments)]
+    records, tokens, answered = manifest(run, labels.segments)[name], labels.tokens, []
     if context.config.corpus.unlabelled:
         own, folder = context.need(ANSWER), run.answer_labels(labels.adapter)
         answered = [LabelledShard(p, folder / p.name, answers=True) for p in answer_shards(run, labels.adapter)]
@@ -116,16 +125,32 @@ def _labelled(context: Context) -> Material:
 
 def _completed(context: Context) -> Material:
     adapter = context.need(ASSIST).adapter if context.config.teaching.assistant else None
-    return _plain(context, completed(context, "distillation"), adapter)
+    return _plain(context, completed(context, _slice(context)), adapter)
 
 
 def _text_alone(context: Context) -> Material:
-    return _plain(context, slice_shards(context.run, "distillation"), None)
+    return _plain(context, slice_shards(context.run, _slice(context)), None)
 
 
 def _plain(context: Context, shards: list[Path], adapter: str | None) -> Material:
-    records = manifest(context.run)["distillation"]
+    records = manifest(context.run)[_slice(context)]
     return DistilTask(records, adapter), stream_corpus(shards, context.data_pool), corpus_completion_tokens(shards)
+
+
+def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
+    """The student on its own samples of D_s's prompts, from where the distillation left it."""
+    context.stop_engines()
+    run, config = context.run, context.config
+    segments = context.need(SCORE).segments if config.teaching.labels else None
+    shards, records = slice_shards(run, _slice(context), segments), manifest(run, segments)[_slice(context)]
+    assert config.on_policy is not None
+    judged = config.on_policy.judge == "proxy"
+    task = OnPolicyTask(records, context.aligned_adapter() if judged else None)
+    result = context.train("on_policy", on_policy_loop, task, stream_corpus(shards, context.data_pool))
+    if result.drift is not None:
+        context.events.emit(Warned(f"the on-policy phase ended after {len(result.steps)} steps: {result.drift}"))
+    chosen = 0 if judged else round(corpus_completion_tokens(shards) * result.records / records)
+    return Made(result, result.records, result.sampled_tokens + chosen)
 
 
 def evaluate(context: Context, _: int | None) -> Made[EvaluationResult]:
@@ -137,5 +162,5 @@ def evaluate(context: Context, _: int | None) -> Made[EvaluationResult]:
     trust = context.need(SCORE).trust if config.teaching.labels else None
     result = context.train("evaluate", evaluate_loop, EvaluationTask(list(dict.fromkeys(adapters)), trust))
     models = len(result.models)
-    tokens = result.models["student_after"].fidelity.tokens * models
+    tokens = result.models[STUDENT_AFTER].fidelity.tokens * models
     return Made(result, manifest(context.run)["test"] * models, tokens)

@@ -18,6 +18,7 @@ from proxykd.config import CollectConfig
 from proxykd.data import corpus_segments
 from proxykd.data.corpus_segments import reading_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
+from proxykd.data.slices import place, require_training_records
 from proxykd.data.unlabelled import held_out_in, read_unlabelled, require_not_held_out
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
@@ -46,7 +47,7 @@ def refuse_held_out_prompts(context: Context) -> None:
         records = read_prompts(config.corpus.prompts)[: config.corpus.limit]
     else:
         records = reading_of(config, may_be_empty=True)[0].records
-    require_not_held_out(read_unlabelled(config), held_out_in(records, config.corpus.split), config.corpus.unlabelled)
+    require_not_held_out(read_unlabelled(config), held_out_in(records, config.corpus), config.corpus.unlabelled)
 
 
 def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:
@@ -67,10 +68,16 @@ def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:
 
 
 def collect(context: Context, _: int | None) -> Made[CollectResult]:
-    """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone."""
+    """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone.
+
+    Raises:
+        CorpusError: so many prompts cannot give what corpus.training_limit asks for.
+    """
     config = context.config
     assert config.corpus.prompts is not None
     prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
+    training = place(prompts, config.corpus, config.seed).training
+    require_training_records(training * config.teacher.samples, config.corpus)
     collection = Collection(context.run.collected, CollectConfig.of_run(config), prompts)
     rate = shared_rate_limit(collection.config, config.redis.url, workers=1) if config.redis.url else None
     with _teacher(context) as base_url:

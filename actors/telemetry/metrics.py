@@ -23,6 +23,7 @@ from proxykd.losses.trust import histogram_mean
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.distil import DistilResult
+from proxykd.stages.on_policy import OnPolicyResult
 from proxykd.stages.score import LabelsResult
 from proxykd.stages.stage import Finished
 from proxykd.stages.table import finished_stages
@@ -130,7 +131,7 @@ class RayMetrics(BaseWatcher):
         self._set("proxykd_stage_tokens", finished.tokens, **tags)
         if isinstance(result, AdapterResult):
             self._fidelity(result.validation, finished.round or 0, "proxy")
-        if isinstance(result, DistilResult):
+        if isinstance(result, DistilResult | OnPolicyResult):
             self._fidelity(result.kept_point, None, "student")
         if isinstance(result, RoundResult):
             self._round(result)

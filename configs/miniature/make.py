@@ -1,19 +1,22 @@
 """The miniature's world: four small models of one's own training, and prompts.
 
-    python configs/miniature/make.py [FOLDER]        (default: runs/miniature)
+    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3] [--models teacher proxy student]
 
 A "voice" is a probabilistic grammar of short descriptions: which words follow depends on the noun, the occasion and
 what was said before, by tables that are drawn once for each voice. The teacher speaks a voice of its own; the open
 teacher one that lies between it and another; proxy and student have heard four other voices, mixed, as open models
 have read the web. So every model knows the language, and none but the teacher its voice.
+
+FOLDER is runs/miniature if it is not named. Every table of another --world is drawn anew. With --seeds, each of them
+has prompts of its own, prompts-SEED.jsonl: what a study that names {seed} in corpus.prompts takes.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +68,8 @@ CHATML = (
 
 
 def weights(voice: str, place: str, context: Sequence[str]) -> list[float]:
-    """A voice's probabilities at a place in a context: a Dirichlet draw (concentration 0.35), always the same."""
+    """A voice's probabilities at a place in a context: a Dirichlet draw (concentration 0.35), always the same. A voice
+    of another world than the first has that one's name before its own."""
     seed = hashlib.sha256("|".join((voice, place, *context)).encode()).digest()
     drawn = random.Random(seed)
     raw = [drawn.gammavariate(0.35, 1.0) + 1e-4 for _ in OPTIONS[place]]
@@ -104,13 +108,16 @@ class Recipe:
     voices: tuple[tuple[tuple[str, float], ...], ...]
 
 
-WEB_VOICES = tuple(((voice, 1.0),) for voice in WEB)
-RECIPES = {
-    "teacher": Recipe(4, 160, 1200, (((TEACHER, 1.0),),)),
-    "open-teacher": Recipe(4, 160, 1200, (((TEACHER, 0.5), (OTHER, 0.5)),)),
-    "proxy": Recipe(3, 128, 700, WEB_VOICES),
-    "student": Recipe(2, 64, 700, WEB_VOICES),
-}
+def recipes(world: str) -> dict[str, Recipe]:
+    """The models of a world; the first world's name is empty."""
+    teacher, other, *web = (world + voice for voice in (TEACHER, OTHER, *WEB))
+    heard = tuple(((voice, 1.0),) for voice in web)
+    return {
+        "teacher": Recipe(4, 160, 1200, (((teacher, 1.0),),)),
+        "open-teacher": Recipe(4, 160, 1200, (((teacher, 0.5), (other, 0.5)),)),
+        "proxy": Recipe(3, 128, 700, heard),
+        "student": Recipe(2, 64, 700, heard),
+    }
 
 
 def make_tokenizer(texts: list[str]) -> Any:
@@ -175,18 +182,29 @@ def train(name: str, recipe: Recipe, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder / name)
 
 
+def write_prompts(path: Path, asked: Sequence[dict[str, str]]) -> None:
+    rows = [{"id": f"p{i:05d}", "prompt": prompt_of(said)} for i, said in enumerate(asked)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/miniature")
-    folder.mkdir(parents=True, exist_ok=True)
-    every = questions()
-    rows = [{"id": f"p{i:05d}", "prompt": prompt_of(said)} for i, said in enumerate(every[:PROMPTS])]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chance = random.Random(1)
-    tokenizer = make_tokenizer([prompt_of(q) + " " + speak(WEB_VOICES[i % 4], q, chance) for i, q in enumerate(every)])
-    for name, recipe in RECIPES.items():
-        if not (folder / name / "config.json").exists():
-            train(name, recipe, tokenizer, folder)
-    print(f"models and prompts in {folder}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/miniature"))
+    parser.add_argument("--world", default="")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--models", nargs="*", default=["teacher", "open-teacher", "proxy", "student"])
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    every, models = questions(), recipes(args.world)
+    write_prompts(args.folder / "prompts.jsonl", every[:PROMPTS])
+    for seed in args.seeds:
+        write_prompts(args.folder / f"prompts-{seed}.jsonl", random.Random(f"prompts {seed}").sample(every, PROMPTS))
+    chance, heard = random.Random(1), models["student"].voices
+    tokenizer = make_tokenizer([prompt_of(q) + " " + speak(heard[i % 4], q, chance) for i, q in enumerate(every)])
+    for name in args.models:
+        if not (args.folder / name / "config.json").exists():
+            train(name, models[name], tokenizer, args.folder)
+    print(f"models and prompts in {args.folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Differences between two arms of a study, paired by seed: the table has only those to Proxy-KD.
+"""Differences between two arms of a study, paired by seed: the table has only those to its reference.
 
     python configs/miniature/pairs.py ARMS.CSV ARM OTHER [ARM OTHER ...]
 
@@ -11,14 +11,14 @@ import csv
 import sys
 from pathlib import Path
 
-from proxykd.study.study_report import mean_and_interval
+from proxykd.study.comparison import mean_and_interval
 
 MEASURES = ("held_out_nll", "true_kl", "top1_agreement")
 
 
 def main() -> None:
     path, *names = sys.argv[1:]
-    rows = list(csv.DictReader(Path(path).read_text().splitlines()))
+    rows = [row for row in csv.DictReader(Path(path).read_text().splitlines()) if not row.get("size")]  # full size
     by_seed = {(row["name"], row["seed"]): row for row in rows}
     for name, other in zip(names[::2], names[1::2], strict=True):
         seeds = sorted({row["seed"] for row in rows if row["name"] == name})

@@ -6,7 +6,18 @@ part of the run's hash.
 """
 
 from proxykd.config.machines import LORA_SLOTS, EngineConfig, ResourceConfig, lora_slot_rank
-from proxykd.config.method import AlignmentConfig, CorpusConfig, DistillationConfig, Reasoning, SplitConfig, TrainConfig
+from proxykd.config.method import (
+    HELD_OUT,
+    USES,
+    AlignmentConfig,
+    CorpusConfig,
+    DistillationConfig,
+    OnPolicyConfig,
+    PreferenceConfig,
+    Reasoning,
+    TrainConfig,
+    Use,
+)
 from proxykd.config.reading import (
     apply_overrides,
     load_collect_config,
@@ -21,7 +32,9 @@ from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceCo
 from proxykd.config.whole import CollectConfig, RunConfig
 
 __all__ = [
+    "HELD_OUT",
     "LORA_SLOTS",
+    "USES",
     "AlignmentConfig",
     "BudgetConfig",
     "CollectConfig",
@@ -32,15 +45,17 @@ __all__ = [
     "Flag",
     "LoraConfig",
     "ModelConfig",
+    "OnPolicyConfig",
+    "PreferenceConfig",
     "PriceConfig",
     "QualityConfig",
     "Reasoning",
     "ResourceConfig",
     "RunConfig",
     "Section",
-    "SplitConfig",
     "TeacherConfig",
     "TrainConfig",
+    "Use",
     "apply_overrides",
     "load_collect_config",
     "load_config",

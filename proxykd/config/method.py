@@ -9,10 +9,16 @@ from pydantic import Field, model_validator
 from proxykd.config.sections import Fraction, ModelConfig, Section
 
 Reasoning = Literal["answer_only", "drop_record", "train"]
+Use = Literal["warmup", "alignment", "distillation"]
+"""What training text is for: D_w, D_p and D_s."""
+USES: tuple[Use, ...] = ("warmup", "alignment", "distillation")
+HELD_OUT = ("validation", "test")
 
 
 class SplitConfig(Section):
-    """Shares of the corpus. `validation` and `test` are cut first; the other three share what is left, and sum to 1."""
+    """Shares of the corpus. `validation` and `test` are cut first; the other three share what is left, and sum to 1
+    (with `corpus.whole_text` each of them has all of it).
+    """
 
     validation: Fraction = 0.05
     """Share that judges every round and the student while it trains. With `test`, at most 0.5."""
@@ -72,8 +78,8 @@ class CorpusConfig(Section):
     `split` (the paper's way); the held-out slices are the same either way.
     """
     training_limit: int | None = Field(None, ge=1)
-    """Records beside the held-out slices that are used at most, drawn by the seed: what fewer answers would buy. Unset,
-    all.
+    """Records beside the held-out slices that are used at most, drawn by the seed, prompt by prompt
+    ([corpus.md](corpus.md#with-fewer-answers)). Unset, all.
     """
     shard_records: int = Field(512, ge=1)
     """Records a file: of the corpus, of pairs and of soft labels alike. What a death loses is one of them."""
@@ -85,7 +91,35 @@ class CorpusConfig(Section):
             raise ValueError("corpus.path and corpus.prompts are both set; set one of them")
         if self.follow and (self.prompts or self.limit):
             raise ValueError("corpus.follow goes with corpus.path alone; leave corpus.prompts and corpus.limit out")
+        if self.follow and self.training_limit:
+            raise ValueError(
+                "corpus.training_limit draws from records that are all there, and corpus.follow lets them grow; leave "
+                "one of them out"
+            )
         return self
+
+    def slice_for(self, use: Use) -> str:
+        """The slice whose records serve a use."""
+        return "training" if self.whole_text else use
+
+    def slices_for(self, *uses: Use) -> tuple[str, ...]:
+        """The slices of several uses, each once."""
+        return tuple(dict.fromkeys(map(self.slice_for, uses)))
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """Every slice that a run has."""
+        return (*HELD_OUT, *self.slices_for(*USES))
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """Those that take what a followed data set adds: the warm-up is over by then."""
+        return self.slices_for("alignment", "distillation")
+
+    def share_for(self, use: Use) -> float:
+        """The share of the training text that serves a use."""
+        share: float = getattr(self.split, use)
+        return 1.0 if self.whole_text else share
 
 
 class TrainConfig(Section):
@@ -121,7 +155,16 @@ class TrainConfig(Section):
     """Steps between measurements of each loss term's own gradient norm, which cost a backward pass a term."""
 
 
-class AlignmentConfig(TrainConfig):
+class PreferenceConfig(TrainConfig):
+    """A stage with an NLL of the chosen completion and DPO of it against a rejected one."""
+
+    beta: float = Field(0.1, gt=0)
+    """DPO's: how much a nat of margin counts."""
+    nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    """Unit of the NLL beside DPO: a mean over the global batch's tokens, or sums averaged over its sequences."""
+
+
+class AlignmentConfig(PreferenceConfig):
     """k rounds of NLL + DPO, equations (3)-(6), each judged by what it changed on validation
     ([method.md](method.md#how-a-round-is-judged)).
     """
@@ -134,10 +177,6 @@ class AlignmentConfig(TrainConfig):
     """Records of D_p that a round takes. Rounds go on from the last one's end, and all over again. Unset, all rounds
     together see D_p once.
     """
-    beta: float = Field(0.1, gt=0)
-    """DPO's: how much a nat of margin counts."""
-    nll_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
-    """Unit of the NLL beside DPO: a mean over the global batch's tokens, or sums averaged over its sequences."""
     teacher_kl: float = Field(0.0, ge=0)
     """Weight of the KL from the log-probs that a grey box gives away ([collect.md](collect.md#grey-boxes)); 0: they are
     not used.
@@ -225,3 +264,27 @@ class WhiteBoxConfig(Section):
     """Most tokens of a completion. Unset, what its prompt leaves of `corpus.max_length`."""
     assistant: TrainConfig = TrainConfig()
     """The assistant's own training on D_w and D_p, where `distillation.source` is `assistant`."""
+
+
+class OnPolicyConfig(PreferenceConfig):
+    """A phase after the distillation in which the student learns from its own completions of D_s's prompts
+    ([method.md](method.md#an-on-policy-phase)). Left out, a run has none. With `keep: best` the student stays as it was
+    before, where no point of the phase's curve is better.
+    """
+
+    judge: Literal["proxy", "preference"] = "proxy"
+    """Who judges: the aligned proxy, token by token on samples that the student draws as it trains; or the teacher's
+    text, preferred to a sample of the student as it was before the phase (NLL + DPO, after SODA), which needs no proxy.
+    """
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "reverse_kl"
+    """With `judge: proxy`, between the whole distributions at each token: KL(p to q), KL(q to p), Jensen-Shannon."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a sample. Unset, all that its own prompt leaves of `corpus.max_length`."""
+    evaluations: int = Field(4, ge=1)
+    """Points of the phase's validation curve beside its start, evenly over the steps; the last is the end."""
+    drift_window: int = Field(8, ge=1)
+    """Steps over whose samples the two bounds below compare means: the latest with the phase's first."""
+    max_length_ratio: float = Field(2.0, gt=1.0)
+    """Samples on average so many times as long as at first, or as short, end the phase."""
+    max_repetition_rise: float = Field(0.1, gt=0.0, le=1.0)
+    """Share of a sample's 4-grams that stood in it before: a mean that has risen by more than this ends the phase."""

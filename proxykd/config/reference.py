@@ -87,8 +87,8 @@ def _section(place: _Place, titles: dict[type[Section], str]) -> str:
     others = f" `{'`, `'.join(place.others)}` {'has' if len(place.others) == 1 else 'have'} the same keys." * bool(
         place.others
     )
-    parents = [base for base in place.kind.__bases__ if base in titles]
-    shared = {key for parent in parents for key in parent.model_fields}
+    parents = [base for base in place.kind.__mro__[1:] if base in titles][:1]
+    shared = {key for parent in parents for key in parent.model_fields} - place.kind.__annotations__.keys()
     beside = "".join(f" Beside these, it has all keys of {_link(titles[parent])}." for parent in parents)
     rows = [_row(key, value, titles) for key, value in place.kind.model_fields.items() if key not in shared]
     return f"{heading}{_flowing(getdoc(place.kind))}{others}{beside}\n\n{HEADER}{''.join(rows)}"

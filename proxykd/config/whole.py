@@ -14,6 +14,7 @@ from proxykd.config.method import (
     AlignmentConfig,
     CorpusConfig,
     DistillationConfig,
+    OnPolicyConfig,
     ScoreConfig,
     TrainConfig,
     WhiteBoxConfig,
@@ -47,7 +48,12 @@ class RunConfig(Section):
     alignment: AlignmentConfig = AlignmentConfig()
     score: ScoreConfig = ScoreConfig()
     distillation: DistillationConfig = DistillationConfig()
+    sft: TrainConfig | None = None
+    """A second student beside the first, by SFT on all of the training text: what the same answers buy without a
+    proxy. Unset, there is none.
+    """
     white_box: WhiteBoxConfig | None = None
+    on_policy: OnPolicyConfig | None = None
     engine: EngineConfig = EngineConfig()
     collection: CollectionConfig = CollectionConfig()
     resources: ResourceConfig = ResourceConfig()
@@ -88,6 +94,10 @@ class RunConfig(Section):
                 f"corpus.unlabelled is answered by an aligned proxy, and distillation.source "
                 f"{self.distillation.source} has none; remove it, or set distillation.source=proxy"
             )
+        if self.sft is not None and not (self.teaching.labels or self.teaching.open_teacher):
+            raise ValueError(f"distillation.source {self.distillation.source} is SFT already; leave sft out")
+        if self.on_policy is not None:
+            self._check_on_policy(self.on_policy)
         if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
@@ -134,6 +144,21 @@ class RunConfig(Section):
             raise ValueError(
                 "score.method is drawn, but a shift needs the proxy's own probabilities; set score.method=top_k"
             )
+
+    def _check_on_policy(self, phase: OnPolicyConfig) -> None:
+        source = self.distillation.source
+        if self.teaching.open_teacher:
+            raise ValueError(
+                f"on_policy is for students of a black box, and distillation.source is {source}; remove on_policy"
+            )
+        if phase.judge == "proxy" and not self.teaching.aligned:
+            raise ValueError(
+                f"on_policy.judge is proxy, which needs an aligned one, and distillation.source is {source}; set "
+                f"distillation.source=proxy or on_policy.judge=preference"
+            )
+        if self.resources.parallel == "fsdp2":
+            raise ValueError("on_policy draws from whole models; set resources.parallel=ddp")
+        self._check_limit("on_policy", phase.max_new_tokens)
 
     def _check_limit(self, section: str, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None and max_new_tokens >= self.corpus.max_length:

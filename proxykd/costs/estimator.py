@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from proxykd.config import ModelConfig, RunConfig, TrainConfig
+from proxykd.config import ModelConfig, RunConfig, TrainConfig, Use
 from proxykd.costs.devices import Device
 from proxykd.costs.memory_plan import BYTES, kv_bytes
 from proxykd.data.round_records import round_slice
@@ -60,16 +60,23 @@ class Estimator:
         """
         self.config, self.text, self.device = config, text, device
         self.proxy, self.student = require_architecture(config.proxy), require_architecture(config.student)
-        split = config.corpus.split
+        corpus, split = config.corpus, config.corpus.split
         rest = text.records * (1 - split.validation - split.test)
+        if corpus.training_limit is not None:
+            rest = min(rest, corpus.training_limit)
         self.validation, self.test = text.records * split.validation, text.records * split.test
-        self.warmup, self.distillation = rest * split.warmup, rest * split.distillation
-        self.alignment = round(rest * split.alignment)
-        """Records of each slice."""
+        self.warmup, self.distillation = rest * corpus.share_for("warmup"), rest * corpus.share_for("distillation")
+        self.alignment = round(rest * corpus.share_for("alignment"))
+        """Records that serve each use."""
         self.unlabelled = text.unlabelled
         rounds = config.alignment.rounds
         self.pairs = len(round_slice(1, self.alignment, config.alignment)) if rounds else 0
         """Records of a round."""
+
+    def serving(self, *uses: Use) -> float:
+        """Records that serve any of these uses, each counted once."""
+        of_slices: dict[str, float] = {self.config.corpus.slice_for(use): getattr(self, use) for use in uses}
+        return sum(of_slices.values())
 
     def trained(self, stage: str, records: float, seconds: float, starts: int = 1) -> StageEstimate:
         """Work of the trainers, whose workers start so many times."""
@@ -106,6 +113,17 @@ class Estimator:
         """Seconds of the trainers."""
         flops = 2 * arch.parameters * records * self.text.length
         return flops / (self.trainers * self.device.peak * self.device.training_share)
+
+    def drawing(self, model: ModelConfig, stage: TrainConfig, records: float) -> float:
+        """Seconds in which the trainers draw a completion for every record of all epochs, a global batch at a time."""
+        arch, device, dtype = require_architecture(model), self.device, model.dtype
+        batch = ceil(min(stage.global_batch, max(records, 1)) / self.trainers)
+        read = arch.parameters * BYTES[dtype] + batch * self.text.length * kv_bytes(arch, dtype)
+        step = max(
+            read / (device.bandwidth * device.bandwidth_share),
+            batch * 2 * arch.parameters / (device.peak * device.training_share),
+        )
+        return records * stage.epochs / (batch * self.trainers) * self.text.completion * step
 
     def sampling(self, arch: Architecture, records: float) -> float:
         """Seconds of the engines."""

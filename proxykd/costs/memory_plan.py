@@ -16,6 +16,7 @@ widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddi
                      t w for the layer in hand, w = 8 I + 5 H in float32, in bfloat16 4 I + 24 H full, 4 I + 20 H lora;
                        full training that is sharded: three layers' gradients more, on the way to their parts
                      4 t b H and three chunks of the head in float32 (head.py)
+                     before there are activations: a KV cache of the completions that the trainer itself draws at once
                      once the activations are gone: p c / S for Adam's step and the sum over replicas; sharded full
                        training: 3 E b, the gradients of embeddings and head on their way
     frozen         weights of the models that a student's loss reads as it trains
@@ -93,9 +94,10 @@ def trainer_footprint(
     config: RunConfig,
     frozen: Sequence[ModelConfig] = (),
     terms: int = 1,
+    draws: int = 0,
 ) -> Footprint:
     """One Ray Train worker that trains `model`, in the most demanding of `stages`, by a loss of so many `terms`;
-    the `frozen` models are held beside it."""
+    the `frozen` models are held beside it, and the workers draw completions of so many prompts at once."""
     arch, resources = require_architecture(model), config.resources
     size, tokens = BYTES[model.dtype], resources.micro_batch_tokens
     trained = trained_bytes(model) / _shards(config)
@@ -113,11 +115,12 @@ def trainer_footprint(
     hidden, intermediate = WORKING[model.dtype, model.method]
     layer = tokens * (hidden * arch.hidden + intermediate * arch.intermediate)
     head = tokens * 4 * size * arch.hidden + 3 * logits_bytes(arch, tokens)
+    cache = -(-draws // resources.trainer_workers) * config.corpus.max_length * kv_bytes(arch, model.dtype)
     parts = {
         "weights": placed_bytes(model, config),
         "training": training,
         "activations": activations,
-        "working": max(layer + layer_moves, head, max(trained, end_moves) - activations),
+        "working": max(layer + layer_moves, head, max(trained, end_moves, cache) - activations),
     }
     if frozen:
         parts["frozen"] = sum(placed_bytes(other, config) for other in frozen)
@@ -229,7 +232,13 @@ def footprints(config: RunConfig) -> list[Footprint]:
         )
     terms = 2 if teaching.labels else 1
     distilled, frozen = (config.distillation,), config.read_beside_student
-    found.append(trainer_footprint("trainer, student", config.student, distilled, config, frozen, terms))
+    white_box = config.white_box if teaching.open_teacher else None
+    draws = config.distillation.global_batch if white_box is not None and white_box.on_policy else 0
+    found.append(trainer_footprint("trainer, student", config.student, distilled, config, frozen, terms, draws))
+    if (phase := config.on_policy) is not None:
+        judge = config.proxy if phase.judge == "proxy" else config.student.model_copy(update={"method": "full"})
+        terms, what = 1 if phase.judge == "proxy" else 2, "trainer, student on-policy"
+        found.append(trainer_footprint(what, config.student, (phase,), config, [judge], terms, phase.global_batch))
     if sealed is not None:
         found.append(evaluation_footprint(config, sealed))
     return found
@@ -251,7 +260,7 @@ def disk_gib(config: RunConfig, corpus_tokens: float = 0.0) -> float:
         if model is config.proxy:
             total += (config.alignment.rounds + 1) * trained
         else:
-            kept = 1 + (distillation.evaluations if distillation.snapshots else 0)
+            kept = 1 + (distillation.evaluations if distillation.snapshots else 0) + (config.on_policy is not None)
             total += kept * (arch.parameters * BYTES[model.dtype] + (trained if model.method == "lora" else 0))
     return total / GIB
 

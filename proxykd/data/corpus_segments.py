@@ -1,7 +1,8 @@
 """A corpus that grows while its run goes on: what a data set adds becomes a segment, which rounds use from then on.
 
 The held-out slices never change: added records that belong to them by their prompts are left out and counted, so that
-fidelity before and after is measured on the same text. Those of the warm-up's slice, which is over, go to alignment.
+fidelity before and after is measured on the same text. Those of the warm-up's slice, which is over, go to alignment;
+with corpus.whole_text there is one training slice, which takes them all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.collection.dataset import Dataset
-from proxykd.config import RunConfig
+from proxykd.config import HELD_OUT, RunConfig
 from proxykd.data.corpus_store import committed_segments, manifest, write_segment_slice
 from proxykd.runs.storage import RunDirectory, delete, write_json
 from proxykd.text.chat import ChatFormat
@@ -64,12 +65,11 @@ def take_added(run: RunDirectory, config: RunConfig, chat: ChatFormat) -> Facts 
     if not added:
         return None
     number = committed_segments(run) + 1
-    reading = read_sources(config, added)
-    slices = [
-        "alignment" if (s := slice_of(r.messages, config.corpus.split)) == "warmup" else s for r in reading.records
-    ]
-    taken = [(r, s) for r, s in zip(reading.records, slices, strict=True) if s in ("alignment", "distillation")]
-    for stale in _left_of(run, number):
+    reading, corpus = read_sources(config, added), config.corpus
+    instead = {corpus.slice_for("warmup"): corpus.slice_for("alignment")}
+    slices = [slice_of(record.messages, corpus) for record in reading.records]
+    taken = [(r, instead.get(s, s)) for r, s in zip(reading.records, slices, strict=True) if s not in HELD_OUT]
+    for stale in _left_of(run, corpus.growing, number):
         delete(stale)
     facts = write_segment_slice(run, config, number, taken, chat)
     held_out = len(reading.records) - len(taken)
@@ -84,7 +84,5 @@ def take_added(run: RunDirectory, config: RunConfig, chat: ChatFormat) -> Facts 
     return segment
 
 
-def _left_of(run: RunDirectory, number: int) -> list[Path]:
-    return [
-        path for name in ("alignment", "distillation") for path in (run.corpus / name).glob(f"segment-{number:03d}-*")
-    ]
+def _left_of(run: RunDirectory, slices: tuple[str, ...], number: int) -> list[Path]:
+    return [path for name in slices for path in (run.corpus / name).glob(f"segment-{number:03d}-*")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from proxykd.config import RunConfig
+from proxykd.config import HELD_OUT, USES, RunConfig
+from proxykd.data.slices import place, require_training_records, training_order
 from proxykd.errors import CorpusError
 from proxykd.runs.storage import (
     RunDirectory,
@@ -22,16 +22,13 @@ from proxykd.runs.storage import (
 )
 from proxykd.runs.table_shards import write_rows_as_shard, write_table_shard
 from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Reading, Record, Row, prompt_key, slice_of
+from proxykd.text.corpus import Reading, Record, Row, prompt_key
 from proxykd.text.tokenising import TokenisedRecord, tokenise_all
 from proxykd.text.tokenizer import tokenizer_hash
 
 if TYPE_CHECKING:
     from proxykd.data.teacher_logprobs import Place, TokensByText
 
-SLICES = ("validation", "test", "warmup", "alignment", "distillation")
-GROWING = ("alignment", "distillation")
-"""Slices that take what a data set adds while the run goes on (corpus_segments.py)."""
 IDS = pa.list_(pa.int32())
 TEACHER_TOP = pa.list_(pa.struct([("position", pa.int32()), ("ids", IDS), ("logps", pa.list_(pa.float32()))]))
 """The teacher's most likely tokens and their log-probs, where it gives them (proxykd/data/teacher_logprobs.py)."""
@@ -56,16 +53,20 @@ def write_corpus(
     `sources` are the shards of a data set that grows which it was made of, for take_added to know.
 
     Raises:
-        CorpusError: a slice would be empty, or alignment.teacher_kl has nothing to go by.
+        CorpusError: a slice would be empty, corpus.training_limit is beyond what there is, or alignment.teacher_kl has
+            nothing to go by.
     """
     require_teacher_logprobs(config, reading)
-    placed = [(record, slice_of(record.messages, config.corpus.split)) for record in reading.records]
-    facts = _write_slices(run, config, SLICES, placed, chat, "shard")
-    require_few_refused(facts["refused"], len(placed), config)
+    placed = place(reading.records, config.corpus, config.seed)
+    if not config.corpus.prompts:  # of what was collected, what was paid for is used, be it less than was asked for
+        require_training_records(placed.training, config.corpus)
+    facts = _write_slices(run, config, config.corpus.slices, placed.records, chat, "shard")
+    require_few_refused(facts["refused"], len(placed.records), config)
     dropped = Counter(reading.dropped) + Counter(facts["dropped"])
     value = {
         **facts,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "beyond_limit": placed.beyond_limit,
         "bad_lines": reading.bad_lines,
         "thoughts": reading.thoughts,
         "tokenizer": tokenizer_hash(chat.tokenizer),
@@ -93,17 +94,16 @@ def require_slices(config: RunConfig, records: Mapping[str, int], dropped: Mappi
     Raises:
         CorpusError: a slice that the run needs would be empty.
     """
-    needed = [n for n in SLICES if not (n == "alignment" and config.alignment.rounds == 0)]
-    if empty := [name for name in needed if not records[name]]:
+    corpus = config.corpus
+    uses = [use for use in USES if use != "alignment" or config.alignment.rounds]
+    if empty := [name for name in (*HELD_OUT, *corpus.slices_for(*uses)) if not records[name]]:
+        limit = corpus.training_limit
+        within, raised = (f" within corpus.training_limit {limit}", "raise the limit, ") if limit else ("", "")
         raise CorpusError(
-            f"{sum(records[name] for name in SLICES)} usable records (dropped: {dict(dropped) or 'none'}) leave the "
-            f"slice(s) {', '.join(empty)} empty; add records or enlarge the shares in corpus.split"
+            f"{sum(records[name] for name in corpus.slices)} usable records{within} (dropped: "
+            f"{dict(dropped) or 'none'}) leave the slice(s) {', '.join(empty)} empty; {raised}add records or enlarge "
+            f"the shares in corpus.split"
         )
-
-
-def training_order(seed: int, record_id: str) -> bytes:
-    """The key by which a slice's records are sorted: shuffled by the seed, wherever in the corpus they stood."""
-    return hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
 
 
 def require_few_refused(refused: Sequence[dict[str, str]], records: int, config: RunConfig) -> None:
@@ -121,7 +121,7 @@ def write_segment_slice(
     run: RunDirectory, config: RunConfig, number: int, placed: list[tuple[Record, str]], chat: ChatFormat
 ) -> dict[str, Any]:
     """The records of segment `number` (from 1), each with its slice; returns the counts."""
-    return _write_slices(run, config, GROWING, placed, chat, f"segment-{number:03d}")
+    return _write_slices(run, config, config.corpus.growing, placed, chat, f"segment-{number:03d}")
 
 
 def _write_slices(
@@ -199,7 +199,7 @@ def manifest(run: RunDirectory, segments: int | None = None) -> dict[str, Any]:
     value: dict[str, Any] = read_json(run.corpus / "manifest.json")
     for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
         added = read_json(_segment(run, number))
-        for key in (*GROWING, "records", "truncated", "tokens"):
+        for key in (*run.config().corpus.growing, "records", "truncated", "tokens"):
             value[key] += added[key]
         value["dropped"] = dict(sorted((Counter(value["dropped"]) + Counter(added["dropped"])).items()))
         value["refused"] += added["refused"]

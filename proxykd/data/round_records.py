@@ -8,15 +8,15 @@ from proxykd.config import AlignmentConfig
 from proxykd.errors import CorpusError
 
 
-def require_rounds(records: int, config: AlignmentConfig) -> None:
-    """Refuses an alignment of which some round would have no record, before anything is trained.
+def require_rounds(records: int, slice_name: str, config: AlignmentConfig) -> None:
+    """Refuses an alignment of which some round would have no record, before anything is trained. `slice_name` is D_p's.
 
     Raises:
         CorpusError: D_p has fewer records than there are rounds to share it.
     """
     if config.pairs_per_round is None and records < config.rounds:
         raise CorpusError(
-            f"the alignment slice has {records} records for alignment.rounds={config.rounds}, which share it: some "
+            f"the {slice_name} slice has {records} records for alignment.rounds={config.rounds}, which share it: some "
             f"rounds would have none; add records, set alignment.rounds={records} or fewer, or set "
             f"alignment.pairs_per_round (rounds then begin again at its start)"
         )

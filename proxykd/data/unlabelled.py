@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from proxykd.config import RunConfig, SplitConfig
-from proxykd.data.corpus_store import read_slice, training_order
+from proxykd.config import HELD_OUT, CorpusConfig, RunConfig
+from proxykd.data.corpus_store import read_slice
+from proxykd.data.slices import training_order
 from proxykd.errors import CorpusError, TemplateError
 from proxykd.runs.storage import RunDirectory
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Record, Row, prompt_key, read_prompts, slice_of
 
-HELD_OUT = ("validation", "test")
 OPENING = 60
 """Characters of a prompt by which it is found again."""
 
@@ -27,9 +27,9 @@ def read_unlabelled(config: RunConfig) -> list[Record]:
     return read_prompts(config.corpus.unlabelled, "corpus.unlabelled")
 
 
-def held_out_in(records: Iterable[Record], split: SplitConfig) -> dict[str, str]:
-    """The keys of the prompts that `split` holds out of the records, each with its slice."""
-    placed = {prompt_key(record.messages): slice_of(record.messages, split) for record in records}
+def held_out_in(records: Iterable[Record], corpus: CorpusConfig) -> dict[str, str]:
+    """The keys of the prompts that are held out of the records, each with its slice."""
+    placed = {prompt_key(record.messages): slice_of(record.messages, corpus) for record in records}
     return {key: name for key, name in placed.items() if name in HELD_OUT}
 
 

@@ -44,6 +44,17 @@ class ValidationChange(JsonModel):
     prompts: int
 
 
+class Difference(JsonModel):
+    """Of two models on the test slice, nats a token, compared record by record; below 0 where the first is closer."""
+
+    nll: float
+    nll_stderr: float | None
+    true_kl: float | None
+    """Where the teacher is local."""
+    true_kl_stderr: float | None
+    prompts: int
+
+
 class Histogram(JsonModel):
     """How many `counts` of the weights lie in each of the bars between `edges`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.config import ModelConfig, RunConfig
+from proxykd.config import USES, ModelConfig, RunConfig, TrainConfig
 from proxykd.costs.memory_plan import footprints
 from proxykd.models.architecture import architecture
 from proxykd.planning.requirements import cpus_needed, gpus_needed
@@ -14,12 +14,15 @@ def describe(config: RunConfig) -> list[str]:
     corpus = config.corpus.path or f"collected from {config.teacher.model} for {config.corpus.prompts}"
     split = config.corpus.split
     rest = 1 - split.validation - split.test
-    shares = {name: rest * getattr(split, name) for name in ("warmup", "alignment", "distillation")}
+    shares = {config.corpus.slice_for(use): rest * config.corpus.share_for(use) for use in USES}
+    limit = config.corpus.training_limit
+    limited = f"; of what is not held out {limit} records at most, drawn by the seed" if limit else ""
     lines = [
         f"{config.name}: valid; the run would be {config.runs_dir}/{config.run_id}",
         f"  corpus        {corpus}",
         f"  slices        validation {split.validation:.1%}, test {split.test:.1%}, "
-        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
+        + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        + limited,
         f"  proxy         {_model(config.proxy)}",
         f"  student       {_model(config.student)}, method {config.student.method}",
         *_method(config),
@@ -38,9 +41,9 @@ def _method(config: RunConfig) -> list[str]:
     if teaching.aligned:
         dpo = f" + DPO (beta {alignment.beta:g})" if alignment.preference else ", without the preference loss"
         lines = [
-            f"  warm-up       SFT, {_training(warmup.learning_rate, warmup.global_batch, warmup.epochs)}",
+            f"  warm-up       SFT, {_training(warmup)}",
             f"  align         up to {alignment.rounds} rounds of NLL ({alignment.nll_reduction}){dpo}, "
-            + _training(alignment.learning_rate, alignment.global_batch, alignment.epochs),
+            + _training(alignment),
         ]
     if teaching.labels:
         whose = "" if teaching.aligned else ", of the unaligned base"
@@ -59,8 +62,14 @@ def _method(config: RunConfig) -> list[str]:
         whose = "an assistant of the open teacher's" if teaching.assistant else "the open teacher's"
         lines.append(f"  open teacher  {_model(white_box.teacher.model_copy(update={'method': 'full'}))}")
         loss = f"{white_box.divergence} from {whose} whole distribution, on {student}"
-    training = _training(distillation.learning_rate, distillation.global_batch, distillation.epochs)
-    return [*lines, f"  distil        {loss}, {training}"]
+    lines.append(f"  distil        {loss}, {_training(distillation)}")
+    if (phase := config.on_policy) is not None:
+        dpo = f"NLL ({phase.nll_reduction}) + DPO (beta {phase.beta:g}) against its own samples from before"
+        loss = f"{phase.divergence} from the aligned proxy on its own samples" if phase.judge == "proxy" else dpo
+        lines.append(f"  on-policy     {loss}, {_training(phase)}")
+    if config.sft is not None:
+        lines.append(f"  sft           NLL on all of the training text, {_training(config.sft)}: a second student")
+    return lines
 
 
 def _model(model: ModelConfig) -> str:
@@ -69,8 +78,10 @@ def _model(model: ModelConfig) -> str:
     return f"{model.source}{pruned}, {model.dtype}{lora}"
 
 
-def _training(learning_rate: float, batch: int, epochs: int) -> str:
-    return f"Adam {learning_rate:g}, batch {batch}, {epochs} epoch(s)"
+def _training(stage: TrainConfig) -> str:
+    rate = f"{stage.learning_rate:g}" + ("" if stage.schedule == "constant" else f" ({stage.schedule})")
+    early = "" if stage.early_stopping is None else f" at most, {stage.early_stopping} points without a new best end it"
+    return f"Adam {rate}, batch {stage.global_batch}, {stage.epochs} epoch(s){early}"
 
 
 def _memory(config: RunConfig) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from proxykd.config import ResourceConfig, RunConfig, TrainConfig
+from proxykd.config import USES, AlignmentConfig, ResourceConfig, RunConfig, TrainConfig, Use
 from proxykd.data.round_records import round_slice
 from proxykd.models.batching import plan_micro_batches
 
@@ -56,20 +56,29 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
     """Returns the packing of every training stage, given each slice's records in the order in which training sees them.
 
     A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
-    completions of an open teacher.
+    completions of an open teacher, and the student's own.
     """
-    warmup, alignment, distillation = config.warmup, config.alignment, config.distillation
+    alignment, corpus = config.alignment, config.corpus
+
+    def epoch(name: str, train: TrainConfig, *uses: Use, sides: int = 1) -> Epoch:
+        names = corpus.slices_for(*uses)
+        records = [record for each in names for record in slices[each]]
+        return Epoch(name, names, train, _batches(records, train, sides))
+
     epochs = []
     if config.teaching.aligned:
-        epochs.append(Epoch("warm-up", ("warmup",), warmup, _batches(slices["warmup"], warmup)))
-        epochs.append(Epoch(f"{alignment.rounds} rounds", ("alignment",), alignment, _rounds(config, slices)))
+        epochs.append(epoch("warm-up", config.warmup, "warmup"))
+        shared = corpus.slice_for("alignment")
+        epochs.append(Epoch(f"{alignment.rounds} rounds", (shared,), alignment, _rounds(alignment, slices[shared])))
     if config.teaching.assistant:
         assert config.white_box is not None
-        train, both = config.white_box.assistant, [*slices["warmup"], *slices["alignment"]]
-        epochs.append(Epoch("assistant", ("warmup", "alignment"), train, _batches(both, train)))
-    batches = _batches(slices["distillation"], distillation)
-    epochs.append(Epoch("distillation", ("distillation",), distillation, batches))
-    return [packing(epoch, config.resources) for epoch in epochs if epoch.batches]
+        epochs.append(epoch("assistant", config.white_box.assistant, "warmup", "alignment"))
+    epochs.append(epoch("distillation", config.distillation, "distillation"))
+    if (phase := config.on_policy) is not None:
+        epochs.append(epoch("on-policy", phase, "distillation", sides=2 if phase.judge == "preference" else 1))
+    if config.sft is not None:
+        epochs.append(epoch("sft", config.sft, *USES))
+    return [packing(each, config.resources) for each in epochs if each.batches]
 
 
 def packing(epoch: Epoch, resources: ResourceConfig) -> Packing:
@@ -92,9 +101,8 @@ def packing(epoch: Epoch, resources: ResourceConfig) -> Packing:
     )
 
 
-def _rounds(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[list[int]]:
+def _rounds(alignment: AlignmentConfig, records: Sequence[Tokens]) -> list[list[int]]:
     """The global batches of all rounds. A pair counts both of its sides, as proxykd/data/pairs.py has it."""
-    alignment, records = config.alignment, slices["alignment"]
     sides = 2 if alignment.preference else 1
     batches: list[list[int]] = []
     for number in range(1, alignment.rounds + 1 if records else 1):

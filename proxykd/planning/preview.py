@@ -12,19 +12,14 @@ from typing import Any
 from proxykd.collection.requests import with_system
 from proxykd.config import CorpusConfig, Reasoning, RunConfig
 from proxykd.data.corpus_segments import reading_of
-from proxykd.data.corpus_store import (
-    SLICES,
-    require_few_refused,
-    require_slices,
-    require_teacher_logprobs,
-    training_order,
-)
+from proxykd.data.corpus_store import require_few_refused, require_slices, require_teacher_logprobs
+from proxykd.data.slices import Placed, place, require_training_records, training_order
 from proxykd.errors import CorpusError
 from proxykd.planning.padding import Packing, Tokens, packings
 from proxykd.planning.record_lengths import Lengths, Measured, SampleRoom, measure, sample_rooms, spread, typical
 from proxykd.text.chat import ChatFormat
 from proxykd.text.control_tokens import control_tokens
-from proxykd.text.corpus import Reading, read_prompts, slice_of
+from proxykd.text.corpus import Reading, read_prompts
 from proxykd.text.token_spans import Span, spans
 from proxykd.text.tokenising import tokenise
 
@@ -75,8 +70,10 @@ class Shown:
 class Preview:
     records: int
     """That were read."""
+    used: int
+    """Of them: all, or those within corpus.training_limit."""
     tokenised: int
-    """Of them: all, or a sample (SAMPLE)."""
+    """Of these: all, or a sample (SAMPLE)."""
     has_completions: bool
     lengths: tuple[Lengths, ...]
     over_length: int
@@ -91,7 +88,7 @@ class Preview:
 
     @property
     def sampled(self) -> bool:
-        return self.tokenised < self.records
+        return self.tokenised < self.used
 
 
 def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int = 3, most: int = SAMPLE) -> Preview:
@@ -102,12 +99,13 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
         TemplateError: the chat template does not do.
     """
     chat, corpus = ChatFormat(tokenizer), config.corpus
-    slices = [slice_of(record.messages, corpus.split) for record in reading.records]
-    chosen = spread(len(reading.records), most)
-    measured = [measure(reading.records[i], slices[i], chat, corpus) for i in chosen]
-    by_slice = {name: [m for m in measured if m.slice == name] for name in SLICES}
-    counts = tuple(_count(name, slices.count(name), rows) for name, rows in by_slice.items())
-    reasons = (*_read_reasons(reading, corpus.reasoning), *_token_reasons(measured))
+    placed = place(reading.records, corpus, config.seed, each=records_of_one(config))
+    used = placed.records
+    measured = [measure(*used[i], chat, corpus) for i in spread(len(used), most)]
+    by_slice = {name: [m for m in measured if m.slice == name] for name in corpus.slices}
+    read = Counter(name for _, name in used)
+    counts = tuple(_count(name, read[name], rows) for name, rows in by_slice.items())
+    reasons = (*_read_reasons(reading, corpus.reasoning), *_beyond_limit(placed), *_token_reasons(measured))
     kept = {
         name: sorted((m for m in rows if m.kept is not None), key=lambda m: training_order(config.seed, m.record.id))
         for name, rows in by_slice.items()
@@ -116,6 +114,7 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
     trained = {name: [Tokens(m.prompt, m.kept or 0) for m in rows] for name, rows in kept.items()}
     return Preview(
         records=len(reading.records),
+        used=len(used),
         tokenised=len(measured),
         has_completions=has_completions,
         lengths=_lengths(measured, has_completions),
@@ -125,8 +124,13 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
         rooms=tuple(sample_rooms(config, kept)) if has_completions else (),
         packings=tuple(_scaled(each, counts) for each in packings(config, trained)) if has_completions else (),
         shown=tuple(show(m, chat, corpus) for m in typical([m for rows in kept.values() for m in rows], shown)),
-        refusal=_refusal(config, reading, counts, measured),
+        refusal=_refusal(config, reading, placed, counts, measured),
     )
+
+
+def records_of_one(config: RunConfig) -> int:
+    """How many records each stands for that `read` gives: a prompt, as many as the teacher is to be asked for."""
+    return config.teacher.samples if config.corpus.prompts is not None else 1
 
 
 def read(config: RunConfig) -> tuple[Reading, str | None]:
@@ -194,6 +198,12 @@ def _read_reasons(reading: Reading, reasoning: Reasoning) -> list[Reason]:
     return reasons
 
 
+def _beyond_limit(placed: Placed) -> list[Reason]:
+    if not placed.beyond_limit:
+        return []
+    return [Reason("beyond_limit", placed.beyond_limit, len(placed.records) + placed.beyond_limit, True, ())]
+
+
 def _token_reasons(measured: list[Measured]) -> list[Reason]:
     groups: dict[tuple[str, bool], list[Measured]] = defaultdict(list)
     for m in measured:
@@ -220,13 +230,14 @@ def _scaled(packing: Packing, counts: Sequence[SliceCount]) -> Packing:
 
 
 def _refusal(
-    config: RunConfig, reading: Reading, counts: Sequence[SliceCount], measured: Sequence[Measured]
+    config: RunConfig, reading: Reading, placed: Placed, counts: Sequence[SliceCount], measured: Sequence[Measured]
 ) -> str | None:
     """What writing the corpus would raise. Of a sample, its counts stand for the whole corpus."""
-    scale = len(reading.records) / max(1, len(measured))
+    scale = len(placed.records) / max(1, len(measured))
     dropped = Counter(reading.dropped) + Counter(str(m.note) for m in measured if m.kept is None)
     refused = [{"id": m.record.id, "reason": m.detail} for m in measured if m.detail is not None]
     try:
+        require_training_records(placed.training * records_of_one(config), config.corpus)
         if config.corpus.prompts is None:
             require_teacher_logprobs(config, reading)
         require_few_refused(refused, len(measured), config)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from proxykd.config import CorpusConfig, RunConfig
+from proxykd.config import CorpusConfig, RunConfig, Use
 from proxykd.errors import TemplateError
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Record
@@ -96,15 +96,17 @@ def typical(measured: Sequence[Measured], count: int) -> list[Measured]:
 
 def sample_rooms(config: RunConfig, kept: Mapping[str, Sequence[Measured]]) -> Iterator[SampleRoom]:
     """Returns the SampleRoom of every slice for whose prompts the run draws completions."""
-    teaching, white_box, alignment = config.teaching, config.white_box, config.alignment
+    teaching, white_box, alignment, corpus = config.teaching, config.white_box, config.alignment, config.corpus
     drawn: list[tuple[str, int | None]] = []
     if teaching.aligned and alignment.preference and alignment.rounds:
-        drawn.append(("alignment", alignment.max_new_tokens))
+        drawn.append((corpus.slice_for("alignment"), alignment.max_new_tokens))
     if teaching.open_teacher and white_box is not None:
-        names = ("distillation", "warmup", "alignment") if teaching.assistant else ("distillation",)
-        drawn += [(name, white_box.max_new_tokens) for name in names]
+        others: tuple[Use, ...] = ("warmup", "alignment") if teaching.assistant else ()
+        drawn += [(name, white_box.max_new_tokens) for name in corpus.slices_for("distillation", *others)]
+    if config.on_policy is not None:
+        drawn.append((corpus.slice_for("distillation"), config.on_policy.max_new_tokens))
     for name, limit in drawn:
-        rooms = [min(config.corpus.max_length - m.prompt, limit or sys.maxsize) for m in kept[name]]
+        rooms = [min(corpus.max_length - m.prompt, limit or sys.maxsize) for m in kept[name]]
         own = [m.completion for m in kept[name]]
         if (room := Lengths.of("room of a sample", rooms)) is None:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from proxykd.config import RunConfig
 from proxykd.evaluation.inspection import has_inspected
 from proxykd.evaluation.measures import Fidelity
-from proxykd.report.blocks import TeacherFacts, corpus_counts, round_report, soft_labels, trust
+from proxykd.report.blocks import TeacherFacts, corpus_counts, on_policy_report, round_report, sft, soft_labels, trust
 from proxykd.report.overview_model import (
     Columns,
     CoordinatorClaim,
@@ -26,7 +26,7 @@ from proxykd.runs.storage import RunDirectory, stage_key
 from proxykd.stages.align import ALIGN, RoundResult
 from proxykd.stages.corpus import CORPUS
 from proxykd.stages.distil import DISTIL
-from proxykd.stages.evaluate import EVALUATE, STUDENT_AFTER, STUDENT_BEFORE, ModelScores
+from proxykd.stages.evaluate import EVALUATE, STUDENT_AFTER, STUDENT_BEFORE, STUDENT_OFFLINE, ModelScores
 from proxykd.stages.models import MODELS
 from proxykd.stages.results import Results
 from proxykd.stages.table import expected
@@ -155,12 +155,14 @@ def _student(results: Results) -> StudentOverview | None:
     if (distilled := results.of(DISTIL)) is None:
         return None
     models = _models(results)
-    before, after = models.get(STUDENT_BEFORE), models.get(STUDENT_AFTER)
+    names = {"before": STUDENT_BEFORE, "offline": STUDENT_OFFLINE, "after": STUDENT_AFTER}
+    tested = {when: models.get(name) for when, name in names.items()}
     return StudentOverview(
         **distilled.model_dump(exclude={"steps"}),
-        before=before.fidelity if before else None,
-        after=after.fidelity if after else None,
-        true_kl=StudentKlSoFar(before=before.true_kl if before else None, after=after.true_kl if after else None),
+        **{when: one.fidelity if one else None for when, one in tested.items()},
+        on_policy=on_policy_report(results),
+        true_kl=StudentKlSoFar(**{when: one.true_kl if one else None for when, one in tested.items()}),
+        sft=sft(results),
     )
 
 

@@ -11,6 +11,7 @@ from proxykd.report.blocks import (
     CorpusCounts,
     LabelsReport,
     RoundReport,
+    SftReport,
     StudentSoFar,
     TeacherFacts,
     TrustReport,
@@ -81,11 +82,13 @@ class RoundOverview(RoundReport):
 
 class StudentKlSoFar(JsonModel):
     before: MeanKl | None
+    offline: MeanKl | None
     after: MeanKl | None
 
 
 class StudentOverview(StudentSoFar):
     true_kl: StudentKlSoFar
+    sft: SftReport | None
 
 
 class CoordinatorClaim(JsonModel):

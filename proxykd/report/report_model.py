@@ -13,6 +13,7 @@ from proxykd.report.blocks import (
     CorpusCounts,
     LabelsReport,
     RoundReport,
+    SftReport,
     StudentSoFar,
     TeacherFacts,
     TrustReport,
@@ -99,6 +100,8 @@ class RoundKl(MeanKl):
 
 class StudentKl(JsonModel):
     before: MeanKl
+    offline: MeanKl | None
+    """Before an on-policy phase, where there was one."""
     after: MeanKl
 
 
@@ -133,6 +136,8 @@ class RunReport(JsonModel):
     trust: TrustReport | None
     white_box: WhiteBoxReport | None
     student: StudentReport
+    sft: SftReport | None
+    """None where the run trained none."""
     grey_box: dict[str, MeanKl] | None
     """By model, a lower bound of the KL, from the teacher's log-probs where they are known."""
     sealed_teacher: SealedTeacherReport | None

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxykd.config import RunConfig
 from proxykd.evaluation.measures import MeanKl
-from proxykd.report.blocks import corpus_counts, round_report, soft_labels, trust
+from proxykd.report.blocks import corpus_counts, on_policy_report, round_report, sft, soft_labels, trust
 from proxykd.report.provenance import git_revision, hardware
 from proxykd.report.report_model import (
     AssistantReport,
@@ -31,7 +31,14 @@ from proxykd.stages.align import ALIGN, in_force
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.collect import COLLECT
 from proxykd.stages.distil import DISTIL
-from proxykd.stages.evaluate import EVALUATE, OPEN_TEACHER, STUDENT_AFTER, STUDENT_BEFORE, ModelScores
+from proxykd.stages.evaluate import (
+    EVALUATE,
+    OPEN_TEACHER,
+    STUDENT_AFTER,
+    STUDENT_BEFORE,
+    STUDENT_OFFLINE,
+    ModelScores,
+)
 from proxykd.stages.models import MODELS
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
@@ -71,6 +78,7 @@ def build_report(run: RunDirectory, stop_reason: str) -> RunReport:
         trust=trust(results),
         white_box=_white_box(results),
         student=_student(results),
+        sft=sft(results),
         grey_box=_teacher_kl(results.need(EVALUATE).models),
         sealed_teacher=sealed_teacher(results),
     )
@@ -92,7 +100,11 @@ def sealed_teacher(results: Results) -> SealedTeacherReport | None:
         return None
     return SealedTeacherReport(
         kl_teacher_proxy=_proxy_kl(results, models),
-        kl_teacher_student=StudentKl(before=_kl(models[STUDENT_BEFORE]), after=_kl(models[STUDENT_AFTER])),
+        kl_teacher_student=StudentKl(
+            before=_kl(models[STUDENT_BEFORE]),
+            offline=_kl(models[STUDENT_OFFLINE]) if STUDENT_OFFLINE in models else None,
+            after=_kl(models[STUDENT_AFTER]),
+        ),
         kl_teacher_base=_kl(models[BASE]) if BASE in models else None,
         kl_teacher_white_box=_white_box_kl(results, models),
     )
@@ -145,7 +157,9 @@ def _student(results: Results) -> StudentReport:
     return StudentReport(
         **results.need(DISTIL).model_dump(exclude={"steps"}),
         before=models[STUDENT_BEFORE].fidelity,
+        offline=models[STUDENT_OFFLINE].fidelity if STUDENT_OFFLINE in models else None,
         after=models[STUDENT_AFTER].fidelity,
+        on_policy=on_policy_report(results),
     )
 
 

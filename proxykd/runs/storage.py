@@ -418,8 +418,24 @@ class RunDirectory:
         return self.root / "white_box" / slice_name
 
     @property
-    def student(self) -> Path:
+    def offline_student(self) -> Path:
+        """What the distillation leaves."""
         return self.root / "student"
+
+    @property
+    def sft_student(self) -> Path:
+        """The one beside it that has seen the text alone, where `sft` asks for it."""
+        return self.root / "student-sft"
+
+    @property
+    def on_policy_student(self) -> Path:
+        """What the on-policy phase leaves, where the config has one."""
+        return self.root / "student-on-policy"
+
+    @property
+    def student(self) -> Path:
+        """The student that the run is for: what the last of its stages that train one leaves."""
+        return self.offline_student if self.config().on_policy is None else self.on_policy_student
 
     def snapshot(self, step: int) -> Path:
         """The student as it was after so many steps, where distillation.snapshots asks for it."""

@@ -23,7 +23,10 @@ def _settings(config: RunConfig) -> list[object]:
 
 
 def _files(run: RunDirectory, result: AssistResult) -> list[Path]:
-    return [*adapter_files(run, result), run.completed("warmup"), run.completed("alignment")]
+    """With the open teacher's completions of its own slices, where they are not D_s: those came with `complete`."""
+    corpus = run.config().corpus
+    slices = set(corpus.slices_for("warmup", "alignment")) - {corpus.slice_for("distillation")}
+    return [*adapter_files(run, result), *(run.completed(name) for name in sorted(slices))]
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
@@ -33,7 +36,7 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 def _cost(by: Estimator) -> list[StageEstimate]:
     """With the open teacher's forward passes, and the validation slice at the points of its curve."""
     assert by.config.white_box is not None
-    stage, records = by.config.white_box.assistant, by.warmup + by.alignment
+    stage, records = by.config.white_box.assistant, by.serving("warmup", "alignment")
     teacher = require_architecture(by.config.white_box.teacher)
     seconds = by.training(by.config.proxy, stage, records) + by.forward(teacher, records * stage.epochs)
     seconds += stage.evaluations * by.forward(by.proxy, by.validation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.config import RunConfig
+from proxykd.config import USES, RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
 from proxykd.models.architecture import require_architecture
@@ -28,8 +28,8 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 def _cost(by: Estimator) -> list[StageEstimate]:
     """Of the assistant's prompts too, where there is one: it is taught on D_w and D_p."""
     assert by.config.open_teacher is not None
-    assisted = by.warmup + by.alignment if by.config.teaching.assistant else 0
-    return [by.sampled("complete", require_architecture(by.config.open_teacher), round(by.distillation + assisted))]
+    records = by.serving(*USES) if by.config.teaching.assistant else by.distillation
+    return [by.sampled("complete", require_architecture(by.config.open_teacher), round(records))]
 
 
 COMPLETE = Stage(
@@ -39,7 +39,7 @@ COMPLETE = Stage(
     when=lambda config: config.teaching.open_teacher,
     inputs=("corpus",),
     settings=_settings,
-    files=lambda run, _: [run.completed("distillation")],
+    files=lambda run, _: [run.completed(run.config().corpus.slice_for("distillation"))],
     demands=_demands,
     cost=_cost,
 )

@@ -31,7 +31,7 @@ def _settings(config: RunConfig) -> list[object]:
 
 
 def _files(run: RunDirectory, _: DistilResult) -> list[Path]:
-    return [*run.snapshots().values(), run.student]
+    return [*run.snapshots().values(), run.offline_student]
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:

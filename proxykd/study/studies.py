@@ -1,4 +1,4 @@
-"""A study: one run config, many arms that differ from it in a setting or two, several seeds; and what arms share.
+"""A study: one run config, many arms that differ from it in a setting or two, several seeds, perhaps several sizes.
 
 An arm is a run like any other. Two runs share a stage when everything that its result depends on is the same.
 """
@@ -25,53 +25,7 @@ from proxykd.config import (
 )
 from proxykd.errors import ConfigError
 from proxykd.runs.storage import RunDirectory, location, read_json, write_json
-
-Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """An arm that every study can have: what it is called in a table, and how it differs from the full method."""
-
-    title: str
-    group: str
-    overrides: Facts
-
-
-PROXY_KD = "proxy_kd"
-METHODS, ABLATIONS, VARIANTS = "methods", "ablations", "variants"
-
-
-def _white_box(divergence: str, on_policy: bool = False) -> Facts:
-    return {
-        "distillation.source": "white_box",
-        "white_box.divergence": divergence,
-        "white_box.on_policy": on_policy,
-    }
-
-
-PRESETS = {
-    PROXY_KD: Preset("Proxy-KD", METHODS, {}),
-    "black_box_kd": Preset("black-box KD", METHODS, {"distillation.source": "none"}),
-    "forward_kl": Preset("forward KL (white-box)", METHODS, _white_box("forward_kl")),
-    "reverse_kl": Preset("reverse KL (white-box)", METHODS, _white_box("reverse_kl")),
-    "reverse_kl_on_policy": Preset("reverse KL, on-policy (white-box)", METHODS, _white_box("reverse_kl", True)),
-    "jsd": Preset("JSD (white-box)", METHODS, _white_box("jsd")),
-    "tvd": Preset("TVD (white-box)", METHODS, _white_box("tvd")),
-    "takd": Preset(
-        "TAKD (white-box)", METHODS, {"distillation.source": "assistant", "white_box.divergence": "forward_kl"}
-    ),
-    "delta_kl": Preset("Delta-KL", METHODS, {"corpus.whole_text": True, "distillation.source": "shift"}),
-    "without_proxy": Preset("without proxy", ABLATIONS, {"distillation.source": "none"}),
-    "without_alignment": Preset("without alignment", ABLATIONS, {"distillation.source": "base"}),
-    "without_preference": Preset("without preference loss", ABLATIONS, {"alignment.preference": False}),
-    "without_trust": Preset("without trust weight", ABLATIONS, {"distillation.trust": "none"}),
-    "constant_trust": Preset("constant trust weight", ABLATIONS, {"distillation.trust": "constant"}),
-    "kl_by_sequence": Preset("KL a sequence mean", VARIANTS, {"distillation.kl_reduction": "sequence_mean"}),
-    "kl_by_token": Preset("KL a token sum", VARIANTS, {"distillation.kl_reduction": "token_sum"}),
-    "trust_by_sequence": Preset("trust by sequence sum", VARIANTS, {"distillation.trust": "sequence_sum"}),
-    "trust_by_token": Preset("trust by token mean", VARIANTS, {"distillation.trust": "token_mean"}),
-}
+from proxykd.study.presets import PRESETS, PROXY_KD, VARIANTS, Facts
 
 
 class ArmConfig(Section):
@@ -83,8 +37,30 @@ class ArmConfig(Section):
     """Keys of the run's config by their dotted names, with the values that this arm has for them."""
 
 
+class SizesConfig(Section):
+    """Arms that run with fewer training records as well as with all: what quality costs in records, and how many fewer
+    of them an arm needs for the reference's.
+    """
+
+    records: tuple[int, ...] = Field(min_length=1)
+    """Values of `corpus.training_limit`, each below the corpus' training records."""
+    arms: tuple[str, ...] = Field(min_length=1)
+    """Of the study's `arms`, those that run at each size, with every seed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SizesConfig:
+        if (least := min(self.records)) < 1:
+            raise ValueError(f"records has {least}; a size is at least 1, remove it")
+        for key, values in (("records", self.records), ("arms", self.arms)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} {', '.join(map(str, values))} must each be named once; remove the others")
+        return self
+
+
 class StudyConfig(Section):
-    """What `proxykd study` takes ([study.md](study.md))."""
+    """What `proxykd study` takes ([study.md](study.md)). In any text of `run`, and of what arms set there, `{seed}` is
+    the run's seed: `prompts: voices/seed-{seed}.jsonl` gives each seed prompts of its own.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Names the study: small letters, digits and hyphens."""
@@ -92,18 +68,22 @@ class StudyConfig(Section):
     """Every arm runs once with each."""
     arms: tuple[str, ...] = Field(min_length=1)
     """Names of presets ([study.md](study.md) lists them) and of `own_arms`."""
+    reference: str | None = None
+    """The arm that the others' differences are to, paired by seed. Unset, `proxy_kd` where it is among `arms`."""
+    sizes: SizesConfig | None = None
     own_arms: dict[str, ArmConfig] = Field({})
     settings: dict[str, dict[str, Any]] = Field({})
     """By arm, what it needs beside its own change for a fair comparison: its own best learning rate, say. Keys as in an
     own arm's `set`.
     """
     run: dict[str, Any]
-    """The full method's config, as `proxykd run` takes it, without `name` and `seed`."""
+    """What arms differ from: a config as `proxykd run` takes it, without `name` and `seed`."""
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
         known = PRESETS.keys() | self.own_arms.keys()
-        if unknown := [name for name in (*self.arms, *self.settings) if name not in known]:
+        sized = self.sizes.arms if self.sizes else ()
+        if unknown := [name for name in (*self.arms, *self.settings, *sized) if name not in known]:
             raise ValueError(f"unknown arm(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}, or add own_arms")
         if taken := PRESETS.keys() & self.own_arms.keys():
             raise ValueError(f"own_arms {', '.join(taken)} are presets; choose other names")
@@ -111,8 +91,21 @@ class StudyConfig(Section):
             raise ValueError(
                 f"seeds {list(self.seeds)} and arms {', '.join(self.arms)} must each be named once; remove the others"
             )
+        if absent := [name for name in sized if name not in self.arms]:
+            raise ValueError(
+                f"sizes.arms has {', '.join(absent)}, which arms has not; add to arms what runs at full size, too"
+            )
+        if self.reference is not None and self.reference not in self.arms:
+            raise ValueError(f"reference is {self.reference}, which is not among arms; add it to them, or name another")
         if given := {"name", "seed"} & self.run.keys():
             raise ValueError(f"run.{given.pop()} is the study's to set; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _resolve(self) -> StudyConfig:
+        """An unset reference that follows from the arms gets its value, so that study.json says what it was."""
+        if self.reference is None and PROXY_KD in self.arms:
+            object.__setattr__(self, "reference", PROXY_KD)
         return self
 
     @property
@@ -128,26 +121,57 @@ class StudyConfig(Section):
         return PRESETS[arm].group if arm in PRESETS else VARIANTS
 
     def expand(self) -> list[Arm]:
-        """Every arm with every seed, as a run's config.
+        """Every arm with every seed, at full size and then at each of its sizes, as a run's config.
 
         Raises:
-            ConfigError: an arm needs what the config does not give.
+            ConfigError: an arm needs what the config does not give, or a size is none below its full one.
         """
-        return [self._arm(name, seed) for name in self.arms for seed in self.seeds]
+        full = [self._arm(name, seed, None) for name in self.arms for seed in self.seeds]
+        if self.sizes is None:
+            return full
+        sized = [arm for arm in full if arm.name in self.sizes.arms]
+        return full + [self._smaller(arm, size) for arm in sized for size in self.sizes.records]
 
-    def _arm(self, name: str, seed: int) -> Arm:
+    def _smaller(self, arm: Arm, size: int) -> Arm:
+        limit = arm.config.corpus.training_limit
+        if limit is not None and size >= limit:
+            raise ConfigError(
+                f"study {self.name}: sizes.records has {size}, but corpus.training_limit leaves {arm.name} {limit} "
+                f"records; name sizes below it"
+            )
+        return self._arm(arm.name, arm.seed, size)
+
+    def _arm(self, name: str, seed: int, size: int | None) -> Arm:
         raw = json.loads(json.dumps(self.run))
         own = PRESETS[name].overrides if name in PRESETS else self.own_arms[name].set
         for key, value in {**own, **self.settings.get(name, {})}.items():
             set_key(raw, key, value)
-        raw |= {"name": f"{name.replace('_', '-')}-s{seed}", "seed": seed}
-        return Arm(name, seed, validate_config(raw, f"arm {name} of study {self.name}"))
+        run = f"{name.replace('_', '-')}-s{seed}"
+        if size is not None:
+            set_key(raw, "corpus.training_limit", size)
+            run += f"-n{size}"
+        raw |= {"name": run, "seed": seed}
+        return Arm(name, seed, size, validate_config(_with_seed(raw, seed), f"arm {name} of study {self.name}"))
+
+
+def _with_seed(value: Any, seed: int) -> Any:
+    """What YAML holds, with the seed for `{seed}` in all of its texts."""
+    match value:
+        case str():
+            return value.replace("{seed}", str(seed))
+        case dict():
+            return {key: _with_seed(inner, seed) for key, inner in value.items()}
+        case list():
+            return [_with_seed(inner, seed) for inner in value]
+    return value
 
 
 @dataclass(frozen=True)
 class Arm:
     name: str
     seed: int
+    size: int | None
+    """Its `corpus.training_limit`, where the study's `sizes` set it; None at full size."""
     config: RunConfig
 
 
@@ -178,7 +202,7 @@ class StudyDirectory:
         return validate_study(read_json(self.root / "study.json"), str(self.root / "study.json"))
 
     def arms(self) -> list[Arm]:
-        """Every arm with its run in this directory."""
+        """Every arm, seed and size with its run in this directory."""
         place = {"runs_dir": str(self.root / "runs")}
         return [replace(arm, config=arm.config.model_copy(update=place)) for arm in self.study().expand()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from proxykd.evaluation.measures import Fidelity, MassShares
 from proxykd.report.blocks import RoundReport, TrustReport
@@ -12,14 +12,17 @@ from proxykd.runs.json_model import JsonModel
 from proxykd.stages.trained import CurvePoint
 
 Row = dict[str, Any]
-"""Of a table: beside its names a column a measure or task, each `key` with `key_ci`, and for all arms but the full
-method `key_difference` and `key_difference_ci`."""
+"""Of a table: beside its names a column a measure or task, each `key` with `key_ci`, and for all arms but the
+reference `key_difference` and `key_difference_ci`."""
+Bound = Literal["at_least", "at_most"]
 
 
 class StudyFacts(JsonModel):
     id: str
     name: str
     seeds: list[int]
+    reference: str | None
+    """The arm that the others' differences are to."""
     git_revision: str | None
     hardware: Hardware
 
@@ -40,10 +43,14 @@ class Calibration(JsonModel):
 
 
 class ArmReport(JsonModel):
-    """One arm with one seed: the test slice, save where a word says validation."""
+    """One arm with one seed and size: the test slice, save where a word says validation."""
 
     name: str
     seed: int
+    size: int | None
+    """The `corpus.training_limit` that the study set; None at full size."""
+    records: int
+    """Training records that its corpus holds: those beside the held-out slices."""
     run: str
     proxy: Fidelity | None
     """The one that gave the labels."""
@@ -68,6 +75,30 @@ class ArmReport(JsonModel):
     stages: list[StageCost]
 
 
+class SeedSaving(JsonModel):
+    """The share of the reference's training records by which an arm needs fewer for the same quality, with one seed."""
+
+    seed: int
+    saving: float
+    bound: Bound | None
+    """None where `saving` is a number itself."""
+
+
+class Saving(JsonModel):
+    """What an arm saves by a measure (proxykd/study/saving.py)."""
+
+    arm: str
+    title: str
+    measure: str
+    seeds: list[SeedSaving]
+    mean: float | None
+    """Over seeds; None where some have a bound from below and some from above."""
+    low: float | None
+    high: float | None
+    """Both of the bootstrap's 95 % interval; None with one seed, or bounds."""
+    bound: Bound | None
+
+
 class StageHours(JsonModel):
     stage: str
     device_hours: float
@@ -79,5 +110,18 @@ class StudyReport(JsonModel):
     study: StudyFacts
     arms: list[ArmReport]
     table: list[Row]
+    """At full size, as all that follows but `sizes`."""
+    sizes: list[Row]
+    """A row an arm and size; empty for a study without sizes."""
+    savings: list[Saving]
     benchmarks: list[Row]
     costs: list[StageHours]
+
+    @property
+    def at_full_size(self) -> list[ArmReport]:
+        return [arm for arm in self.arms if arm.size is None]
+
+    @property
+    def reference_title(self) -> str | None:
+        """None where no arm is the reference."""
+        return next((row["title"] for row in self.table if row["arm"] == self.study.reference), None)

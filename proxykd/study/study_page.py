@@ -8,18 +8,13 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from proxykd.runs.storage import write_atomic, write_json
+from proxykd.study.comparison import MEASURES, known_measures
 from proxykd.study.figures import as_png, as_svg, figures
+from proxykd.study.saving import DRAWS, as_text, by_seed_as_text
 from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_model import StudyReport
-from proxykd.study.study_report import (
-    MEASURES,
-    as_csv,
-    as_markdown,
-    build_study_report,
-    flat,
-    known_measures,
-    known_tasks,
-)
+from proxykd.study.study_report import build_study_report, known_tasks
+from proxykd.study.table_files import as_csv, flat, flat_saving, sizes_markdown, table_markdown
 
 TEMPLATE = Path(__file__).parent / "templates" / "study.html.j2"
 
@@ -34,7 +29,12 @@ def write_study_report(directory: StudyDirectory) -> None:
         write_atomic(folder / "figures" / f"{name}.png", as_png(figure))
     write_atomic(folder / "arms.csv", as_csv([flat(arm) for arm in report.arms]))
     write_atomic(folder / "table.csv", as_csv(report.table))
-    write_atomic(folder / "table.md", as_markdown(report).encode())
+    write_atomic(folder / "table.md", table_markdown(report).encode())
+    if report.sizes:
+        write_atomic(folder / "sizes.csv", as_csv(report.sizes))
+        write_atomic(folder / "sizes.md", sizes_markdown(report).encode())
+    if report.savings:
+        write_atomic(folder / "savings.csv", as_csv([flat_saving(saving) for saving in report.savings]))
     if report.benchmarks:
         write_atomic(folder / "benchmarks.csv", as_csv(report.benchmarks))
     write_atomic(folder / "report.html", page(report, drawn).encode())
@@ -46,8 +46,13 @@ def page(report: StudyReport, drawn: dict[str, Figure]) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text())
     return template.render(
         report=report,
-        measures=known_measures(report),
+        measures=known_measures(report.table),
+        size_measures=known_measures(report.sizes),
         tasks=known_tasks(report),
+        title_of=lambda key: MEASURES[key][0],
         measured=lambda arm, key: MEASURES[key][1](arm),
+        saved=as_text,
+        saved_by_seed=by_seed_as_text,
+        draws=DRAWS,
         figures={name: as_svg(figure) for name, figure in drawn.items()},
     )

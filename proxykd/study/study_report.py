@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from statistics import fmean, stdev
+from statistics import fmean
 
 from proxykd.evaluation.benchmarks import TaskScore
 from proxykd.evaluation.measures import Fidelity
-from proxykd.evaluation.standard_errors import student_t
 from proxykd.report.blocks import TrustReport
 from proxykd.report.provenance import git_revision, hardware
 from proxykd.report.report_model import RunReport, read_report
@@ -20,24 +16,15 @@ from proxykd.stages.evaluate import EVALUATE, OPEN_TEACHER, ModelScores
 from proxykd.stages.models import MODELS
 from proxykd.stages.results import Results
 from proxykd.stages.warmup import WARMUP
-from proxykd.study.studies import PROXY_KD, Arm, StudyConfig, StudyDirectory
+from proxykd.study.comparison import MEASURES, BySeed, compared, runs_of
+from proxykd.study.saving import savings
+from proxykd.study.sizes import size_table
+from proxykd.study.studies import Arm, StudyConfig, StudyDirectory
 from proxykd.study.study_model import ArmKl, ArmReport, Calibration, Row, StageHours, StudyFacts, StudyReport
-
-Measure = Callable[[ArmReport], float | None]
-
-MEASURES: dict[str, tuple[str, Measure]] = {
-    "held_out_nll": ("NLL a token", lambda arm: arm.student.held_out_nll),
-    "true_kl": ("true KL", lambda arm: arm.sealed_teacher.student if arm.sealed_teacher else None),
-    "top1_agreement": ("top-1", lambda arm: arm.student.top1_agreement),
-    "sequence_agreement": ("whole sequence", lambda arm: arm.student.sequence_agreement),
-    "source_nll": ("its source's NLL", lambda arm: arm.source.held_out_nll if arm.source else None),
-    "source_true_kl": ("its source's true KL", lambda arm: arm.sealed_teacher.source if arm.sealed_teacher else None),
-}
-"""What each arm is compared by, on the test slice. A student's source is the model whose distribution it learned."""
 
 
 def build_study_report(directory: StudyDirectory) -> StudyReport:
-    """All numbers that a reader may rely on: every arm and seed, the table of means, what a stage costs."""
+    """All numbers that a reader may rely on: every run, the tables of means, what is saved, what a stage costs."""
     study = directory.study()
     arms = [_arm(directory, arm) for arm in directory.arms()]
     return StudyReport(
@@ -45,20 +32,17 @@ def build_study_report(directory: StudyDirectory) -> StudyReport:
             id=directory.id,
             name=study.name,
             seeds=list(study.seeds),
+            reference=study.reference,
             git_revision=git_revision(),
             hardware=hardware(),
         ),
         arms=arms,
         table=table(study, arms),
+        sizes=size_table(study, arms),
+        savings=savings(study, arms),
         benchmarks=benchmark_table(study, arms),
-        costs=costs(arms),
+        costs=costs([arm for arm in arms if arm.size is None]),
     )
-
-
-def known_measures(report: StudyReport) -> dict[str, str]:
-    """The measures that any arm has, with their titles; one that is 0 in all of them tells nothing."""
-    known = {key for row in report.table for key in MEASURES if row[key]}
-    return {key: title for key, (title, _) in MEASURES.items() if key in known}
 
 
 def known_tasks(report: StudyReport) -> list[str]:
@@ -67,44 +51,8 @@ def known_tasks(report: StudyReport) -> list[str]:
     return [*known, AVERAGE] if known else []
 
 
-def as_csv(rows: Sequence[Row]) -> bytes:
-    """A table with every column that any of the rows has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_markdown(report: StudyReport) -> str:
-    """The table of arms, for a document: means, half 95 % intervals, differences to the full method in brackets."""
-    measures = known_measures(report)
-    lines = ["| arm | " + " | ".join(measures.values()) + " |", "|---" * (1 + len(measures)) + "|"]
-    lines += [f"| {row['title']} | " + " | ".join(_cell(row, key) for key in measures) + " |" for row in report.table]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: Row, key: str) -> str:
-    if row[key] is None:
-        return ""
-    interval, difference = row[f"{key}_ci"], row.get(f"{key}_difference")
-    text = f"{row[key]:.4f}" + ("" if interval is None else f" ± {interval:.4f}")
-    if difference is None:
-        return text
-    interval = row[f"{key}_difference_ci"]
-    return f"{text} ({difference:+.4f}" + ("" if interval is None else f" ± {interval:.4f}") + ")"
-
-
-def flat(arm: ArmReport) -> Row:
-    """One arm and seed as a row of a table."""
-    measures = {key: measure(arm) for key, (_, measure) in MEASURES.items()}
-    names = {"name": arm.name, "seed": arm.seed, "run": arm.run}
-    return {**names, **measures, "device_hours": arm.device_hours, "own_device_hours": arm.own_device_hours}
-
-
 def _arm(directory: StudyDirectory, arm: Arm) -> ArmReport:
-    """One arm with one seed, in the words of docs/design.md, report.json."""
+    """One arm with one seed and size, in the words of docs/design.md, report.json."""
     run = directory.run(arm)
     report, results = read_report(run), Results.read(run)
     source = _source(report, results)
@@ -112,6 +60,8 @@ def _arm(directory: StudyDirectory, arm: Arm) -> ArmReport:
     return ArmReport(
         name=arm.name,
         seed=arm.seed,
+        size=arm.size,
+        records=report.corpus.records - report.corpus.validation - report.corpus.test,
         run=run.id,
         proxy=report.proxy.aligned if report.proxy else None,
         source=source.fidelity if source else None,
@@ -165,14 +115,14 @@ def _calibration(judged: TrustReport | None, proxy: ModelScores | None) -> Calib
 
 
 def table(study: StudyConfig, arms: Sequence[ArmReport]) -> list[Row]:
-    """A row an arm: each measure's mean over seeds, half its 95 % interval, and its difference to Proxy-KD, paired by
-    seed."""
-    by_arm = _by_arm(study, arms)
+    """A row an arm, at full size: each measure's mean over seeds, half its 95 % interval, and its difference to the
+    study's reference, paired by seed."""
     rows = []
-    for name, seeds in by_arm.items():
+    for name in study.arms:
+        seeds, reference = runs_of(arms, name), _reference(study, arms, name)
         row: Row = {"arm": name, "title": study.title(name), "group": study.group(name), "seeds": len(seeds)}
         for key, (_, measure) in MEASURES.items():
-            row |= _compared(key, measure, seeds, by_arm.get(PROXY_KD) if name != PROXY_KD else None)
+            row |= compared(key, measure, seeds, reference)
         rows.append(row)
     return rows
 
@@ -184,17 +134,21 @@ def benchmark_table(study: StudyConfig, arms: Sequence[ArmReport]) -> list[Row]:
     """Tables 1 and 2: a row an arm and model (its student, its proxy), with each task's score as in `table`, and the
     average over tasks. Empty until `proxykd evaluate` was given the study."""
     rows = []
-    by_arm = _by_arm(study, arms)
-    for name, seeds in by_arm.items():
+    for name in study.arms:
+        seeds, reference = runs_of(arms, name), _reference(study, arms, name)
         for model in ("proxy", "student"):
             tasks = list(dict.fromkeys(task for arm in seeds.values() for task in arm.benchmarks.get(model, {})))
             row: Row = {"arm": name, "title": study.title(name), "group": study.group(name), "model": model}
             for task in [*tasks, AVERAGE] if tasks else []:
-                full = by_arm.get(PROXY_KD) if name != PROXY_KD else None
-                row |= _compared(task, partial(_score, model, task), seeds, full)
+                row |= compared(task, partial(_score, model, task), seeds, reference)
             if tasks:
                 rows.append(row)
     return rows
+
+
+def _reference(study: StudyConfig, arms: Sequence[ArmReport], name: str) -> BySeed:
+    """What arm `name` is compared with; empty for the reference itself, and where there is none."""
+    return runs_of(arms, study.reference) if name != study.reference else {}
 
 
 def _score(model: str, task: str, arm: ArmReport) -> float | None:
@@ -203,32 +157,6 @@ def _score(model: str, task: str, arm: ArmReport) -> float | None:
     if task == AVERAGE:
         return fmean(score.score for score in scores.values()) if scores else None
     return scores[task].score if task in scores else None
-
-
-def _by_arm(study: StudyConfig, arms: Sequence[ArmReport]) -> dict[str, dict[int, ArmReport]]:
-    return {name: {arm.seed: arm for arm in arms if arm.name == name} for name in study.arms}
-
-
-def _compared(key: str, measure: Measure, seeds: dict[int, ArmReport], full: dict[int, ArmReport] | None) -> Row:
-    """A measure over an arm's seeds, and against the full method's where that is another arm."""
-    values = {seed: value for seed, arm in seeds.items() if (value := measure(arm)) is not None}
-    cells: Row = {}
-    cells[key], cells[f"{key}_ci"] = mean_and_interval(list(values.values()))
-    if full is not None:
-        pairs = [(value, measure(full[seed])) for seed, value in values.items()]
-        differences = [mine - theirs for mine, theirs in pairs if theirs is not None]
-        cells[f"{key}_difference"], cells[f"{key}_difference_ci"] = mean_and_interval(differences)
-    return cells
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The mean, and half the 95 % confidence interval by Student's t; None for fewer than one, or two, values."""
-    if not values:
-        return None, None
-    if len(values) == 1:
-        return values[0], None
-    t = student_t(0.975, len(values) - 1)
-    return fmean(values), t * stdev(values) / math.sqrt(len(values))
 
 
 def costs(arms: Sequence[ArmReport]) -> list[StageHours]:

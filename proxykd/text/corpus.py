@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from proxykd.config import CorpusConfig, Reasoning, SplitConfig
+from proxykd.config import CorpusConfig, Reasoning
 from proxykd.errors import CorpusError
 from proxykd.text.layouts import Message, layout_of, read_conversation, split_thoughts, without_thoughts
 from proxykd.text.sources import BadRow, rows_of
@@ -68,16 +68,17 @@ def prompt_key(messages: tuple[Message, ...]) -> str:
     return hashlib.sha256(normalised_prompt(messages).encode()).hexdigest()[:16]
 
 
-def slice_of(messages: tuple[Message, ...], split: SplitConfig) -> str:
+def slice_of(messages: tuple[Message, ...], corpus: CorpusConfig) -> str:
     """The slice that a prompt belongs to: a stable hash of the normalised prompt, whatever else is in the corpus."""
+    split = corpus.split
     position = int(prompt_key(messages), 16) / 2**64
     held_out = split.validation + split.test
     if position < held_out:
         return "validation" if position < split.validation else "test"
     position = (position - held_out) / (1.0 - held_out)
     if position < split.warmup:
-        return "warmup"
-    return "alignment" if position < split.warmup + split.alignment else "distillation"
+        return corpus.slice_for("warmup")
+    return corpus.slice_for("alignment" if position < split.warmup + split.alignment else "distillation")
 
 
 def read_corpus(config: CorpusConfig, may_be_empty: bool = False) -> Reading:

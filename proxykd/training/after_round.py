@@ -36,7 +36,7 @@ def pairs_after_round(worker: Worker, scorer: CompletionScorer, training: Resuma
         if number % stride:
             continue
         rows = [{**row, **references[row["index"]]} for row in rows]
-        loss = AlignmentLoss(rows, config)
+        loss = AlignmentLoss(rows, config, config.teacher_kl)
         for part, weight in training.trainer.micro_batches(rows):
             with torch.no_grad():
                 _, metrics = loss(scorer, part)

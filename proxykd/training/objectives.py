@@ -10,8 +10,7 @@ from proxykd.data.soft_labels import LabelSource
 from proxykd.losses.divergences import Divergence
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
-from proxykd.text.seeds import sample_seed
-from proxykd.training.sampling import Room, sample_completions
+from proxykd.training.sampling import sample_rows
 from proxykd.training.stage_losses import DistillationLoss, SftLoss, ShiftLoss, WhiteBoxLoss
 from proxykd.training.trainer import StageLoss, Trainer
 from proxykd.training.worker import Worker
@@ -75,27 +74,11 @@ def _dense(worker: Worker, teacher: CompletionScorer) -> Objective:
     divergence = Divergence(white_box.divergence, white_box.temperature)
 
     def of(trainer: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
-        rows = _by_student(worker, trainer, rows) if white_box.on_policy else rows
+        if white_box.on_policy:
+            rows = sample_rows(worker, trainer.scorer, rows, white_box.max_new_tokens, trainer.steps)
         return rows, WhiteBoxLoss(rows, teacher, divergence)
 
     return of
-
-
-def _by_student(worker: Worker, trainer: Trainer, rows: list[Row]) -> list[Row]:
-    """The batch with completions that the student draws now; each worker draws its share."""
-    white_box, workers = worker.config.white_box, worker.workers
-    assert white_box is not None
-    drawn = sample_completions(
-        trainer.scorer,
-        [row["prompt_ids"] for row in rows[workers.rank :: workers.world]],
-        Room(worker.config.corpus.max_length, white_box.max_new_tokens),
-        sample_seed(worker.config.seed, trainer.steps, f"worker {workers.rank}"),
-    )
-    found = list(rows)
-    for rank, completions in enumerate(workers.gather_objects(drawn)):
-        for at, ids in zip(range(rank, len(rows), workers.world), completions, strict=True):
-            found[at] = {**rows[at], "completion_ids": ids, "length": len(rows[at]["prompt_ids"]) + len(ids)}
-    return found
 
 
 OBJECTIVES: dict[str, Callable[[Worker, DistilTask], Objective]] = {

@@ -35,13 +35,24 @@ class ResumableTraining:
     `notes` is what the stage itself has to remember across a death; plain values, the same on every worker.
     """
 
-    def __init__(self, worker: Worker, scorer: CompletionScorer, config: TrainConfig, records: int):
-        """`records` are those of one epoch."""
+    def __init__(
+        self,
+        worker: Worker,
+        scorer: CompletionScorer,
+        config: TrainConfig,
+        records: int,
+        start_counts: bool = False,
+        ended: Callable[[list[Step]], bool] = lambda _: False,
+    ):
+        """`records` are those of one epoch. Where the start counts, it stays the result if no later point is better.
+        `ended`, asked after each step, says whether the steps so far end the stage."""
         if config.gradient_checkpointing:
             scorer.checkpoint_layers()
         resources = worker.config.resources
         self._worker = worker
         self._config = config
+        self._start_counts = start_counts
+        self._ended = ended
         self.records = records
         self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens, self.total_steps)
         folder = worker.run.checkpoints / worker.key
@@ -120,10 +131,9 @@ class ResumableTraining:
     @property
     def kept(self) -> int:
         """The step of the curve whose weights count: the best by validation NLL, or the last."""
-        points = [point for point in self.curve if point.step]
         if self._config.keep == "best":
-            return min(points, key=lambda point: point.held_out_nll).step
-        return points[-1].step
+            return min(self._counting, key=lambda point: point.held_out_nll).step
+        return self._counting[-1].step
 
     @property
     def total_steps(self) -> int:
@@ -160,22 +170,27 @@ class ResumableTraining:
 
     @property
     def _over(self) -> bool:
-        if len(self.steps) == self.total_steps:
+        if len(self.steps) == self.total_steps or self._ended(self.steps):
             return True
-        patience, points = self._config.early_stopping, [point.held_out_nll for point in self.curve if point.step]
+        patience, points = self._config.early_stopping, [point.held_out_nll for point in self._counting]
         return patience is not None and len(points) > patience and min(points[:-patience]) <= min(points[-patience:])
 
     @property
     def _point_is_due(self) -> bool:
         every = -(-self.total_steps // self._config.evaluations)
-        return len(self.steps) % every == 0 or len(self.steps) == self.total_steps
+        return len(self.steps) % every == 0 or len(self.steps) == self.total_steps or self._ended(self.steps)
+
+    @property
+    def _counting(self) -> list[CurvePoint]:
+        """The points of the curve that may be the stage's result."""
+        return [point for point in self.curve if point.step or self._start_counts]
 
     def _point(self) -> CurvePoint:
         """Validates, and keeps the weights where they are the best so far and may not be the last."""
         scores, step = self._validate(), len(self.steps)
         point = CurvePoint(**dict(scores.fidelity()) | {"step": step, "records": self.records_seen})
         self.curve.append(point)
-        if step and self.kept == step:
+        if self._counting and self.kept == step:
             self._scores = step, scores
             if self._config.keep == "best" and step < self.total_steps:
                 weights = self.trainer.weights()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from proxykd.models.loading import stop_token_ids
 from proxykd.models.scorer import CompletionScorer
+from proxykd.text.corpus import Row
+from proxykd.text.seeds import sample_seed
+from proxykd.training.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,28 @@ def sample_completions(
                 [row for row in decoding.rows if drawn[row][-1] not in stops and len(drawn[row]) < rooms[row]]
             )
     return drawn
+
+
+def sample_rows(
+    worker: Worker, scorer: CompletionScorer, rows: list[Row], max_new_tokens: int | None, step: int
+) -> list[Row]:
+    """A global batch with completions that `scorer` draws now, before this step, in the place of its own.
+
+    Every worker must call it: each draws its share, and all have the same rows. Run seed, step and number of workers
+    decide the draw, so that a stage that goes on after a death draws the same again.
+    """
+    workers, config = worker.workers, worker.config
+    drawn = sample_completions(
+        scorer,
+        [row["prompt_ids"] for row in rows[workers.rank :: workers.world]],
+        Room(config.corpus.max_length, max_new_tokens),
+        sample_seed(config.seed, step, f"worker {workers.rank}"),
+    )
+    found = list(rows)
+    for rank, completions in enumerate(workers.gather_objects(drawn)):
+        for at, ids in zip(range(rank, len(rows), workers.world), completions, strict=True):
+            found[at] = {**rows[at], "completion_ids": ids, "length": len(rows[at]["prompt_ids"]) + len(ids)}
+    return found
 
 
 class _Decoding:

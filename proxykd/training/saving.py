@@ -36,7 +36,7 @@ def save_proxy(
 
 
 def save_student(worker: Worker, scorer: CompletionScorer, base: Path, target: Path, fidelity: Fidelity) -> None:
-    """Writes the student to `target` as a model of its own. Every worker must call it."""
+    """Writes the student, trained from `base`, to `target` as a model of its own. Every worker must call it."""
     student = worker.config.student
     state = full_state(scorer.model, trainable_only=student.method == "lora", keep=worker.lead)
     if not worker.lead:

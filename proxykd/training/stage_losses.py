@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from proxykd.config import AlignmentConfig, DistillationConfig
+from proxykd.config import DistillationConfig, PreferenceConfig
 from proxykd.data.soft_labels import as_top_k
 from proxykd.data.teacher_logprobs import TeacherAt, places_known
 from proxykd.losses.divergences import Divergence
@@ -52,9 +52,9 @@ class AlignmentLoss:
 
     metrics: tuple[str, ...] = ("correct", "margin")
 
-    def __init__(self, global_batch: Sequence[Row], config: AlignmentConfig):
-        self.terms: tuple[str, ...] = ("nll", "dpo", *(["teacher_kl"] if config.teacher_kl else []))
-        self._teacher_kl = config.teacher_kl / max(1, places_known(global_batch))
+    def __init__(self, global_batch: Sequence[Row], config: PreferenceConfig, teacher_kl: float = 0.0):
+        self.terms: tuple[str, ...] = ("nll", "dpo", *(["teacher_kl"] if teacher_kl else []))
+        self._teacher_kl = teacher_kl / max(1, places_known(global_batch))
         self._pairs = len(global_batch)
         self._beta = config.beta
         self.largest_margin = 0.0
@@ -87,6 +87,13 @@ class AlignmentLoss:
 
 
 REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
+
+
+@torch.no_grad()
+def reference_logps(scorer: CompletionScorer, rows: list[Row]) -> dict[int, Row]:
+    """What AlignmentLoss asks of the reference, for each pair by its `index`."""
+    columns = zip(rows, *(column.tolist() for column in pair_logps(scorer, rows)), strict=True)
+    return {row["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for row, *values in columns}
 
 
 def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
@@ -165,8 +172,18 @@ class ShiftLoss(DistillationLoss):
 
 
 class WhiteBoxLoss:
-    """A dense divergence from an open teacher, averaged over the global batch's completion tokens: the baselines that a
-    black box does not allow. Rows are completions that this teacher wrote, or the student itself (on-policy)."""
+    """A dense divergence from a model whose whole distribution is at hand, averaged over the global batch's completion
+    tokens: an open teacher's, which a black box does not allow, or the aligned proxy's. Rows are completions that this
+    teacher wrote, or the student itself.
+
+    The student's own are drawn without gradient. With y drawn from q, and D the divergence at the token after a prefix,
+
+        E over y of [sum over t of grad D(p, q given y_<t)]  =  sum over prefixes of q(prefix) * grad D
+
+    is what a step follows, up to the batch's tokens: GKD's estimator (Agarwal et al., arXiv 2306.13649).
+    It is the gradient of the divergence at sampled prefixes, each held still; the change of q(prefix) itself, the
+    policy-gradient part of a KL between whole sequences (MiniLLM), is not in it.
+    """
 
     terms: tuple[str, ...] = ("divergence",)
     metrics: tuple[str, ...] = ()

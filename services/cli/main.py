@@ -317,9 +317,9 @@ def check(file: str, overrides: tuple[str, ...]) -> None:
         return
     study = load_study(file, overrides)
     runs = study.expand()
-    click.echo(
-        f"{study.id}: valid; {len(study.arms)} arms by {len(study.seeds)} seeds are {len(runs)} runs; the first:"
-    )
+    sizes = f", {len(study.sizes.arms)} of them at {len(study.sizes.records)} sizes too," if study.sizes else ""
+    counted = f"{len(study.arms)} arms by {len(study.seeds)} seeds{sizes}"
+    click.echo(f"{study.id}: valid; {counted} are {len(runs)} runs; the first:")
     click.echo("\n".join(describe(runs[0].config)))
 
 

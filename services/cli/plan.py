@@ -16,6 +16,7 @@ from proxykd.errors import ConfigError
 from proxykd.planning.machine import available_memory_gib
 from proxykd.planning.requirements import memory_needed, pool_demands, shared_memory_needed
 from proxykd.planning.time_plan import estimate
+from proxykd.planning.training_records import require_limits
 from proxykd.text.corpus import Record, read_corpus, read_prompts
 from services.cli.formatting import figure_table
 
@@ -34,9 +35,11 @@ def print_plan(
 
     Raises:
         ConfigError: an unknown device, or a corpus that is not here and of which nothing is said.
+        CorpusError: corpus.training_limit is beyond what there is.
         ModelError: the size of a model is unknown.
     """
     device = _device(config, device_name)
+    require_limits([config])
     text = _text(config, records, prompt_tokens, completion_tokens)
     memory, stages = footprints(config), estimate(config, text, device)
     console = Console(highlight=False)

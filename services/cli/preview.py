@@ -33,6 +33,7 @@ REASONS = {
     "reasoning": "the teacher's thoughts before it",
     "thoughts_left_out": "without the teacher's thoughts",
     "thoughts_trained_on": "with the teacher's thoughts",
+    "beyond_limit": "beyond corpus.training_limit",
 }
 """Reasons that are not words already."""
 
@@ -142,7 +143,7 @@ def _print_steps(console: Console, config: RunConfig, seen: Preview) -> None:
     if several:
         notes.append(f"Idle: the share of the {resources.trainer_workers} workers' turns that have no micro-batch.")
     notes += [f"{p.over_budget} of {p.stage} are longer and stand alone." for p in seen.packings if p.over_budget]
-    if any(room.slice == "alignment" for room in seen.rooms):
+    if config.teaching.aligned and any(room.slice == config.corpus.slice_for("alignment") for room in seen.rooms):
         notes.append("A pair's sample is taken to be as long as the teacher's completion.")
     _print_section(console, table, notes)
 
@@ -170,8 +171,9 @@ def _words(reason: Reason) -> str:
 
 def _verdict(seen: Preview) -> Text:
     kept = sum(each.kept for each in seen.slices)
+    total = seen.tokenised if seen.sampled else seen.records
     unit = "records" if seen.has_completions else "prompts"
-    return Text(f"{kept} of {seen.tokenised} {unit} would be used ({share(kept, seen.tokenised)}).", style="bold")
+    return Text(f"{kept} of {total} {unit} would be used ({share(kept, total)}).", style="bold")
 
 
 def _table(first: str, *numbers: str) -> Table:

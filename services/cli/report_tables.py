@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from actors.hosting.status import Work
-from proxykd.evaluation.measures import Fidelity, MeanKl
+from proxykd.evaluation.measures import Difference, Fidelity, MeanKl
 from proxykd.report.report_model import RunReport, read_report
 from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import RunDirectory
-from proxykd.study.studies import PRESETS, PROXY_KD, StudyDirectory
+from proxykd.study.comparison import MEASURES, known_measures
+from proxykd.study.saving import as_text, by_seed_as_text
+from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_model import Row, StudyReport
-from proxykd.study.study_report import known_measures
 from services.cli.formatting import figure_table, stage_title, with_error
 
-FILE_WIDTH, MEASURE_WIDTH = 160, 21
-"""Characters: of a table in a log, which has no width of its own, and of a study's measure."""
+FILE_WIDTH, MEASURE_WIDTH, RECORDS_WIDTH = 160, 21, 10
+"""Characters: of a table in a log, which has no width of its own, of a study's measure, and of its training records."""
 ModelRow = tuple[str, Fidelity, MeanKl | None]
 
 
 def print_report(work: Work) -> None:
     if work.study is None:
-        _print_run(work.run)
+        print_run(work.run)
     else:
-        _print_study(work.study)
+        print_study(work.study)
 
 
-def _print_run(run: RunDirectory) -> None:
+def print_run(run: RunDirectory) -> None:
     """The short table of a finished run: fidelity by round, the student before and after, seconds, where it lies."""
     report = read_report(run)
     console = Console(highlight=False)
     console.print(fidelity_table(report))
+    if report.sft:
+        console.print(_worth(report.sft.student_less_sft))
     console.print(_stage_table(report))
     if report.rounds:
         console.print(f"stopped aligning: {report.stop_reason}")
@@ -44,28 +47,64 @@ def _print_run(run: RunDirectory) -> None:
     console.print(f"load it: python -c 'import transformers; chat = {load}'", soft_wrap=True, markup=False)
 
 
-def _print_study(study: StudyDirectory) -> None:
-    """An arm a row: the means over its seeds, the difference to Proxy-KD in brackets. As many measures as the terminal
-    is wide for; the page has all."""
+def print_study(study: StudyDirectory) -> None:
+    """An arm a row: the means over its seeds, the difference to the reference in brackets. As many measures as the
+    terminal is wide for; the page has all. Then what fewer training records give, where the study has sizes."""
     report = read_model(study.report, StudyReport)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
-    titles = max(len(row["title"]) for row in report.table)
-    measures = dict(list(known_measures(report).items())[: max(1, (console.width - titles - 2) // MEASURE_WIDTH)])
+    console.print(_arm_table(report, console.width))
+    if report.sizes:
+        console.print(_size_table(report, console.width))
+    if report.savings:
+        console.print(_saving_table(report))
+    beside = f"; in brackets the paired difference to {report.reference_title}" if report.reference_title else ""
+    console.print(f"± half a 95 % confidence interval over seeds{beside}", soft_wrap=True)
+    console.print(f"report: {study.report.with_name('report.html')}", soft_wrap=True)
+
+
+def _arm_table(report: StudyReport, width: int) -> Table:
+    measures = _fitting(report.table, width)
     seeds = ", ".join(map(str, report.study.seeds))
-    table = figure_table(f"{study.id}: test slice, mean over seeds {seeds}", "arm", *measures.values())
-    for column in table.columns:
-        column.no_wrap = True
+    table = figure_table(f"{report.study.id}: test slice, mean over seeds {seeds}", "arm", *measures.values())
     group = None
     for row in report.table:
         if group not in (None, row["group"]):
             table.add_section()
         group = row["group"]
         table.add_row(row["title"], *(_compared(row, key) for key in measures))
-    console.print(table)
-    console.print(
-        f"± half a 95 % confidence interval over seeds; in brackets the paired difference to {PRESETS[PROXY_KD].title}"
-    )
-    console.print(f"report: {study.report.with_name('report.html')}", soft_wrap=True)
+    return _unwrapped(table)
+
+
+def _size_table(report: StudyReport, width: int) -> Table:
+    measures = _fitting(report.sizes, width - RECORDS_WIDTH)
+    table = figure_table("What fewer training records give", "arm", "records", *measures.values())
+    arm = None
+    for row in report.sizes:
+        if arm not in (None, row["arm"]):
+            table.add_section()
+        arm = row["arm"]
+        table.add_row(row["title"], f"{row['records']:.0f}", *(_compared(row, key) for key in measures))
+    return _unwrapped(table)
+
+
+def _saving_table(report: StudyReport) -> Table:
+    title = f"Fewer records for what {report.reference_title} has from all of its own"
+    table = figure_table(title, "arm", "by", "fewer", "by seed", words=4)
+    for saving in report.savings:
+        table.add_row(saving.title, MEASURES[saving.measure][0], as_text(saving), by_seed_as_text(saving))
+    return table
+
+
+def _fitting(rows: Sequence[Row], width: int) -> dict[str, str]:
+    """As many of a table's measures as fit beside its titles, one at least."""
+    titles = max(len(row["title"]) for row in rows)
+    return dict(list(known_measures(rows).items())[: max(1, (width - titles - 2) // MEASURE_WIDTH)])
+
+
+def _unwrapped(table: Table) -> Table:
+    for column in table.columns:
+        column.no_wrap = True
+    return table
 
 
 def _compared(row: Row, key: str) -> str:
@@ -111,11 +150,27 @@ def _test_rows(report: RunReport) -> Iterator[ModelRow]:
         if opened.assistant:
             yield "assistant", opened.assistant, kl.assistant if kl else None
     yield "student, before", report.student.before, sealed.kl_teacher_student.before if sealed else None
+    if report.sft:
+        yield "student, SFT", report.sft.after, report.sft.true_kl
+    if report.student.offline:
+        yield "student, offline", report.student.offline, sealed.kl_teacher_student.offline if sealed else None
     yield "student, after", report.student.after, sealed.kl_teacher_student.after if sealed else None
 
 
 def _kl_by_round(report: RunReport) -> Mapping[int, MeanKl]:
     return {one.round: one for one in report.sealed_teacher.kl_teacher_proxy} if report.sealed_teacher else {}
+
+
+def _worth(difference: Difference) -> str:
+    """What the proxy was worth, in a line."""
+    told = f"NLL {_paired(difference.nll, difference.nll_stderr)}"
+    if difference.true_kl is not None:
+        told += f", true KL {_paired(difference.true_kl, difference.true_kl_stderr)}"
+    return f"the student less SFT on all the text, paired by record: {told} nats a token"
+
+
+def _paired(value: float, stderr: float | None) -> str:
+    return f"{value:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
 
 
 def _stage_table(report: RunReport) -> Table:

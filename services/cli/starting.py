@@ -15,6 +15,8 @@ from actors.hosting.status import Work
 from proxykd.config import RunConfig
 from proxykd.errors import ConfigError
 from proxykd.planning.machine import require_machine, require_trackers
+from proxykd.planning.training_records import require_limits
+from proxykd.runs.journal import replay
 from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import RunDirectory, delete
 from proxykd.study.studies import StudyConfig, StudyDirectory
@@ -60,11 +62,13 @@ def join_or_launch(work: Work, place: Place) -> LocalCluster | None:
     returns that local Ray.
 
     Raises:
-        ProxykdError: the machine or the cluster lacks what the run needs.
+        ProxykdError: the machine, the cluster or the corpus lacks what the run needs.
     """
     root = work.run.root
     if place.address is None and (cluster := running(root)) is not None:
         return cluster
+    if not replay(work.run.journal):  # one that has begun has its corpus, or looks for itself
+        require_limits(work.configs)
     for config in work.configs:
         require_trackers(config)
         if place.address is None:

@@ -16,7 +16,7 @@ from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.storage import RunDirectory, fetch
 from proxykd.stages.assist import ASSIST
-from proxykd.stages.distil import DISTIL
+from proxykd.stages.on_policy import student_stage
 from proxykd.stages.score import SCORE
 from proxykd.study.studies import StudyDirectory
 
@@ -56,9 +56,9 @@ def of_run(run: RunDirectory, plain: Answerer, dtype: str | None) -> list[Subjec
     Raises:
         BenchmarkError: no student yet.
     """
-    if not DISTIL.marker(run).exists():
-        raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")
     config, found = run.config(), []
+    if not student_stage(config).marker(run).exists():
+        raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")
     if (source := _proxy(run)) is not None:
         answerer = replace(plain, model=str(local_model(run.models / "proxy")), dtype=dtype or config.proxy.dtype)
         adapter = run.adapters / source if source != BASE else None

@@ -65,6 +65,24 @@ def test_a_finished_run_shows_every_part_of_its_story(dashboard: Dashboard, page
     assert page.locator(".plot canvas").count() > 8
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "8 validation, 8 test, 8 warmup, 8 alignment, 8 distillation."),
+        ({"whole_text": True, "training_limit": 8}, "8 validation, 8 test, 8 training."),
+    ],
+    ids=["split", "whole text"],
+)
+def test_the_corpus_is_told_by_the_slices_that_the_run_has(dashboard: Dashboard, page: Page, settings: dict, told: str):
+    run = tell_run(dashboard.folder, corpus={"path": "none", **settings})
+    page.goto(f"{dashboard.url}#/runs/{run.id}")
+    expect(page.get_by_text(f"40 records, 400 completion tokens: {told}")).to_be_visible()
+    expect(page.get_by_text("Left out by corpus.training_limit: 7.")).to_have_count(1 if settings else 0)
+    bars = page.get_by_role("group", name="records by trust weight").get_by_role("button", disabled=False)
+    bars.first.press("Enter")
+    expect(page.locator(".text-block").first).to_be_visible()
+
+
 def test_text_of_models_is_shown_and_never_run(dashboard: Dashboard, page: Page):
     run = tell_run(dashboard.folder, name="hostile")
     page.goto(f"{dashboard.url}#/runs/{run.id}")

@@ -160,7 +160,7 @@ def test_the_whole_pipeline_runs_for_models_of_other_families(by_arm, family):
         assert student["after"]["held_out_nll"] < student["before"]["held_out_nll"]
 
 
-def test_the_table_says_who_is_how_far_from_the_full_method(done, by_arm):
+def test_the_table_says_who_is_how_far_from_the_reference(done, by_arm):
     report = read_json(done["study"].report)
     rows = {row["arm"]: row for row in report["table"]}
     mine = [read_json(by_arm["takd", seed].report)["student"]["after"]["held_out_nll"] for seed in SEEDS]

@@ -109,7 +109,7 @@ def test_the_change_on_validation_is_that_of_its_records(aligned):
     assert change.nll == pytest.approx((sum(sums[1]) - sum(sums[0])) / tokens, abs=1e-4)
     assert change.after == pytest.approx(result.validation.held_out_nll)
     assert change.prompts == len({row["prompt_key"] for row in rows}) == result.validation.prompts
-    assert f"{change.nll:+.4f}" in decide(change, run.config().alignment).reason
+    assert f"{change.nll:+.4f}" in decide(change).reason
 
 
 def test_a_round_without_preference_is_judged_the_same_way(aligned):

@@ -36,6 +36,15 @@ def test_shipped_configs_are_valid_and_described(path):
     assert any("needs" in line for line in lines)
 
 
+def test_what_the_slices_are_is_described(tmp_path):
+    def told(*overrides):
+        return next(line for line in describe(load(tmp_path, *overrides)) if "slices" in line)
+
+    assert told().endswith("validation 5.0%, test 5.0%, warmup 9.0%, alignment 40.5%, distillation 40.5%")
+    whole = told("corpus.whole_text=true", "corpus.training_limit=80")
+    assert whole.endswith("test 5.0%, training 90.0%; of what is not held out 80 records at most, drawn by the seed")
+
+
 def test_defaults_are_the_papers(tmp_path):
     config = load(tmp_path)
     assert config.alignment.rounds == 16
@@ -187,6 +196,31 @@ def test_a_baseline_that_lacks_what_it_needs_is_refused(tmp_path, sections, mess
     with pytest.raises(ConfigError) as told:
         load(tmp_path, **sections)
     assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"distillation": {"source": "none"}}, "set distillation.source=proxy or on_policy.judge=preference"),
+        ({"distillation": {"source": "base"}}, "set distillation.source=proxy or on_policy.judge=preference"),
+        ({"distillation": {"source": "white_box"}, "white_box": OPEN}, "remove on_policy"),
+        ({"resources": {"parallel": "fsdp2"}}, "set resources.parallel=ddp"),
+        ({"on_policy": {"max_new_tokens": 1024}}, "on_policy.max_new_tokens 1024 limits nothing"),
+        ({"on_policy": {"divergence": "tvd"}}, "on_policy.divergence"),
+        ({"on_policy": {"max_length_ratio": 1.0}}, "on_policy.max_length_ratio"),
+    ],
+)
+def test_an_on_policy_phase_that_cannot_work_is_refused(tmp_path, sections, message):
+    with pytest.raises(ConfigError) as told:
+        load(tmp_path, **{"on_policy": {}} | sections)
+    assert message in str(told.value)
+
+
+def test_preference_needs_no_proxy_to_judge(tmp_path):
+    phase = {"judge": "preference"}
+    assert load(tmp_path, on_policy=phase, distillation={"source": "none"}).on_policy.judge == "preference"
+    assert load(tmp_path, on_policy={}).on_policy.judge == "proxy"
+    assert load(tmp_path).on_policy is None
 
 
 def test_an_open_teacher_that_no_arm_uses_is_no_model_of_the_run(tmp_path):

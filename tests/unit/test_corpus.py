@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proxykd.config import CorpusConfig, SplitConfig
+from proxykd.config import CorpusConfig
 from proxykd.errors import CorpusError
 from proxykd.text.corpus import normalised_prompt, parse_row, read_corpus, read_prompts, slice_of
 from proxykd.text.sources import BadRow
@@ -114,10 +114,10 @@ def user(text, system=None):
 
 
 def test_the_split_is_by_normalised_prompt_and_near_its_shares():
-    split = SplitConfig()
-    assert slice_of(user("What is RED?"), split) == slice_of(user("  what is\nred? ", system="Be brief."), split)
+    corpus = CorpusConfig()
+    assert slice_of(user("What is RED?"), corpus) == slice_of(user("  what is\nred? ", system="Be brief."), corpus)
     assert normalised_prompt(user("What is RED?")) == normalised_prompt(user("  what is\nred? "))
-    names = [slice_of(user(f"question {i}"), split) for i in range(20_000)]
+    names = [slice_of(user(f"question {i}"), corpus) for i in range(20_000)]
     shares = {name: names.count(name) / len(names) for name in set(names)}
     expected = {"validation": 0.05, "test": 0.05, "warmup": 0.09, "alignment": 0.405, "distillation": 0.405}
     assert shares == pytest.approx(expected, abs=0.012)

@@ -72,7 +72,7 @@ def test_added_records_join_where_they_may(stub, tiny, tokenizer, tmp_path, monk
     new = list(prompts)[160:]
     expected = dict.fromkeys(("validation", "test", "warmup", "alignment", "distillation"), 0)
     for record_id in new:
-        expected[slice_of(prompts[record_id].messages, config.corpus.split)] += 1
+        expected[slice_of(prompts[record_id].messages, config.corpus)] += 1
     assert segment["alignment"] == expected["alignment"] + expected["warmup"]
     assert segment["distillation"] == expected["distillation"]
     assert segment["dropped"] == {"held_out": expected["validation"] + expected["test"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.data.corpus_store import SLICES, read_slice, write_corpus
+from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.runs.storage import RunDirectory
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Reading, Record, slice_of
@@ -24,14 +24,11 @@ def test_records_of_the_same_normalised_prompt_share_a_key(tiny, tokenizer, tmp_
     config = run_config(str(tiny), str(tmp_path / "runs"))
     run = RunDirectory.create(config)
     write_corpus(run, config, Reading([*records, *other]), ChatFormat(tokenizer))
-    keys = {row["id"]: row["prompt_key"] for name in SLICES for row in read_slice(run, name)}
+    keys = {row["id"]: row["prompt_key"] for name in config.corpus.slices for row in read_slice(run, name)}
     assert len(keys) == 240
     for number in range(60):
         same = {keys[record.id] for record in records[3 * number : 3 * number + 3]}
         assert len(same) == 1
         assert keys[other[number].id] not in same
-        assert (
-            len({slice_of(record.messages, config.corpus.split) for record in records[3 * number : 3 * number + 3]})
-            == 1
-        )
+        assert len({slice_of(record.messages, config.corpus) for record in records[3 * number : 3 * number + 3]}) == 1
     assert len(set(keys.values())) == 120

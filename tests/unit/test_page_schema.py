@@ -30,7 +30,9 @@ READS = {
         "labels": {"student": "student", "soft": "soft_labels"},
         "trust": {"{}": "trust", "histogram": "trust.histogram"},
         "student": {"facts": "student", "kl?.[when]": "student.true_kl.after"}
-        | {"row": "student.after", "point": "student.curve[]", "p": "student.curve[]"},
+        | {"row": "student.after", "phase": "student.on_policy", "less": "student.sft.student_less_sft"},
+        "onPolicyText": {"{}": "student.on_policy"},
+        "validationCurve": {"p": "student.curve[]"},
         "costs": {"stage": "pipeline[]"},
         "corpus": {"facts": "corpus"},
         "restarts": {"one": "coordinators[]"},
@@ -130,7 +132,7 @@ def test_what_is_read_by_a_computed_name_is_in_the_schema():
     slices = re.search(r"const slices = \[(.*)\]", functions("run.js")["corpus"]).group(1)
     for name in re.findall(r'"(\w+)"', slices):
         assert has(PAGE, f"corpus.{name}")
-    for when in ("before", "after"):
+    for when in ("before", "offline", "after"):
         assert has(PAGE, f"student.{when}.held_out_nll")
         assert has(PAGE, f"student.true_kl.{when}.kl")
     assert has(PAGE, "fidelity[].test.held_out_nll")

@@ -147,4 +147,4 @@ def test_a_rise_within_its_error_is_promoted_with_a_warning(rounds):
     pipeline.align_in_rounds()
     assert read_json(run.stages / "align-01.json")["result"]["decision"] == "promote"
     assert len(warnings) == 1
-    assert "(+0.0600 ± 0.0603 nats a token): a rise above 0.05, but within its error" in warnings[0]
+    assert "(+0.0600 ± 0.0603 nats a token): better or worse, within its error" in warnings[0]

@@ -253,6 +253,37 @@ def test_a_machine_keeps_what_is_made_of_models_once(tmp_path):
     assert made({"dtype": "bfloat16"}, **gpu) == pytest.approx(2 * SHAPE.parameters), "proxy and student are one"
 
 
+def test_whole_text_goes_through_every_step_and_a_limit_through_none_twice():
+    def records(source="proxy", rounds=4, **corpus):
+        proxy = {"source": "llama-3-8b"}
+        sections = {"alignment": {"rounds": rounds}, "distillation": {"source": source}}
+        sections |= {"corpus": {"path": "c", **corpus}, "resources": {"device": "gpu"}, "white_box": {"teacher": proxy}}
+        found = estimate(run_config(proxy, **sections), Text(1000, 200, 250), GPUS["a100-80g"])
+        return {stage.stage: stage.records for stage in found}
+
+    split = {"warm-up": 90, "sample": 404, "align": 808, "score": 405, "distil": 405}
+    assert {name: records()[name] for name in split} == split
+    whole = {"warm-up": 900, "sample": 900, "align": 1800, "score": 900, "distil": 900}
+    assert {name: records(whole_text=True)[name] for name in whole} == whole
+    limited = records(whole_text=True, training_limit=200)
+    assert {name: limited[name] for name in whole} == {
+        "warm-up": 200,
+        "sample": 200,
+        "align": 400,
+        "score": 200,
+        "distil": 200,
+    }
+    assert records(training_limit=200)["distil"] == 90
+    assert records(training_limit=5000) == records()
+    assert limited["evaluate"] == records()["evaluate"]
+    takd = {True: records("assistant", whole_text=True), False: records("assistant")}
+    assert [(takd[True][name], takd[False][name]) for name in ("complete", "assist", "distil")] == [
+        (900, 900),
+        (900, 495),
+        (900, 405),
+    ]
+
+
 def plan(*arguments: str):
     return CliRunner().invoke(main, ["plan", *arguments], env={"COLUMNS": "120"})
 

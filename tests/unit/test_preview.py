@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -102,7 +103,7 @@ def lengths_by_hand(tokenizer, config):
             "input_ids"
         ]
         completion = tokenizer.encode(record.completion + "<|im_end|>", add_special_tokens=False)
-        found.append((record.id, slice_of(record.messages, config.corpus.split), len(prompt), len(completion)))
+        found.append((record.id, slice_of(record.messages, config.corpus), len(prompt), len(completion)))
     return found
 
 
@@ -167,19 +168,20 @@ def test_truncated_completions_are_kept_and_counted(folder, tokenizer, corpus):
     assert cut.stop is None
 
 
-def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenizer, corpus, tmp_path):
-    config = config_of(folder, corpus, runs_dir=str(tmp_path / "runs"), distillation={"global_batch": 8, "epochs": 2})
+@pytest.mark.parametrize("whole", [{}, {"whole_text": True}, {"whole_text": True, "training_limit": 100}])
+def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenizer, corpus, tmp_path, whole):
+    sections = {"runs_dir": str(tmp_path / "runs"), "distillation": {"global_batch": 8, "epochs": 2}, "corpus": whole}
+    config = config_of(folder, corpus, **sections)
+    warmup, alignment, distillation = ["training"] * 3 if whole else ["warmup", "alignment", "distillation"]
     seen, _ = seen_of(config, tokenizer)
     run = RunDirectory.create(config)
-    reading = read_corpus(config.corpus)
-    reading.records = [record for record in reading.records if record.id != "refused"]
-    write_corpus(run, config, reading, ChatFormat(tokenizer))
-    pairs = read_slice(run, "alignment")
+    write_corpus(run, config, read_corpus(config.corpus), ChatFormat(tokenizer))
+    pairs = read_slice(run, alignment)
     rounds = [[2 * pairs[i]["length"] for i in round_slice(n, len(pairs), config.alignment)] for n in (1, 2, 3)]
     stages = {
-        "warm-up": ([[row["length"] for row in read_slice(run, "warmup")]], 32, 1),
+        "warm-up": ([[row["length"] for row in read_slice(run, warmup)]], 32, 1),
         "3 rounds": (rounds, 16, 1),
-        "distillation": ([[row["length"] for row in read_slice(run, "distillation")]], 8, 2),
+        "distillation": ([[row["length"] for row in read_slice(run, distillation)]], 8, 2),
     }
     assert [each.stage for each in seen.packings] == list(stages)
     for each in seen.packings:
@@ -192,6 +194,21 @@ def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenize
         assert each.micro_batches == pytest.approx(len(parts) / len(batches))
         assert each.largest == max(len(part) * max(part) for part in parts)
         assert each.records == sum(map(len, streams))
+
+
+def test_whole_text_is_one_slice_and_what_is_beyond_the_limit_is_left_out(folder, tokenizer, corpus):
+    split, _ = seen_of(config_of(folder, corpus), tokenizer)
+    whole, _ = seen_of(config_of(folder, corpus, corpus={"whole_text": True, "training_limit": 100}), tokenizer)
+    read, kept = ({each.name: each.read for each in seen.slices} for seen in (split, whole))
+    training = read.pop("warmup") + read.pop("alignment") + read.pop("distillation")
+    assert kept == {**read, "training": 100}
+    assert (whole.records, whole.used, whole.sampled) == (303, 303 - training + 100, False)
+    assert reasons_of(whole)["beyond_limit"] == (training - 100, 303, True)
+    assert [room.slice for room in whole.rooms] == ["training"]
+    sample, _ = seen_of(config_of(folder, corpus, corpus={"training_limit": 100}), tokenizer, most=50)
+    assert sample.sampled
+    beyond, _ = seen_of(config_of(folder, corpus, corpus={"training_limit": training + 1}), tokenizer)
+    assert f"training_limit is {training + 1}, but {training} training records are there" in beyond.refusal
 
 
 def test_workers_without_a_micro_batch_are_idle():
@@ -379,6 +396,14 @@ def test_a_log_has_markers_and_fits_eighty_columns(folder, corpus, tmp_path):
     body = done.stdout.splitlines()[1:]
     assert max(map(len, (line for line in body if "  tokenizer" not in line))) <= 80
     assert len(body) < 100
+
+
+def test_what_a_limit_leaves_out_is_told(folder, corpus, tmp_path):
+    done = invoke(tmp_path, config_of(folder, corpus), "--set", "corpus.training_limit=100")
+    assert done.exit_code == 0, done.output
+    [left] = re.findall(r"beyond corpus\.training_limit +(\d+)", done.stdout)
+    [used] = re.findall(r"(\d+) of 303 records would be used", done.stdout)
+    assert 300 <= int(left) + int(used) <= 303, "all but the three that cannot be used, where they were drawn"
 
 
 def test_a_terminal_has_colour_instead(folder, corpus, tmp_path):

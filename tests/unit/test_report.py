@@ -22,7 +22,7 @@ from tests.told_run import tell_run
 
 KEYS = (
     "run", "teacher", "collection", "corpus", "stages", "rounds", "stop_reason", "proxy", "soft_labels", "trust",
-    "white_box", "student", "grey_box", "sealed_teacher", "benchmarks",
+    "white_box", "student", "sft", "grey_box", "sealed_teacher", "benchmarks",
 )  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def test_the_report_and_the_page_tell_the_same_of_the_same_run(tmp_path):
     assert report["trust"]["spearman_vs_true_kl"] == -0.4
     assert [one | {"inspected": True} for one in report["rounds"]] == page["rounds"]
     assert [one["pairs"] for one in report["rounds"]] == [12, 12]
-    assert report["student"] | {"true_kl": {"before": None, "after": None}} == page["student"]
+    beside = {"true_kl": dict.fromkeys(("before", "offline", "after")), "sft": None}
+    assert report["student"] | beside == page["student"]
     assert report["student"]["after"]["held_out_nll"] == 4.0
     assert {(one["seconds"], one["device_hours"]) for one in report["stages"]} == {(10.0, 8.0 * 2 / 3600)}
 

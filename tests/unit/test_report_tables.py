@@ -8,8 +8,12 @@ from actors.hosting.status import Work, run_status
 from proxykd.evaluation.measures import MeanKl
 from proxykd.report.report_model import RoundKl, SealedTeacherReport, StudentKl
 from proxykd.report.run_report import build_report, write_report
-from services.cli.report_tables import fidelity_table, print_report
+from proxykd.runs.storage import write_json
+from proxykd.study.saving import as_text
+from proxykd.study.studies import StudyDirectory
+from services.cli.report_tables import fidelity_table, print_report, print_study
 from services.cli.terminal import status_lines, whole_progress
+from tests.made_up_study import SIZES, made_up
 from tests.told_run import tell_run
 
 
@@ -44,7 +48,7 @@ def test_a_rejected_round_is_marked_and_has_the_kl_of_the_proxy_in_force(run):
     before, after = (MeanKl(kl=kl, stderr=0.1, tokens=9) for kl in (2.0, 1.0))
     sealed = SealedTeacherReport(
         kl_teacher_proxy=kls,
-        kl_teacher_student=StudentKl(before=before, after=after),
+        kl_teacher_student=StudentKl(before=before, offline=None, after=after),
         kl_teacher_base=MeanKl(kl=0.9, stderr=None, tokens=9),
         kl_teacher_white_box=None,
     )
@@ -69,6 +73,28 @@ def test_the_report_is_printed_with_seconds_and_places(run, capsys):
     for text in ("align 2", "stopped aligning: all 2 rounds done", f"report:  {run.report}"):
         assert text in told
     assert [line.split() for line in told.splitlines() if line.strip().startswith("all ")] == [["all", "80"]]
+
+
+def test_a_studys_tables_are_of_its_arms_its_sizes_and_what_they_save(tmp_path, capsys):
+    (tmp_path / "study.json").write_text("{}")
+    report = made_up(reference="black_box_kd", sizes=SIZES)
+    study = StudyDirectory(tmp_path)
+    write_json(study.report, report.model_dump())
+    print_study(study)
+    told = capsys.readouterr().out
+    assert "in brackets the paired difference to black-box KD" in told
+    assert "…" not in told
+    rows = [line.split() for line in told.splitlines()]
+    [cells] = [row for row in rows if row[:2] == ["Proxy-KD", "200"]]
+    [small] = [row for row in report.sizes if (row["arm"], row["size"]) == ("proxy_kd", 200)]
+    assert cells[2:5] == [f"{small['held_out_nll']:.4f}", "±", f"{small['held_out_nll_ci']:.4f}"]
+    for saving in report.savings:
+        assert f"{as_text(saving)}  " in told
+    write_json(study.report, made_up(reference="jsd").model_dump())
+    print_study(study)
+    told = capsys.readouterr().out
+    assert "fewer" not in told.lower()
+    assert "paired difference to JSD (white-box)" in told
 
 
 def test_status_says_what_is_done(tmp_path):

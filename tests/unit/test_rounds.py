@@ -47,15 +47,15 @@ def test_more_rounds_than_records_are_refused_and_no_round_is_empty():
     with pytest.raises(
         CorpusError, match=r"has 10 records for alignment\.rounds=16.*set alignment\.rounds=10 or fewer"
     ):
-        require_rounds(10, config)
-    require_rounds(10, AlignmentConfig(rounds=0))
+        require_rounds(10, "alignment", config)
+    require_rounds(10, "alignment", AlignmentConfig(rounds=0))
     for settings in ({}, {"pairs_per_round": 3}):
         for records in range(1, 60):
             for rounds in range(1, 20):
                 config = AlignmentConfig(rounds=rounds, **settings)
                 if records < rounds and not settings:
                     continue
-                require_rounds(records, config)
+                require_rounds(records, "alignment", config)
                 taken = [round_slice(number, records, config) for number in range(1, rounds + 1)]
                 assert all(taken)
                 if not settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -14,16 +15,22 @@ from pydantic import BaseModel
 from proxykd.config import validate_config
 from proxykd.config.whole import WITHOUT_EFFECT
 from proxykd.errors import ConfigError
+from proxykd.report.run_report import write_report
+from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shard
 from proxykd.stages.align import ALIGN
 from proxykd.stages.table import stage_keys
 from proxykd.study.adoption import adopt_stage, link_tree
-from proxykd.study.studies import PRESETS, StudyDirectory, load_study, validate_study
-from proxykd.study.study_model import ArmReport
-from proxykd.study.study_report import mean_and_interval, table
+from proxykd.study.comparison import mean_and_interval
+from proxykd.study.presets import PRESETS
+from proxykd.study.studies import StudyDirectory, load_study, validate_study
+from proxykd.study.study_model import ArmReport, StudyReport
+from proxykd.study.study_page import write_study_report
+from proxykd.study.study_report import table
 from services.cli.main import main
 from tests.small_run import run_config
 from tests.stage_results import aligned, fidelity, finish
+from tests.told_run import tell
 
 OPEN = {"teacher": {"source": "open"}, "max_new_tokens": 12}
 RUN = {"corpus": {"path": "c.jsonl"}, "proxy": {"source": "p"}, "student": {"source": "s"}, "white_box": OPEN}
@@ -47,6 +54,11 @@ def test_every_preset_is_a_run_with_every_seed(tmp_path):
     assert by_name["jsd"].white_box.divergence == "jsd"
     assert by_name["delta_kl"].teaching.shift
     assert by_name["without_preference"].alignment.preference is False
+    assert {name for name, config in by_name.items() if config.corpus.whole_text} == {
+        "sft_on_all", "whole_text", "whole_text_nll", "delta_kl", "soda", "whole_text_on_policy",
+    }  # fmt: skip
+    assert by_name["sft_on_all"].distillation.source == "none"
+    assert by_name["whole_text_nll"].alignment.preference is False
     assert {arm.config.seed for arm in arms} == {1, 2}
 
 
@@ -67,7 +79,13 @@ def test_arms_share_exactly_what_does_not_depend_on_their_difference(tmp_path):
     assert of["without_proxy"]["distil"] == of["black_box_kd"]["distil"]
     assert len({of[name]["complete"] for name in ("forward_kl", "jsd", "takd", "reverse_kl_on_policy")}) == 1
     assert of["takd"]["assist"]
-    assert len({of[name]["distil"] for name in of}) == len(of) - 3  # by sequence twice, without proxy
+    assert of["sft_on_all"]["corpus"] == of["whole_text"]["corpus"] != full["corpus"]
+    assert of["sft_on_all"]["distil"] != of["black_box_kd"]["distil"]
+    assert of["whole_text_nll"]["warmup"] == of["whole_text"]["warmup"]
+    assert of["whole_text_nll"]["align"] != of["whole_text"]["align"]
+    assert of["soda"]["distil"] == of["sft_on_all"]["distil"]
+    assert of["whole_text_on_policy"]["distil"] == of["whole_text"]["distil"]
+    assert len({of[name]["distil"] for name in of}) == len(of) - 5  # and by sequence twice, without proxy
 
 
 def test_seeds_share_the_teachers_text_alone(tmp_path):
@@ -93,6 +111,17 @@ def test_resources_change_no_key(tmp_path):
         ({"own_arms": {"jsd": {"title": "x", "set": {"a.b": 1}}}}, "are presets"),
         ({"run": {k: v for k, v in RUN.items() if k != "white_box"}}, "arm forward_kl of study t"),
         ({"settings": {"jsd": {"distillation.alhpa": 1}}}, "distillation.alhpa"),
+        ({"reference": "sft"}, "reference is sft, which is not among arms"),
+        ({"sizes": {"records": [8, 0], "arms": ["jsd"]}}, "records has 0; a size is at least 1"),
+        ({"sizes": {"records": [8, 8], "arms": ["jsd"]}}, "records 8, 8 must each be named once"),
+        ({"sizes": {"records": [8], "arms": ["jsd", "jsd"]}}, "arms jsd, jsd must each be named once"),
+        ({"sizes": {"records": [], "arms": ["jsd"]}}, "sizes.records"),
+        ({"sizes": {"records": [8], "arms": ["magic"]}}, "unknown arm(s) magic"),
+        ({"arms": ["jsd"], "sizes": {"records": [8], "arms": ["takd"]}}, "sizes.arms has takd, which arms has not"),
+        (
+            {"run": {**RUN, "corpus": {"path": "c", "training_limit": 8}}, "sizes": {"records": [8], "arms": ["jsd"]}},
+            "sizes.records has 8, but corpus.training_limit leaves jsd 8 records",
+        ),
     ],
 )
 def test_a_study_that_cannot_run_is_refused(tmp_path, sections, message):
@@ -112,6 +141,54 @@ def test_own_arms_and_settings_are_overrides(tmp_path):
     path.write_text(yaml.safe_dump(json.loads(made.model_dump_json())))
     assert load_study(path) == made
     assert load_study(path, ("seeds=[7]",)).seeds == (7,)
+
+
+def test_sized_arms_run_with_fewer_records_as_well(tmp_path):
+    sizes = {"records": [8, 32], "arms": ["whole_text", "sft_on_all"]}
+    made = study(tmp_path, arms=["sft_on_all", "whole_text", "jsd"], sizes=sizes, reference="sft_on_all")
+    arms = made.expand()
+    assert [(arm.name, arm.seed) for arm in arms if arm.size is None] == [
+        (name, seed) for name in made.arms for seed in (1, 2)
+    ]
+    assert {(arm.name, arm.size) for arm in arms[6:]} == {(name, size) for name in sizes["arms"] for size in (8, 32)}
+    assert len({arm.config.run_id for arm in arms}) == len(arms) == 14
+    assert {arm.config.corpus.training_limit == arm.size for arm in arms} == {True}
+    assert "sft-on-all-s2-n32" in {arm.config.name for arm in arms}
+    by_run = {(arm.name, arm.seed, arm.size): stage_keys(arm.config) for arm in arms}
+    assert by_run["sft_on_all", 1, 8]["corpus"] == by_run["whole_text", 1, 8]["corpus"]
+    assert len({by_run["whole_text", 1, size]["warmup"] for size in (8, 32, None)}) == 3
+    assert made.id != study(tmp_path, arms=list(made.arms), reference="sft_on_all").id
+    directory = StudyDirectory.create(made)
+    assert [(arm.name, arm.seed, arm.size) for arm in directory.arms()] == list(by_run)
+
+
+def test_the_teacher_is_asked_once_for_all_sizes(tmp_path):
+    asked = {"corpus": {"prompts": "p.jsonl"}, "teacher": {"base_url": "http://localhost/v1"}}
+    run = {**RUN, **asked, "runs_dir": str(tmp_path)}
+    made = study(tmp_path, arms=["whole_text"], run=run, sizes={"records": [8, 32], "arms": ["whole_text"]})
+    assert len({stage_keys(arm.config)["collect"] for arm in made.expand()}) == 1
+
+
+def test_arms_are_compared_with_proxy_kd_unless_another_is_named(tmp_path):
+    assert study(tmp_path, arms=["jsd", "proxy_kd"]).reference == "proxy_kd"
+    assert study(tmp_path, arms=["jsd", "proxy_kd"], reference="jsd").reference == "jsd"
+    assert study(tmp_path, arms=["jsd"]).reference is None
+
+
+def test_each_seed_may_have_a_world_of_its_own(tmp_path):
+    """Its prompts, its teacher, its student; other braces stay as they are."""
+    teacher = {"local": {"source": "t-{seed}"}, "system": 'Answer as {"seed": {seed}}.'}
+    run = {**RUN, "corpus": {"prompts": "p/{seed}-{seed}.jsonl"}, "teacher": teacher, "runs_dir": str(tmp_path)}
+    own = {"other": {"title": "o", "set": {"student.source": "s-{seed}", "student.drop_layers": [1]}}}
+    made = study(tmp_path, arms=["proxy_kd", "other"], seeds=[3, 14], run=run, own_arms=own)
+    by_seed = {arm.seed: arm.config for arm in made.expand() if arm.name == "other"}
+    for seed, config in by_seed.items():
+        assert config.corpus.prompts == f"p/{seed}-{seed}.jsonl"
+        assert config.teacher.local.source == f"t-{seed}"
+        assert config.teacher.system == f'Answer as {{"seed": {seed}}}.'
+        assert (config.student.source, config.student.drop_layers) == (f"s-{seed}", (1,))
+    assert len({stage_keys(config)["collect"] for config in by_seed.values()}) == 2
+    assert made.run["corpus"]["prompts"] == "p/{seed}-{seed}.jsonl"
 
 
 def test_a_study_keeps_its_runs_in_its_folder(tmp_path):
@@ -155,9 +232,10 @@ def test_a_finished_stage_is_taken_over_with_its_files_as_links(store, tmp_path)
 def arm(name, seed, nll):
     lacking = dict.fromkeys(("proxy", "source", "sealed_teacher", "trust", "calibration", "mass"))
     empty = {"curve": [], "alignment": [], "parameters": {}, "rounds": [], "benchmarks": {}, "stages": []}
-    hours = {"device_hours": 0.0, "own_device_hours": 0.0}
+    hours = {"device_hours": 0.5 * seed, "own_device_hours": 0.0}
+    facts = {"name": name, "seed": seed, "size": None, "records": 100, "run": f"{name}-s{seed}"}
     students = {"student": fidelity(nll), "student_before": fidelity(4.0)}
-    return ArmReport(name=name, seed=seed, run=f"{name}-s{seed}", **students, **lacking, **empty, **hours)
+    return ArmReport(**facts, **students, **lacking, **empty, **hours)
 
 
 def test_the_table_has_means_intervals_and_paired_differences(tmp_path):
@@ -171,6 +249,12 @@ def test_the_table_has_means_intervals_and_paired_differences(tmp_path):
     assert other["held_out_nll_difference"] == pytest.approx(0.1)
     assert other["held_out_nll_difference_ci"] == pytest.approx(4.3027 * 0.1 / math.sqrt(3), rel=1e-4)
     assert full["true_kl"] is None
+    assert full["device_hours"] == pytest.approx(1.0)  # 0.5, 1.0 and 1.5
+    against = made.model_copy(update={"reference": "black_box_kd"})
+    full, other = table(against, arms)
+    assert full["held_out_nll_difference"] == pytest.approx(-0.1)
+    assert "held_out_nll_difference" not in other
+    assert "held_out_nll_difference" not in str(table(made.model_copy(update={"reference": None}), arms))
     assert mean_and_interval([]) == (None, None)
     assert mean_and_interval([1.5]) == (1.5, None)
 
@@ -183,6 +267,40 @@ def test_the_shipped_studies_are_valid_and_described():
         assert told.exit_code == 0, told.output
         study = load_study(path)
         assert f"{len(study.arms)} arms by {len(study.seeds)} seeds" in told.output
+
+
+def test_the_report_of_a_study_has_every_run_and_its_tables_the_sizes(tmp_path):
+    raw = run_config("model", str(tmp_path)).model_dump(mode="json", exclude={"name", "seed"})
+    sizes = {"records": [5, 10], "arms": ["without_trust"]}
+    made = study(tmp_path, arms=["proxy_kd", "without_trust"], run=raw, sizes=sizes)
+    directory = StudyDirectory.create(made)
+    for run in directory.runs():
+        tell(run)
+        write_report(run, "all rounds done")
+    write_study_report(directory)
+    report = read_model(directory.report, StudyReport)
+    assert [(one.name, one.seed, one.size) for one in report.arms] == [
+        (arm.name, arm.seed, arm.size) for arm in directory.arms()
+    ]
+    assert {one.records for one in report.arms} == {24}  # 40, of which 8 are for validation and 8 for the test
+    done = 6 + 2  # models, corpus, warm-up, score, distil, evaluate, and two rounds: 8 s at work on two devices each
+    assert report.arms[0].device_hours == pytest.approx(done * 8 * 2 / 3600)
+    assert report.study.reference == "proxy_kd"
+    assert [row["size"] for row in report.sizes] == [5, 10, None]
+    names = {"arms.csv", "table.csv", "table.md", "sizes.csv", "sizes.md", "savings.csv", "report.html", "report.json"}
+    assert {path.name for path in directory.report.parent.iterdir()} == names | {"figures"}
+    [saving] = report.savings
+    assert (saving.arm, saving.measure) == ("without_trust", "held_out_nll")
+    rows = list(csv.DictReader((directory.report.parent / "arms.csv").read_text().splitlines()))
+    assert [row["size"] for row in rows] == [""] * 4 + ["5", "10"] * 2
+
+
+def test_checking_a_study_counts_its_sizes(tmp_path):
+    file = tmp_path / "s.yaml"
+    sizes = {"records": [8, 32], "arms": ["jsd"]}
+    file.write_text(yaml.safe_dump({"name": "t", "seeds": [1, 2], "arms": ["jsd", "takd"], "run": RUN, "sizes": sizes}))
+    told = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert "2 arms by 2 seeds, 1 of them at 2 sizes too, are 8 runs" in told.output
 
 
 def leaves(section, at=()):

@@ -2,87 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import re
 from xml.etree import ElementTree
 
 import pytest
 
-from proxykd.evaluation.benchmarks import TaskScore
-from proxykd.evaluation.measures import Fidelity, MassShares, TrustStatistics
-from proxykd.report.blocks import TrustReport
-from proxykd.report.provenance import Hardware
-from proxykd.report.report_model import StageCost
-from proxykd.stages.trained import CurvePoint
 from proxykd.study.figures import as_png, as_svg, figures
-from proxykd.study.studies import validate_study
-from proxykd.study.study_model import ArmKl, ArmReport, Calibration, StudyFacts, StudyReport
 from proxykd.study.study_page import page
-from proxykd.study.study_report import as_csv, as_markdown, benchmark_table, costs, flat, table
-from tests.stage_results import labels
-
-WITH_PROXY = ("proxy_kd", "without_trust")
-NAMES = (*WITH_PROXY, "black_box_kd", "jsd")
-RUN = {"corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}
-RUN |= {"white_box": {"teacher": {"source": "o"}, "max_new_tokens": 12}}
-
-
-def fidelity(nll):
-    agreement = {"top1_agreement": 1 / (1 + nll), "sequence_agreement": 0.125}
-    return Fidelity(held_out_nll=nll, stderr=0.01, records=9, prompts=9, tokens=99, **agreement)
-
-
-def scores(chance, *models):
-    """Two tasks each."""
-    return {
-        model: {task: TaskScore(score=chance.random(), stderr=0.1, n=9, unanswered=0.0) for task in ("bbh", "mmlu")}
-        for model in models
-    }
-
-
-def arm(chance, name, seed, proxy, sealed, benchmarks):
-    """One arm and seed, with a proxy and an open seal where it is told so."""
-    asked = ("student@10", "student@20", "student", *(["proxy"] if proxy else [])) if benchmarks else ()
-    statistics = labels("r01").model_dump(include=set(TrustStatistics.model_fields))
-    weights, kls = ([chance.random() for _ in range(9)] for _ in range(2))
-    cost = {"records": 9, "tokens": 99, "devices": 1, "seconds": 360.0, "busy_seconds": 360.0, "device_hours": 0.1}
-    return ArmReport(
-        name=name,
-        seed=seed,
-        run=f"{name}-s{seed}",
-        proxy=fidelity(1.5) if proxy else None,
-        source=fidelity(1.5) if proxy else None,
-        student=fidelity(2 + chance.random()),
-        student_before=fidelity(4),
-        curve=[CurvePoint(**dict(fidelity(4 - i / 2)), step=10 * i) for i in range(4)],
-        sealed_teacher=ArmKl(student=chance.random(), source=0.4 if proxy else None) if sealed else None,
-        trust=TrustReport(**statistics, spearman_vs_true_kl=-0.5) if proxy else None,
-        calibration=Calibration(weight=weights, kl=kls) if proxy and sealed else None,
-        alignment=[fidelity(3), fidelity(2), fidelity(1.5)] if proxy else [],
-        mass=MassShares(k=[1, 2, 3], share=[0.1, 0.5, 0.9]) if proxy else None,
-        parameters={"proxy": 2_000_000, "student": 500_000},
-        rounds=[],
-        benchmarks=scores(chance, *asked),
-        device_hours=0.5,
-        own_device_hours=0.1,
-        stages=[StageCost(stage="warmup", round=None, **cost)],
-    )
-
-
-def made_up(sealed=True, proxies=WITH_PROXY, seeds=(1, 2), benchmarks=True):
-    chance = random.Random(0)
-    study = validate_study({"name": "study", "seeds": list(seeds), "arms": list(NAMES), "run": RUN}, "test")
-    arms = [arm(chance, name, seed, name in proxies, sealed, benchmarks) for name in NAMES for seed in seeds]
-    hardware = Hardware(cpu="a processor", cores=2, memory_gib=8.0, gpus=[])
-    return StudyReport(
-        study=StudyFacts(
-            id="study-12345678", name="a <study>", seeds=list(seeds), git_revision=None, hardware=hardware
-        ),
-        arms=arms,
-        table=table(study, arms),
-        benchmarks=benchmark_table(study, arms),
-        costs=costs(arms),
-    )
+from proxykd.study.table_files import as_csv, flat, sizes_markdown, table_markdown
+from tests.made_up_study import NAMES, SIZES, WITH_PROXY, fidelity, made_up
 
 
 def test_the_page_holds_everything_and_asks_nobody():
@@ -166,9 +94,10 @@ def test_figures_are_drawn_the_same_each_time_and_in_both_formats():
 
 def test_the_table_as_markdown_has_a_row_an_arm_with_differences_in_brackets():
     report = made_up(sealed=False)
-    head, rule, *rows = as_markdown(report).splitlines()
-    assert head == "| arm | NLL a token | top-1 | whole sequence | its source's NLL |"
-    assert {line.count("|") for line in (head, rule, *rows)} == {6}
+    head, rule, *rows = table_markdown(report).splitlines()
+    assert head == "| arm | NLL a token | top-1 | device-hours | whole sequence | its source's NLL |"
+    assert {line.count("|") for line in (head, rule, *rows)} == {7}
+    assert "| 0.5000 ± 0.0000 (+0.0000 ± 0.0000) |" in rows[1]  # device-hours
     row = report.table[2]
     assert rows[2].startswith(f"| {row['title']} | {row['held_out_nll']:.4f} ± {row['held_out_nll_ci']:.4f} (")
     assert f"({row['held_out_nll_difference']:+.4f} ± {row['held_out_nll_difference_ci']:.4f})" in rows[2]
@@ -179,7 +108,72 @@ def test_every_arm_and_seed_is_a_row_of_the_csv():
     report = made_up()
     lines = as_csv([flat(one) for one in report.arms]).decode().splitlines()
     assert lines[0].startswith(
-        "name,seed,run,held_out_nll,true_kl,top1_agreement,sequence_agreement,source_nll,source_true_kl,device_hours"
+        "name,seed,size,records,run,held_out_nll,true_kl,top1_agreement,device_hours,sequence_agreement,source_nll,"
     )
+    assert lines[0].endswith(",own_device_hours")
     assert len(lines) == 1 + len(report.arms)
     assert [(one.stage, one.device_hours, one.to_sft) for one in report.costs] == [("warmup", pytest.approx(0.1), 1.0)]
+
+
+def test_arms_are_compared_with_the_reference_that_the_study_names():
+    report = made_up(reference="black_box_kd", sizes=SIZES)
+    rows = {row["arm"]: row for row in report.table}
+    by_run = {(one.name, one.seed): one.student.held_out_nll for one in report.at_full_size}
+    difference = sum(by_run["jsd", seed] - by_run["black_box_kd", seed] for seed in (1, 2)) / 2
+    assert rows["jsd"]["held_out_nll_difference"] == pytest.approx(difference)
+    assert "held_out_nll_difference" not in rows["black_box_kd"]
+    html = page(report, figures(report))
+    assert re.findall(r'class="reference"><td>([^<]+)', html) == ["black-box KD"] * 3  # with benchmarks and sizes
+    assert "difference to <b>black-box KD</b>" in html
+    alone = made_up(reference=None)
+    assert alone.study.reference == "proxy_kd"
+
+
+def test_sizes_are_shown_beside_and_never_among_the_full_ones():
+    plain, report = made_up(reference="black_box_kd"), made_up(reference="black_box_kd", sizes=SIZES)
+    assert (report.table, report.benchmarks, report.costs) == (plain.table, plain.benchmarks, plain.costs)
+    drawn = figures(report)
+    assert drawn.keys() - figures(plain).keys() == {"sizes"}
+    for name, figure in figures(plain).items():
+        assert as_svg(figure) == as_svg(drawn[name]), name
+    rows = {(row["arm"], row["size"]): row for row in report.sizes}
+    assert list(rows) == [(name, size) for name in SIZES["arms"] for size in (200, 400, None)]
+    assert [row["records"] for row in report.sizes] == [200, 400, 800] * 2
+    for name, lost in (("black_box_kd", 0.2), ("proxy_kd", 0.4)):
+        full = next(row for row in report.table if row["arm"] == name)
+        assert rows[name, None]["true_kl"] == full["true_kl"]
+        assert rows[name, 200]["true_kl"] == pytest.approx(full["true_kl"] + lost)
+        assert rows[name, 200]["true_kl_ci"] == pytest.approx(full["true_kl_ci"])
+    step = rows["proxy_kd", 200]["held_out_nll_difference"] - rows["proxy_kd", None]["held_out_nll_difference"]
+    assert step == pytest.approx(0.2)  # paired with the reference of the same size
+    assert "true_kl_difference" not in rows["black_box_kd", 200]
+    html = page(report, drawn)
+    assert f"{rows['proxy_kd', 200]['true_kl']:.4f}" in html
+    assert "None" not in html
+    assert "proxy_kd-s1-n200" in html
+    assert len(as_csv([flat(one) for one in report.arms]).decode().splitlines()) == 1 + 2 * (len(NAMES) + 2 * 2)
+
+
+def test_savings_are_told_with_their_seeds():
+    report = made_up(sealed=False, reference="black_box_kd", sizes=SIZES, seeds=(1, 2, 3))
+    [saving] = report.savings
+    assert (saving.arm, saving.measure) == ("proxy_kd", "held_out_nll")
+    by_run = {(one.name, one.seed): one.student.held_out_nll for one in report.at_full_size}
+    for one in saving.seeds:
+        ahead = by_run["black_box_kd", one.seed] - by_run["proxy_kd", one.seed]
+        halvings = min(max(ahead / 0.2, 0.0), 2.0)  # 0.2 nats each, to a quarter of the records at most
+        assert one.saving == pytest.approx(1 - 2**-halvings)
+        assert one.bound == ("at_most" if ahead < 0 else "at_least" if ahead > 0.4 else None)
+    lines = sizes_markdown(report).splitlines()
+    assert lines[0] == "| arm | training records | NLL a token | device-hours |"
+    assert lines[2].startswith("| black-box KD | 200 | ")
+    assert lines[9] == "| arm | by | fewer records for black-box KD's quality | by seed |"
+    assert lines[11].startswith("| Proxy-KD | NLL a token | ")
+    assert made_up(reference="proxy_kd", sizes={**SIZES, "arms": ["proxy_kd"]}).savings == []
+
+
+def test_a_size_of_one_seed_is_drawn_without_intervals():
+    report = made_up(seeds=(7,), sizes=SIZES)
+    html = page(report, figures(report))
+    assert "sizes" in figures(report)
+    assert "None" not in html

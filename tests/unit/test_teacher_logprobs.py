@@ -101,7 +101,7 @@ def test_a_teacher_that_is_the_model_itself_is_at_distance_0(tiny):
 def test_alignment_uses_it_by_its_weight_alone(tiny):
     scorer, rows = scorer_of(tiny), grey_rows()
     plain = AlignmentLoss(rows, AlignmentConfig())
-    grey = AlignmentLoss(rows, AlignmentConfig(teacher_kl=0.5))
+    grey = AlignmentLoss(rows, AlignmentConfig(), 0.5)
     assert plain.terms == ("nll", "dpo")
     before, _ = plain(scorer, rows)
     after, _ = grey(scorer, rows)

@@ -21,7 +21,7 @@ from proxykd.training import gates
 from proxykd.training.after_round import pairs_after_round
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_proxy
-from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss, pair_logps
+from proxykd.training.stage_losses import AlignmentLoss, SftLoss, reference_logps
 from proxykd.training.trainer import Step
 from proxykd.training.worker import Worker
 
@@ -64,7 +64,7 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
 
     def step(rows: list[Row]) -> Step:
         rows = [{**row, **notes["references"][row["index"]]} for row in rows]
-        loss = AlignmentLoss(rows, config)
+        loss = AlignmentLoss(rows, config, config.teacher_kl)
 
         def gate(losses: dict[str, float], _: dict[str, float]) -> None:
             largest = float(worker.workers.max(torch.tensor(loss.largest_margin, device=worker.workers.device)))
@@ -143,11 +143,9 @@ def _reference_pass(
     steps = training.total_steps // worker.config.alignment.epochs
     for number, rows in enumerate(training.first_epoch(), start=1):
         for part, weight in training.trainer.micro_batches(rows):
-            with torch.no_grad():
-                logps = pair_logps(scorer, part)
+            found = reference_logps(scorer, part)
             if weight:
-                columns = zip(part, *(column.tolist() for column in logps), strict=True)
-                references |= {r["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for r, *values in columns}
+                references |= found
         worker.progress(number, steps, "reference batches")
     everyones = [pair for part in worker.workers.gather_objects(references) for pair in part.items()]
     ours: list[float] = []

@@ -33,7 +33,7 @@ def distil(worker: Worker, task: DistilTask) -> DistilResult:
 
     training.begin_curve()
     steps = training.run(step, at_point)
-    save_student(worker, scorer, base, worker.run.student, training.validation().fidelity())
+    save_student(worker, scorer, base, worker.run.offline_student, training.validation().fidelity())
     return DistilResult(
         loss_share=_shares([step.losses for step in steps]),
         grad_share=_shares([step.grad_norms for step in steps if step.grad_norms]),

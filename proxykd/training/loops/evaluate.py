@@ -6,10 +6,21 @@ from dataclasses import dataclass
 
 from proxykd.data.corpus_store import read_slice
 from proxykd.evaluation.fidelity import SealedTeacher, mass_shares, score_records, spearman, teacher_kl
+from proxykd.evaluation.measures import Difference
+from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.losses.trust import Trust
 from proxykd.models.loading import load_scorer, read_adapter
 from proxykd.models.scorer import CompletionScorer
-from proxykd.stages.evaluate import EvaluationResult, ModelScores
+from proxykd.stages.evaluate import (
+    OPEN_TEACHER,
+    STUDENT_AFTER,
+    STUDENT_BEFORE,
+    STUDENT_OFFLINE,
+    STUDENT_SFT,
+    EvaluationResult,
+    ModelScores,
+)
+from proxykd.text.corpus import Row
 from proxykd.training.worker import Worker
 
 
@@ -32,9 +43,14 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
         opened = worker.workers.place(load_scorer(run.models / "teacher", frozen, trainable=False))
         teacher = SealedTeacher(opened)
     proxies = [*(["base"] if task.trust or task.adapters else []), *task.adapters]
-    others = ["student_before", "student_after", *(["white_box"] if teaching.open_teacher else [])]
+    students = {STUDENT_AFTER: run.student}
+    if config.on_policy is not None:
+        students[STUDENT_OFFLINE] = run.offline_student
+    if config.sft is not None:
+        students[STUDENT_SFT] = run.sft_student
+    many = len(proxies) + 1 + len(students) + int(teaching.open_teacher)
     models: dict[str, ModelScores] = {}
-    worker.progress(0, len(proxies) + len(others), "models")
+    worker.progress(0, many, "models")
 
     def measure(name: str, scorer: CompletionScorer) -> None:
         worker.go_on()
@@ -48,7 +64,7 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
             record_kls=kls and [s / max(t, 1) for s, t in zip(kls, scores.tokens, strict=True)],
             teacher_kl=teacher_kl(scorer, rows, worker.workers, budget),
         )
-        worker.progress(len(models), len(proxies) + len(others), "models")
+        worker.progress(len(models), many, "models")
 
     shares = None
     if proxies:
@@ -59,13 +75,34 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
             measure(name, proxy)
         shares = mass_shares(proxy, rows, budget)
         del proxy
-    measure("student_before", worker.untaught_student())
+    measure(STUDENT_BEFORE, worker.untaught_student())
     frozen = config.student.model_copy(update={"method": "full"})
-    measure("student_after", worker.workers.place(load_scorer(run.student, frozen, trainable=False)))
-    if "white_box" in others:
-        measure("white_box", worker.open_teacher())
+    for name, directory in students.items():
+        measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))
+    if teaching.open_teacher:
+        measure(OPEN_TEACHER, worker.open_teacher())
     correlation = task.trust and _trust_correlation(models[task.trust.adapter], task.trust)
-    return EvaluationResult(models=models, share_mass_over_095=shares, spearman_vs_true_kl=correlation)
+    versus = STUDENT_SFT in models and _difference(models[STUDENT_AFTER], models[STUDENT_SFT], rows)
+    return EvaluationResult(
+        models=models,
+        share_mass_over_095=shares,
+        spearman_vs_true_kl=correlation,
+        student_less_sft=versus or None,
+    )
+
+
+def _difference(one: ModelScores, other: ModelScores, rows: list[Row]) -> Difference:
+    """One model less the other, paired by record, with prompts as clusters."""
+    tokens, prompts = one.tokens, [row["prompt_key"] for row in rows]
+    nlls = [b - a for a, b in zip(one.sequence_logps, other.sequence_logps, strict=True)]
+    nll, nll_stderr = ratio_of_sums(nlls, tokens, prompts)
+    true_kl = true_kl_stderr = None
+    if one.record_kls is not None and other.record_kls is not None:
+        kls = [n * (a - b) for n, a, b in zip(tokens, one.record_kls, other.record_kls, strict=True)]
+        true_kl, true_kl_stderr = ratio_of_sums(kls, tokens, prompts)
+    return Difference(
+        nll=nll, nll_stderr=nll_stderr, true_kl=true_kl, true_kl_stderr=true_kl_stderr, prompts=len(set(prompts))
+    )
 
 
 def _trust_correlation(judged: ModelScores, trust: Trust) -> float | None:

@@ -41,9 +41,9 @@ def score(worker: Worker, task: ScoreTask) -> Scored:
     Each worker scores a shard of its own at a time, with as many forward passes as the others.
     """
     workers = worker.workers
-    run, adapter = worker.run, task.source.adapter
+    run, adapter, slice_name = worker.run, task.source.adapter, worker.config.corpus.slice_for("distillation")
     labels = run.answer_labels(adapter) if task.on_answers else run.soft_labels(adapter)
-    shards = answer_shards(run, adapter) if task.on_answers else slice_shards(run, "distillation")
+    shards = answer_shards(run, adapter) if task.on_answers else slice_shards(run, slice_name)
     scorer = worker.proxy(task.adapter, trainable=False)
     worker.progress(0, len(shards), "shards")
     for done in range(0, len(shards), workers.world):

@@ -204,6 +204,7 @@ function stepCurves(steps) {
 const MEASURES = {
   nll: "NLL (nats)", dpo: "DPO loss (nats)", correct: "DPO accuracy", margin: "margin (nats)", kl: "weighted KL (nats)",
   sequence_kl: "KL a record, unweighted (nats)", divergence: "divergence (nats a token)",
+  sample_length: "tokens a sample", ended_by_length: "samples ended by length", repeated_4grams: "repeated 4-grams",
 };
 
 function labels({ student, soft }) {
@@ -259,10 +260,11 @@ function example(record) {
 }
 
 function student(facts) {
-  const curve = facts.curve ?? [];
-  const x = { label: "step", values: curve.map((point) => point.step) };
   const kl = facts.true_kl;
-  const rows = ["before", "after"].filter((when) => facts[when]).map((when) => ({ when, ...facts[when], kl: kl?.[when]?.kl }));
+  const phase = facts.on_policy;
+  const rows = ["before", "offline", "after"].filter((when) => facts[when]).map((when) => ({ when, ...facts[when], kl: kl?.[when]?.kl }));
+  if (facts.sft) rows.push({ when: "by SFT on all the text", ...facts.sft.after, kl: facts.sft.true_kl?.kl });
+  const less = facts.sft?.student_less_sft;
   return [
     rows.length ? table(rows, [
       ["student", (row) => row.when, true],
@@ -270,10 +272,23 @@ function student(facts) {
       ["top-1", (row) => percent(row.top1_agreement)],
       ["true KL", (row) => number(row.kl)],
     ], "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
-    curve.length > 1 ? h("div", { class: "columns" },
-      lineChart({ title: "NLL on the validation slice", unit: "nats a token", x, series: [{ label: "NLL", values: curve.map((p) => p.held_out_nll) }] }),
-      lineChart({ title: "Top-1 agreement on the validation slice", unit: "share of tokens", x, series: [{ label: "top-1", values: curve.map((p) => p.top1_agreement) }] })) : null,
+    less ? h("p", {}, `The student less SFT, paired by record: NLL ${signed(less.nll, 4)} ± ${number(less.nll_stderr, 4)} nats a token`,
+      less.true_kl === null ? "." : `, true KL ${signed(less.true_kl, 4)} ± ${number(less.true_kl_stderr, 4)}.`) : null,
+    validationCurve(facts.curve ?? [], ""),
+    ...(phase ? [h("h3", {}, "Then on its own samples"), h("p", {}, onPolicyText(phase)), validationCurve(phase.curve, "on its own samples: ")] : []),
   ].filter(Boolean);
+}
+
+function onPolicyText({ kept, drift }) {
+  const what = kept ? `The student is as it was after step ${whole(kept)} of this phase.` : "No point of this phase was better than its start: the student is as the distillation left it.";
+  return drift ? `${what} The phase ended early: ${drift}.` : what;
+}
+
+function validationCurve(points, when) {
+  const x = { label: "step", values: points.map((p) => p.step) };
+  return points.length > 1 ? h("div", { class: "columns" },
+    lineChart({ title: `${when}NLL on the validation slice`, unit: "nats a token", x, series: [{ label: "NLL", values: points.map((p) => p.held_out_nll) }] }),
+    lineChart({ title: `${when}top-1 agreement on the validation slice`, unit: "share of tokens", x, series: [{ label: "top-1", values: points.map((p) => p.top1_agreement) }] })) : null;
 }
 
 function costs(stages) {
@@ -291,10 +306,11 @@ function costs(stages) {
 }
 
 function corpus(facts) {
-  const slices = ["validation", "test", "warmup", "alignment", "distillation"];
+  const slices = ["validation", "test", "warmup", "alignment", "distillation", "training"];
   return [
-    h("p", {}, `${plural(facts.records, "record")}, ${whole(facts.tokens)} completion tokens: ${slices.map((name) => `${whole(facts[name])} ${name}`).join(", ")}.`),
-    h("p", {}, `Dropped: ${droppedText(facts.dropped) || "none"}.`, facts.truncated ? ` Truncated: ${whole(facts.truncated)}.` : ""),
+    h("p", {}, `${plural(facts.records, "record")}, ${whole(facts.tokens)} completion tokens: ${slices.filter((name) => facts[name] !== null).map((name) => `${whole(facts[name])} ${name}`).join(", ")}.`),
+    h("p", {}, `Dropped: ${droppedText(facts.dropped) || "none"}.`, facts.truncated ? ` Truncated: ${whole(facts.truncated)}.` : "",
+      facts.beyond_limit ? ` Left out by corpus.training_limit: ${whole(facts.beyond_limit)}.` : ""),
   ];
 }
 

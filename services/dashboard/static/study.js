@@ -1,8 +1,10 @@
 import { h, table } from "./dom.js";
 import { get, text } from "./api.js";
-import { number, plural, signed } from "./format.js";
+import { number, percent, plural, signed, whole } from "./format.js";
 
-const COMPARED = [["true_kl", "true KL"], ["held_out_nll", "NLL a token"], ["top1_agreement", "top-1"], ["sequence_agreement", "whole completions"]];
+const COMPARED = [["true_kl", "true KL"], ["held_out_nll", "NLL a token"], ["top1_agreement", "top-1"], ["device_hours", "device-hours"], ["sequence_agreement", "whole completions"]];
+const MEASURE_TITLES = Object.fromEntries(COMPARED);
+const BOUNDS = { at_least: "at least ", at_most: "at most " };
 
 /** A study's tables and figures. */
 export async function studyView(id) {
@@ -13,17 +15,47 @@ export async function studyView(id) {
 }
 
 function tables(report) {
-  const known = COMPARED.filter(([key]) => report.table.some((row) => row[key] !== null && row[key] !== undefined));
-  const first = report.table[0].title;
+  const reference = report.table.find((row) => row.arm === report.study.reference)?.title;
   return [
     h("section", {}, h("h2", {}, "Every arm's student against the teacher"),
-      h("p", { class: "note" }, `Test slice, mean over ${plural(report.study.seeds.length, "seed")} ± half a 95 % interval; in brackets the paired difference to ${first}. Lower is better, but for agreement.`),
-      table(report.table, [["arm", (row) => row.title, true], ...known.map(([key, title]) => [title, (row) => cell(row, key)])], "Arms")),
+      h("p", { class: "note" }, `Test slice, mean over ${plural(report.study.seeds.length, "seed")} ± half a 95 % interval${reference ? `; in brackets the paired difference to ${reference}` : ""}. Lower is better, but for agreement.`),
+      table(report.table, [["arm", (row) => row.title, true], ...measured(report.table)], "Arms")),
+    report.sizes?.length ? h("section", {}, h("h2", {}, "What fewer training records give"),
+      h("p", { class: "note" }, `Means and intervals as above${reference ? `; in brackets the paired difference to ${reference} with as many records` : ""}.`),
+      table(report.sizes, [["arm", (row) => row.title, true], ["training records", (row) => whole(row.records)], ...measured(report.sizes)], "Sizes"),
+      report.savings.length ? savings(report.savings, reference) : "") : "",
     report.benchmarks.length ? h("section", {}, h("h2", {}, "Benchmarks"),
       table(report.benchmarks, [["arm", (row) => row.title, true], ["model", (row) => row.model, true], ...tasksOf(report).map((task) => [task, (row) => cell(row, task)])], "Benchmarks")) : "",
     h("section", {}, h("h2", {}, "What a stage costs"),
       table(report.costs, [["stage", (row) => row.stage, true], ["device-hours", (row) => number(row.device_hours, 5)], ["to SFT", (row) => number(row.to_sft, 2)]], "Costs")),
   ];
+}
+
+/** Columns of the measures that any row has. */
+function measured(rows) {
+  const known = COMPARED.filter(([key]) => rows.some((row) => row[key] !== null && row[key] !== undefined));
+  return known.map(([key, title]) => [title, (row) => cell(row, key)]);
+}
+
+/** How many fewer records an arm needs for what the reference has from all of its own. */
+function savings(found, reference) {
+  return [
+    h("h3", {}, `Fewer records for what ${reference} has from all of its own`),
+    h("p", { class: "note" }, "Mean over seeds with its 95 % bootstrap interval. At least: the smallest size is as good already; at most: all records are not enough; undecided: seeds of both kinds."),
+    table(found, [
+      ["arm", (one) => one.title, true],
+      ["by", (one) => MEASURE_TITLES[one.measure], true],
+      ["fewer records", saved],
+      ["by seed", (one) => one.seeds.map((seed) => (BOUNDS[seed.bound] ?? "") + percent(seed.saving, 0)).join(", ")],
+    ], "Savings"),
+  ];
+}
+
+/** The mean saving with its interval, or the bound that it is. */
+function saved(one) {
+  if (one.mean === null) return "undecided";
+  const interval = one.low === null ? "" : ` (${percent(one.low, 0)} to ${percent(one.high, 0)})`;
+  return `${BOUNDS[one.bound] ?? ""}${percent(one.mean, 0)}${interval}`;
 }
 
 function tasksOf(report) {

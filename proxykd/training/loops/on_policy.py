@@ -1,0 +1,115 @@
+"""After the distillation: the student learns from its own samples of D_s's prompts, by the word of a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from proxykd.config import OnPolicyConfig
+from proxykd.losses.divergences import Divergence
+from proxykd.models.loading import load_scorer, stop_token_ids
+from proxykd.models.scorer import CompletionScorer
+from proxykd.stages.on_policy import OnPolicyResult
+from proxykd.text.corpus import Row
+from proxykd.training.drift import LENGTH, drift, watched
+from proxykd.training.resumable import ResumableTraining
+from proxykd.training.sampling import sample_rows
+from proxykd.training.saving import save_student
+from proxykd.training.stage_losses import AlignmentLoss, WhiteBoxLoss, reference_logps
+from proxykd.training.trainer import StageLoss, Step, Trainer
+from proxykd.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class OnPolicyTask:
+    """The records of one epoch; the adapter of the proxy, where that judges."""
+
+    records: int
+    adapter: str | None = None
+
+
+class Judge(Protocol):
+    """What is learned from samples; whatever model it asks lies beside the student, frozen."""
+
+    def sampler(self, student: CompletionScorer) -> CompletionScorer:
+        """The model that the samples are drawn from."""
+
+    def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
+        """A global batch's rows as trained on, and their loss, from the teacher's rows and the same with samples."""
+
+
+class ProxyJudge:
+    """The aligned proxy: a divergence from its whole distribution at each token of the student's own samples, by the
+    estimator of WhiteBoxLoss."""
+
+    def __init__(self, worker: Worker, task: OnPolicyTask, config: OnPolicyConfig):
+        self._proxy = worker.proxy(task.adapter, trainable=False)
+        self._divergence = Divergence(config.divergence)
+
+    def sampler(self, student: CompletionScorer) -> CompletionScorer:
+        return student
+
+    def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
+        return samples, WhiteBoxLoss(samples, self._proxy, self._divergence)
+
+
+class PreferenceJudge:
+    """The teacher's text, preferred to what the student would have said before the phase: NLL + DPO against that
+    student, which draws the rejected side too (after SODA, arXiv 2604.03873)."""
+
+    def __init__(self, worker: Worker, _: OnPolicyTask, config: OnPolicyConfig):
+        frozen = worker.config.student.model_copy(update={"method": "full"})
+        self._before = worker.workers.place(load_scorer(worker.run.offline_student, frozen, trainable=False))
+        self._config = config
+
+    def sampler(self, student: CompletionScorer) -> CompletionScorer:
+        return self._before
+
+    def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
+        """References are made on the micro-batches that are trained on, as a row's padding moves its last digits."""
+        pairs = [
+            {**row, "rejected_ids": sample["completion_ids"], "length": row["length"] + sample["length"]}
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+        references: dict[int, Row] = {}
+        for part, _ in trainer.micro_batches(pairs):
+            references |= reference_logps(self._before, part)
+        pairs = [{**pair, **references.get(pair["index"], {})} for pair in pairs]
+        return pairs, AlignmentLoss(pairs, self._config)
+
+
+JUDGES: dict[str, Callable[[Worker, OnPolicyTask, OnPolicyConfig], Judge]] = {
+    "proxy": ProxyJudge,
+    "preference": PreferenceJudge,
+}
+
+
+def on_policy(worker: Worker, task: OnPolicyTask) -> OnPolicyResult:
+    """Trains the student that the distillation left, until its samples drift at most, and saves it beside that one."""
+    config, offline = worker.config.on_policy, worker.run.offline_student
+    assert config is not None
+    scorer = worker.workers.place(load_scorer(offline, worker.config.student, seed=worker.config.seed))
+    judge = JUDGES[config.judge](worker, task, config)
+    stops = stop_token_ids(scorer.model)
+
+    def drifted(steps: list[Step]) -> bool:
+        return drift(steps, config) is not None
+
+    training = ResumableTraining(worker, scorer, config, task.records, start_counts=True, ended=drifted)
+
+    def step(rows: list[Row]) -> Step:
+        trainer = training.trainer
+        samples = sample_rows(worker, judge.sampler(scorer), rows, config.max_new_tokens, trainer.steps)
+        done = trainer.step(*judge.batch(trainer, rows, samples))
+        seen = watched([row["completion_ids"] for row in samples], stops)
+        return replace(done, metrics={**done.metrics, **seen})
+
+    training.begin_curve()
+    steps = training.run(step)
+    save_student(worker, scorer, offline, worker.run.on_policy_student, training.validation().fidelity())
+    return OnPolicyResult(
+        drift=drift(steps, config),
+        sampled_tokens=round(sum(step.metrics[LENGTH] for step in steps)),
+        **training.facts(),
+    )
