@@ -23,15 +23,16 @@ from proxykd.runs.storage import RunDirectory, stage_key, write_json
 from proxykd.stages.align import RoundResult
 from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.distil import DistilResult
-from proxykd.stages.evaluate import STUDENT_AFTER, STUDENT_BEFORE, EvaluationResult
+from proxykd.stages.evaluate import STUDENT_AFTER, STUDENT_BEFORE, STUDENT_OFFLINE, EvaluationResult
 from proxykd.stages.models import ModelsResult
+from proxykd.stages.on_policy import OnPolicyResult
 from proxykd.stages.score import LabelsResult
 from proxykd.stages.stage import Result
 from proxykd.stages.table import expected
 from proxykd.stages.warmup import WarmupResult
 from proxykd.text.tokenising import ids_hash
 from tests.small_run import run_config
-from tests.stage_results import adapter_of, aligned, distilled, evaluated, finished, scores, warmed_up
+from tests.stage_results import adapter_of, aligned, distilled, evaluated, finished, learned, scores, warmed_up
 
 HOSTILE = '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
 """What a completion may hold."""
@@ -128,8 +129,14 @@ def _distil(run: RunDirectory, _: int | None) -> DistilResult:
     return distilled(steps=steps)
 
 
+def _on_policy(run: RunDirectory, _: int | None) -> OnPolicyResult:
+    steps = [{"divergence": 0.5, "sample_length": 9.0, "grad_norm": 1.0, "grad_norms": {}} for _ in range(4)]
+    return OnPolicyResult(drift="samples have 9.0 tokens", sampled_tokens=288, **learned(4.5) | {"steps": steps})
+
+
 def _evaluate(run: RunDirectory, _: int | None) -> EvaluationResult:
-    models = {name: scores() for name in (BASE, STUDENT_BEFORE, STUDENT_AFTER)}
+    offline = [] if run.config().on_policy is None else [STUDENT_OFFLINE]
+    models = {name: scores() for name in (BASE, STUDENT_BEFORE, *offline, STUDENT_AFTER)}
     for number in range(run.config().alignment.rounds + 1):
         models[adapter_of(number)] = scores(3.7 - 0.05 * number, 0.5 - 0.02 * number)
     return evaluated(models)
@@ -142,6 +149,7 @@ RESULTS: dict[str, Callable[[RunDirectory, int | None], Result]] = {
     "align": _align,
     "score": _score,
     "distil": _distil,
+    "on_policy": _on_policy,
     "evaluate": _evaluate,
 }
 
