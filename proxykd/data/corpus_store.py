@@ -58,7 +58,7 @@ def write_corpus(
     """
     require_teacher_logprobs(config, reading)
     placed = place(reading.records, config.corpus, config.seed)
-    if not config.corpus.prompts:  # of what was collected, what was paid for is used, be it less than was asked for
+    if not config.corpus.prompts:  # answers that were paid for are used, though some prompts got none
         require_training_records(placed.training, config.corpus)
     facts = _write_slices(run, config, config.corpus.slices, placed.records, chat, "shard")
     require_few_refused(facts["refused"], len(placed.records), config)

@@ -103,8 +103,8 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
     used = placed.records
     measured = [measure(*used[i], chat, corpus) for i in spread(len(used), most)]
     by_slice = {name: [m for m in measured if m.slice == name] for name in corpus.slices}
-    read = Counter(name for _, name in used)
-    counts = tuple(_count(name, read[name], rows) for name, rows in by_slice.items())
+    sizes = Counter(name for _, name in used)
+    counts = tuple(_count(name, sizes[name], rows) for name, rows in by_slice.items())
     reasons = (*_read_reasons(reading, corpus.reasoning), *_beyond_limit(placed), *_token_reasons(measured))
     kept = {
         name: sorted((m for m in rows if m.kept is not None), key=lambda m: training_order(config.seed, m.record.id))
