@@ -70,6 +70,8 @@ class LabelSizes(JsonModel):
     bytes_per_token: float
     mass_at_k: dict[str, float]
     """The mean mass of the 1, 5 and 10 most likely tokens; draws do not tell."""
+    text_probability: float
+    """The proxy's probability of the text's own tokens, their geometric mean: near 1, labels say what the text says."""
 
 
 class TrustStatistics(JsonModel):

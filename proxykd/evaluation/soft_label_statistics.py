@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def label_statistics(shards: list[Path], source: LabelSource, trust: str) -> Lab
         tokens=sum(tokens),
         bytes_per_token=sum(path.stat().st_size for path in shards) / total,
         mass_at_k={str(k): float(mass[k - 1] / total) for k in ranks},
+        text_probability=math.exp(math.fsum(sums) / total),
         reduction=judged.reduction,
         mu=judged.mu,
         gamma=judged.gamma,

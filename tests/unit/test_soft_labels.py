@@ -135,6 +135,7 @@ def test_statistics_are_those_of_the_records(tmp_path):
     assert statistics.gamma == pytest.approx(np.std(sums))
     top1 = np.concatenate([np.exp(p.top_logps_TK[:, 0]) for p in parts])
     assert statistics.mass_at_k["1"] == pytest.approx(top1.mean(), abs=1e-3)
+    assert statistics.text_probability == pytest.approx(np.exp(sum(sums) / 16))
     assert sum(statistics.histogram.counts) == 3
     by_token = label_statistics([path], source, "token_mean")
     assert by_token.mu == pytest.approx(np.mean([s / n for s, n in zip(sums, (5, 9, 2), strict=True)]))
