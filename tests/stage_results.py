@@ -86,7 +86,14 @@ def learned(nll: float) -> dict[str, Any]:
 def labels(adapter: str, mu: float = -4.0, gamma: float = 2.0, reduction: str = "sequence_sum") -> LabelsResult:
     """Labels of one token, half trusted."""
     histogram = Histogram(edges=[0.0, 0.5, 1.0], counts=[0, 1])
-    sizes = {"k": 4, "tokens": 1, "bytes_per_token": 20.0, "mass_at_k": {"1": 0.2}, "text_probability": 0.3, "segments": 0}
+    sizes = {
+        "k": 4,
+        "tokens": 1,
+        "bytes_per_token": 20.0,
+        "mass_at_k": {"1": 0.2},
+        "text_probability": 0.3,
+        "segments": 0,
+    }
     return LabelsResult(adapter=adapter, reduction=reduction, mu=mu, gamma=gamma, histogram=histogram, **sizes)
 
 

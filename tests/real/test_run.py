@@ -109,11 +109,15 @@ def look_at_dashboard(port: str, run_id: str) -> dict[str, str] | None:
 def finished(tiny, tmp_path_factory):
     """The run directory of a run that was stopped after its first round and resumed; and what was printed."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.prompts(90)))
+    prompts = [json.dumps(row) + "\n" for row in tiny_model.prompts(110)]
+    (folder / "prompts.jsonl").write_text("".join(prompts[:90]))
+    (folder / "unlabelled.jsonl").write_text("".join(prompts[90:]))
     sections = run_config(str(tiny), str(folder / "runs")).model_dump(mode="json", exclude_defaults=True)
     sections["teacher"]["local"] = {"source": str(tiny), "dtype": "float32"}
     sections["distillation"] |= {"evaluations": 1, "snapshots": True}
     sections["corpus"] |= {"path": None, "prompts": str(folder / "prompts.jsonl")}
+    sections["corpus"]["unlabelled"] = str(folder / "unlabelled.jsonl")
+    sections["sft"] = {"learning_rate": 2e-3, "schedule": "cosine", "global_batch": 8, "epochs": 2, "evaluations": 2}
     (folder / "c.yaml").write_text(yaml.safe_dump(sections))
     port = str(free_port())
     mark = folder.name
@@ -321,8 +325,24 @@ def test_the_report_has_every_key_and_its_numbers_hold(finished):
     assert sum(report["trust"]["histogram"]["counts"]) == corpus["distillation"]
     assert [e["round"] for e in report["sealed_teacher"]["kl_teacher_proxy"]] == [0, 1, 2]
     assert len(report["soft_labels"]["share_mass_over_095"]["share"]) == 50
+    assert report["soft_labels"]["answers"]["records"] == 20
+    assert report["sft"]["records"] == 2 * sum(corpus[k] for k in ("warmup", "alignment", "distillation"))
+    less, students = report["sft"]["student_less_sft"], (report["student"]["after"], report["sft"]["after"])
+    assert less["nll"] == pytest.approx(students[0]["held_out_nll"] - students[1]["held_out_nll"], abs=1e-6)
     stages = [s["stage"] for s in report["stages"]]
-    assert stages == ["models", "collect", "corpus", "warmup", "align", "align", "score", "distil", "evaluate"]
+    assert stages == [
+        "models",
+        "collect",
+        "corpus",
+        "warmup",
+        "align",
+        "align",
+        "score",
+        "answer",
+        "distil",
+        "sft",
+        "evaluate",
+    ]
     assert report["teacher"] == {"model": "tiny-sealed", "parameters": report["teacher"]["parameters"], "local": True}
 
 

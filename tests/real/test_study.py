@@ -23,9 +23,13 @@ ARMS = (
     "proxy_kd", "black_box_kd", "reverse_kl_on_policy", "takd", "without_alignment", "without_preference",
     "constant_trust", "small_proxy",
 )  # fmt: skip
+WHOLE = ("sft_on_all", "soda", "whole_text_nll")
+"""Those that learn from all of the text; the first also from half of it."""
 FAMILIES = ("gemma2", "qwen3", "phi3")
 """Those whose quirks reach the engine: soft caps, a padded vocabulary and thoughts, fused layers and two stop tokens."""
+SLICES = ("validation", "test", "warmup", "alignment", "distillation")
 SEEDS = (1, 2)
+SIZE = 28
 SHARED = {"adapter_model.safetensors", "shard-00000.parquet"}
 
 
@@ -47,7 +51,8 @@ def done(tiny, tmp_path_factory):
         resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0},
     ).model_dump(mode="json", exclude_defaults=True)
     del run["name"], run["seed"]
-    raw = {"name": "tiny-study", "seeds": list(SEEDS), "arms": [*ARMS, *FAMILIES], "run": run}
+    raw = {"name": "tiny-study", "seeds": list(SEEDS), "arms": [*ARMS, *WHOLE, *FAMILIES], "run": run}
+    raw["sizes"] = {"records": [SIZE], "arms": ["sft_on_all"]}
     raw["own_arms"] = {"small_proxy": {"title": "a smaller proxy", "set": {"proxy.drop_layers": [2, 3]}}}
     for name in FAMILIES:
         source = str(families.make(name, folder / name))
@@ -72,16 +77,16 @@ def done(tiny, tmp_path_factory):
 def by_arm(done):
     assert done["again"].returncode == 0, done["again"].stderr
     study = done["study"]
-    return {(arm.name, arm.seed): study.run(arm) for arm in study.arms()}
+    return {(arm.name, arm.seed): study.run(arm) for arm in study.arms() if arm.size is None}
 
 
 def test_a_death_of_everything_costs_no_finished_stage(done, by_arm):
     assert done["running"]["state"] == "running"
-    assert len(done["running"]["runs"]) == (len(ARMS) + len(FAMILIES)) * len(SEEDS)
+    assert len(done["running"]["runs"]) == (len(ARMS) + len(WHOLE) + len(FAMILIES) + 1) * len(SEEDS)
     for path, content in done["before"].items():
         assert path.read_bytes() == content
     report = read_json(done["study"].report)
-    assert {(arm["name"], arm["seed"]) for arm in report["arms"]} == set(by_arm)
+    assert {(arm["name"], arm["seed"]) for arm in report["arms"] if arm["size"] is None} == set(by_arm)
 
 
 def test_what_arms_share_is_made_once(by_arm):
@@ -145,6 +150,26 @@ def test_students_of_the_base_and_of_the_text_alone(by_arm):
     assert text["student"]["after"]["held_out_nll"] < text["student"]["before"]["held_out_nll"]
 
 
+def test_arms_of_all_the_text_share_its_student_and_are_told_by_size(done, by_arm):
+    """SODA goes on from SFT's own student, and half of the answers is half of the same ones."""
+    for seed in SEEDS:
+        sft, soda = by_arm["sft_on_all", seed], by_arm["soda", seed]
+        training = {row["id"] for row in read_slice(sft, "training")}
+        held_out = {row["id"] for name in ("validation", "test") for row in read_slice(sft, name)}
+        assert training | held_out == {
+            row["id"] for name in SLICES for row in read_slice(by_arm["proxy_kd", seed], name)
+        }
+        markers = [read_json(run.stages / "distil.json") for run in (sft, soda)]
+        assert sorted(marker.get("adopted_from") is None for marker in markers) == [False, True]
+        told = read_json(soda.report)["student"]
+        assert told["offline"] == read_json(sft.report)["student"]["after"]
+        assert told["on_policy"]["records"] == len(training)
+        assert read_json(by_arm["whole_text_nll", seed].report)["rounds"][0]["pairs"] == len(training)
+    [row] = [row for row in read_json(done["study"].report)["sizes"] if row["records"] == SIZE]
+    assert row["arm"] == "sft_on_all"
+    assert "SODA (SFT, then preference)" in done["again"].stdout
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_pipeline_runs_for_models_of_other_families(by_arm, family):
     for seed in SEEDS:
@@ -173,7 +198,7 @@ def test_the_table_says_who_is_how_far_from_the_reference(done, by_arm):
         assert rows[name]["source_nll"] == pytest.approx(sum(theirs) / 2)
     assert rows["black_box_kd"]["source_nll"] is None
     with (done["study"].report.parent / "arms.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == len(by_arm)
+        assert len(list(csv.DictReader(file))) == len(by_arm) + len(SEEDS)  # and the smaller ones
     assert "a smaller proxy" in done["again"].stdout
     told = proxykd("report", str(done["study"].root)).stdout
     assert "TAKD (white-box)" in told
