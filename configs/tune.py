@@ -43,7 +43,7 @@ def write(path: Path) -> None:
 def read(path: str) -> None:
     directory, found = StudyDirectory(path), defaultdict(list)
     for arm in read_model(directory.report, StudyReport).arms:
-        found[directory.study().title(arm.name)].append(min(one.held_out_nll for one in arm.curve if one.step))
+        found[directory.study().title(arm.name)].append(arm.validation.held_out_nll)
     for arm in dict.fromkeys(title.split(":")[0] for title in found):
         for title, nlls in sorted(found.items(), key=lambda item: fmean(item[1])):
             if title.split(":")[0] == arm:

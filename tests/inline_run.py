@@ -18,7 +18,7 @@ from actors.run.facilities import Facilities, NothingShared, OwnModels, OwnRoute
 from actors.telemetry.events import EventLog
 from actors.training.training_runs import TrainRequest
 from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
-from proxykd.data.label_shards import LabelledShard, labelled_rows
+from proxykd.data.label_shards import LabelledGroup, labelled_rows
 from proxykd.data.soft_labels import LabelSource
 from proxykd.models.loading import load_scorer
 from proxykd.runs.journal import Journal
@@ -102,8 +102,8 @@ def stream_rows(patch: pytest.MonkeyPatch) -> None:
     def corpus(shards: list[Path], _: str | None = None) -> list[Row]:
         return [row for path in shards for row in read_shard_rows(path)]
 
-    def labelled(shards: list[LabelledShard], source: LabelSource, trust: Any, _: str | None = None) -> list[Row]:
-        return [row for shard in shards for row in labelled_rows(shard, source, trust)]
+    def labelled(groups: list[LabelledGroup], source: LabelSource, trust: Any, _: str | None = None) -> list[Row]:
+        return [row for group in groups for row in labelled_rows(group, source, trust)]
 
     for module in (alignment, distillation, baselines):
         patch.setattr(module, "stream_corpus", corpus)

@@ -55,6 +55,7 @@ def arm(chance, name, seed, proxy, sealed, benchmarks):
         source=fidelity(1.5) if proxy else None,
         student=fidelity(2 + chance.random()),
         student_before=fidelity(4),
+        validation=fidelity(2.4),
         curve=[CurvePoint(**dict(fidelity(4 - i / 2)), step=10 * i) for i in range(4)],
         sealed_teacher=ArmKl(student=chance.random(), source=0.4 if proxy else None) if sealed else None,
         trust=TrustReport(**statistics, spearman_vs_true_kl=-0.5) if proxy else None,

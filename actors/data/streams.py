@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from actors.engine.proxy_engine import Generation
 from actors.telemetry.progress import Reporter
 from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
-from proxykd.data.label_shards import LabelledShard, labelled_rows, write_soft_labels
+from proxykd.data.label_shards import LabelledGroup, labelled_rows, write_soft_labels
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.data.soft_labels import LabelSource
 from proxykd.errors import EngineError, ProxykdError
@@ -122,25 +123,25 @@ def score_with_engine(
 
 def stream_pairs(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
     """The round's pairs, in order, each row with its place `index`; read by the nodes of `pool`, or any."""
-    return _stream(shards, _pair_rows, pool)
+    return _stream([(path,) for path in shards], _pair_rows, pool)
 
 
 def stream_corpus(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
     """A corpus slice, in order."""
-    return _stream(shards, _corpus_rows, pool)
+    return _stream([(path,) for path in shards], _corpus_rows, pool)
 
 
 def stream_distillation(
-    shards: list[LabelledShard], source: LabelSource, trust: Callable[[float, int], float], pool: str | None = None
+    groups: list[LabelledGroup], source: LabelSource, trust: Callable[[float, int], float], pool: str | None = None
 ) -> ray.data.Dataset:
     """Completions joined with their soft labels and trust weights, in order. A label that does not belong is
     refused."""
-    by_path = {str(shard.completions): shard for shard in shards}
+    by_path = {str(group[0].completions): group for group in groups}
 
     def read(path: Path) -> Iterable[Row]:
         return labelled_rows(by_path[str(path)], source, trust)
 
-    return _stream([shard.completions for shard in shards], read, pool)
+    return _stream([tuple(shard.completions for shard in group) for group in groups], read, pool)
 
 
 def _pair_rows(path: Path) -> Iterable[Row]:
@@ -151,12 +152,16 @@ def _corpus_rows(path: Path) -> Iterable[Row]:
     return read_shard_rows(path)
 
 
-def _stream(shards: list[Path], read: Callable[[Path], Iterable[Row]], pool: str | None) -> ray.data.Dataset:
-    """Rows of the shards in order, numbered, so that a consumer can see that none is missing or out of place."""
-    if not shards:
+def _stream(
+    groups: list[tuple[Path, ...]], read: Callable[[Path], Iterable[Row]], pool: str | None
+) -> ray.data.Dataset:
+    """Rows in order, numbered, so that a consumer can see that none is missing or out of place. A group of shards is
+    read as one, by the path of its first."""
+    if not groups:
         raise ProxykdError("no shard to stream: the stage before wrote none")
-    counts = [(verify_shard(path) or {})["records"] for path in shards]
-    items = [{"path": str(path), "first": sum(counts[:i])} for i, path in enumerate(shards) if counts[i]]
+    counts = [sum(verify_shard(path)["records"] for path in group) for group in groups]
+    placed = zip(groups, accumulate(counts, initial=0), counts, strict=False)
+    items = [{"path": str(group[0]), "first": first} for group, first, count in placed if count]
 
     def rows(item: dict[str, Any]) -> list[Row]:
         return [{"index": item["first"] + i, **row} for i, row in enumerate(read(location(item["path"])))]

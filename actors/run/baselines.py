@@ -40,6 +40,7 @@ def assist(context: Context, _: int | None) -> Made[AssistResult]:
 def sft(context: Context, _: int | None) -> Made[SftResult]:
     """The student's start by SFT on all of the training text, whatever of it taught the proxy and whatever the
     student."""
+    context.stop_engines()
     run = context.run
     shards = [path for name in context.config.corpus.slices_for(*USES) for path in slice_shards(run, name)]
     records = sum((shard_facts(path) or {})["records"] for path in shards)

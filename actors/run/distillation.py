@@ -14,7 +14,7 @@ from actors.run.context import Context, corpus_completion_tokens
 from actors.run.preparation import take_added
 from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import answer_shards, manifest, read_shard_rows, slice_shards
-from proxykd.data.label_shards import LabelledShard, in_turn
+from proxykd.data.label_shards import LabelledShard, grouped
 from proxykd.data.unlabelled import held_out_of, read_unlabelled, require_not_held_out, unlabelled_rows
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.report.adapter_catalogue import adapters_in_force
@@ -59,7 +59,8 @@ def answer(context: Context, _: int | None) -> Made[AnswerResult]:
     prompts = read_unlabelled(config)
     require_not_held_out(prompts, held_out_of(run), str(config.corpus.unlabelled))
     rows, dropped = unlabelled_rows(prompts, config, ChatFormat(load_tokenizer(run.models / "proxy")))
-    size, folder = config.corpus.shard_records, run.answers(adapter)
+    taught, folder = slice_shards(run, _slice(context), context.need(SCORE).segments), run.answers(adapter)
+    size = min(config.corpus.shard_records, -(-len(rows) // len(taught)))  # so that each has its share of them
     starts = range(0, len(rows), size)
     shards = {folder / f"shard-{i:05d}.parquet": rows[start : start + size] for i, start in enumerate(starts)}
     if any(unfinished(path) for path in shards):
@@ -119,7 +120,7 @@ def _labelled(context: Context) -> Material:
         own, folder = context.need(ANSWER), run.answer_labels(labels.adapter)
         answered = [LabelledShard(p, folder / p.name, answers=True) for p in answer_shards(run, labels.adapter)]
         records, tokens = records + own.records, tokens + own.tokens
-    stream = stream_distillation(in_turn(taught, answered), source, weight, context.data_pool)
+    stream = stream_distillation(grouped(taught, answered), source, weight, context.data_pool)
     return DistilTask(records, adapter, source), stream, tokens
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from actors.run.context import Context
-from actors.run.preparation import refuse_held_out_prompts
 from actors.run.stage_runner import run_once, why_it_ends
 from actors.telemetry.event_types import AlignmentFinished, RoutesOpen, RunFinished, RunStarted
 from proxykd.report.run_report import write_report
@@ -30,7 +29,6 @@ class Pipeline:
         """Does every stage of the config that is not done yet, and writes the report."""
         context = self._context
         context.events.emit(RunStarted(context.run.id, context.journal.epoch))
-        refuse_held_out_prompts(context)
         for stage in table.stages_of(context.config):
             self.do(stage)
             if stage is MODELS and (url := context.facilities.routes.open(context.run, context.config)) is not None:

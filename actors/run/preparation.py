@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,15 +14,14 @@ from actors.telemetry.event_types import CorpusGrew
 from proxykd.collection.collector import CollectionProgress
 from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
-from proxykd.config import CollectConfig
+from proxykd.config import CollectConfig, RunConfig
 from proxykd.data import corpus_segments
 from proxykd.data.corpus_segments import reading_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
 from proxykd.data.slices import place, require_training_records
-from proxykd.data.unlabelled import held_out_in, read_unlabelled, require_not_held_out
+from proxykd.data.unlabelled import held_out_in, held_out_of, read_unlabelled, require_not_held_out
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
-from proxykd.stages.answer import ANSWER
 from proxykd.stages.collect import CollectResult
 from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.models import ModelsResult
@@ -32,22 +31,6 @@ from proxykd.text.corpus import read_prompts
 from proxykd.text.tokenizer import load_tokenizer
 
 FOLLOW_POLL_S = 2.0
-
-
-def refuse_held_out_prompts(context: Context) -> None:
-    """Looks at corpus.unlabelled before anything starts, as far as the corpus is there.
-
-    Raises:
-        CorpusError: one of its prompts is one of the held-out slices'.
-    """
-    config = context.config
-    if config.corpus.unlabelled is None or ANSWER.finished(context.run) is not None:
-        return
-    if config.corpus.prompts is not None:
-        records = read_prompts(config.corpus.prompts)[: config.corpus.limit]
-    else:
-        records = reading_of(config, may_be_empty=True)[0].records
-    require_not_held_out(read_unlabelled(config), held_out_in(records, config.corpus), config.corpus.unlabelled)
 
 
 def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:
@@ -71,13 +54,15 @@ def collect(context: Context, _: int | None) -> Made[CollectResult]:
     """The teacher's completions, as `proxykd collect` makes them. A local teacher is served sealed for this alone.
 
     Raises:
-        CorpusError: so many prompts cannot give what corpus.training_limit asks for.
+        CorpusError: so many prompts cannot give what corpus.training_limit asks for, or one of corpus.unlabelled is
+            held out.
     """
     config = context.config
     assert config.corpus.prompts is not None
     prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
     training = place(prompts, config.corpus, config.seed).training
     require_training_records(training * config.teacher.samples, config.corpus)
+    _refuse_held_out(config, held_out_in(prompts, config.corpus))
     collection = Collection(context.run.collected, CollectConfig.of_run(config), prompts)
     rate = shared_rate_limit(collection.config, config.redis.url, workers=1) if config.redis.url else None
     with _teacher(context) as base_url:
@@ -87,6 +72,11 @@ def collect(context: Context, _: int | None) -> Made[CollectResult]:
     collection.require_whole(outcome)
     result = CollectResult(records=summary["records"], summary=summary)
     return Made(result, summary["records"], summary["completion_tokens"])
+
+
+def _refuse_held_out(config: RunConfig, held_out: Mapping[str, str]) -> None:
+    if config.corpus.unlabelled is not None:
+        require_not_held_out(read_unlabelled(config), held_out, config.corpus.unlabelled)
 
 
 @contextmanager
@@ -118,6 +108,7 @@ def prepare_corpus(context: Context, _: int | None) -> Made[CorpusResult]:
     reading, names = reading_of(config)
     chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
     facts = write_corpus(context.run, context.config, reading, chat, names)
+    _refuse_held_out(context.config, held_out_of(context.run))
     return Made(CorpusResult(records=facts["records"]), facts["records"], facts["tokens"])
 
 

@@ -142,7 +142,9 @@ class TrainConfig(Section):
     keep: Literal["best", "last"] = "best"
     """The point of the validation curve whose weights are the stage's result."""
     early_stopping: int | None = Field(None, ge=1)
-    """Points in a row without a new best that end the stage. Unset, it goes on to the end of its epochs."""
+    """Points in a row without a new best that end the stage, fewer than `evaluations`. Unset, it goes on to the end of
+    its epochs.
+    """
     global_batch: int = Field(32, ge=1)
     """Records of one optimizer step over all workers, however many micro-batches they fill."""
     gradient_clip: float = Field(1.0, gt=0)
@@ -153,6 +155,15 @@ class TrainConfig(Section):
     """
     grad_norms_every: int = Field(16, ge=1)
     """Steps between measurements of each loss term's own gradient norm, which cost a backward pass a term."""
+
+    @model_validator(mode="after")
+    def _check_stopping(self) -> Self:
+        if self.early_stopping is not None and self.early_stopping >= self.evaluations:
+            raise ValueError(
+                f"early_stopping {self.early_stopping} never comes with {self.evaluations} evaluations; set "
+                f"evaluations above it"
+            )
+        return self
 
 
 class PreferenceConfig(TrainConfig):

@@ -235,6 +235,8 @@ def footprints(config: RunConfig) -> list[Footprint]:
     white_box = config.white_box if teaching.open_teacher else None
     draws = config.distillation.global_batch if white_box is not None and white_box.on_policy else 0
     found.append(trainer_footprint("trainer, student", config.student, distilled, config, frozen, terms, draws))
+    if config.sft is not None:
+        found.append(trainer_footprint("trainer, student by SFT", config.student, (config.sft,), config))
     if (phase := config.on_policy) is not None:
         judge = config.proxy if phase.judge == "proxy" else config.student.model_copy(update={"method": "full"})
         terms, what = 1 if phase.judge == "proxy" else 2, "trainer, student on-policy"

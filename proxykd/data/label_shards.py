@@ -56,12 +56,22 @@ class LabelledShard:
     answers: bool = False
 
 
-def labelled_rows(shard: LabelledShard, source: LabelSource, trust: Callable[[float, int], float]) -> Iterator[Row]:
+LabelledGroup = tuple[LabelledShard, ...]
+"""Shards whose rows are streamed as one, spread evenly among each other."""
+
+
+def labelled_rows(group: LabelledGroup, source: LabelSource, trust: Callable[[float, int], float]) -> list[Row]:
     """The rows with their labels, still packed, trust weights, and whether they are `answers`.
 
     Raises:
         IntegrityError: the labels are not of this source.
     """
+    parts = [list(_labelled(shard, source, trust)) for shard in group]
+    placed = [((i + 0.5) / len(part), row) for part in parts for i, row in enumerate(part)]
+    return [row for _, row in sorted(placed, key=lambda one: one[0])]
+
+
+def _labelled(shard: LabelledShard, source: LabelSource, trust: Callable[[float, int], float]) -> Iterator[Row]:
     verify_shard(shard.labels)
     require(shard.labels, source)
     labels = read_table(shard.labels).to_pylist()
@@ -70,10 +80,12 @@ def labelled_rows(shard: LabelledShard, source: LabelSource, trust: Callable[[fl
         yield {**row, **label, "trust": weight, "answer": shard.answers}
 
 
-def in_turn(shards: Sequence[LabelledShard], others: Sequence[LabelledShard]) -> list[LabelledShard]:
-    """Both in their own order, each spread evenly among the other."""
-    placed = [((i + 0.5) / len(some), shard) for some in (shards, others) for i, shard in enumerate(some)]
-    return [shard for _, shard in sorted(placed, key=lambda one: one[0])]
+def grouped(shards: Sequence[LabelledShard], others: Sequence[LabelledShard] = ()) -> list[LabelledGroup]:
+    """Each of the shards with its even share of the others, all in their order."""
+    groups = [[shard] for shard in shards]
+    for i, other in enumerate(others):
+        groups[i * len(groups) // len(others)].append(other)
+    return [tuple(group) for group in groups]
 
 
 def unpack_labels(row: Row, source: LabelSource) -> Row:

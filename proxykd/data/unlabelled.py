@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from proxykd.collection.requests import with_system
 from proxykd.config import HELD_OUT, CorpusConfig, RunConfig
 from proxykd.data.corpus_store import read_slice
 from proxykd.data.slices import training_order
@@ -18,13 +20,16 @@ OPENING = 60
 
 
 def read_unlabelled(config: RunConfig) -> list[Record]:
-    """The prompts of corpus.unlabelled.
+    """The prompts of corpus.unlabelled; where the run asks the teacher, with the system message that it asks with.
 
     Raises:
         CorpusError: as read_prompts.
     """
     assert config.corpus.unlabelled is not None
-    return read_prompts(config.corpus.unlabelled, "corpus.unlabelled")
+    prompts = read_prompts(config.corpus.unlabelled, "corpus.unlabelled")
+    if config.corpus.prompts is None:
+        return prompts
+    return [replace(prompt, messages=with_system(prompt.messages, config.teacher.system)) for prompt in prompts]
 
 
 def held_out_in(records: Iterable[Record], corpus: CorpusConfig) -> dict[str, str]:

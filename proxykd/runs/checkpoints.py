@@ -2,7 +2,8 @@
 weights of its best point so far, best-000008.pt.
 
 A checkpoint is written whole before the one before it goes, and one that is not what its marker says is passed over,
-so that a kill or a torn file costs the steps since the last one and nothing else.
+so that a kill or a torn file costs the steps since the last one and nothing else. A best point goes once no checkpoint
+refers to it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ State = dict[str, Any]
 class Checkpoints:
     """The checkpoints of one kind of one stage. One process writes (rank 0); any may read."""
 
-    def __init__(self, directory: Path, kind: Literal["step", "best"] = "step", kept: int = 1):
-        """The newest `kept` stay."""
-        self._directory, self._kind, self._kept = directory, kind, kept
+    def __init__(self, directory: Path, kind: Literal["step", "best"] = "step"):
+        self._directory, self._kind = directory, kind
 
     def latest(self) -> State | None:
         """The newest checkpoint that is whole; None where there is none.
@@ -50,11 +50,13 @@ class Checkpoints:
         return _map(path)
 
     def save(self, step: int, state: State) -> None:
-        path = self._path(step)
-        write_shard(path, partial(_write, state), {"step": step})
-        older = [old for old in self._finished() if old.name < path.name]
-        for old in older[self._kept - 1 :]:
-            _remove(old)
+        write_shard(self._path(step), partial(_write, state), {"step": step})
+
+    def forget(self, before: int) -> None:
+        """Those of earlier steps are no longer needed."""
+        for old in self._finished():
+            if old.name < self._path(before).name:
+                _remove(old)
 
     def clear(self) -> None:
         """The stage is done, its result stands elsewhere: all kinds of its checkpoints go."""

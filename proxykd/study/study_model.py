@@ -58,8 +58,10 @@ class ArmReport(JsonModel):
     """The model whose distribution the student learned."""
     student: Fidelity
     student_before: Fidelity
+    validation: Fidelity
+    """The student on the validation slice, as its last stage has left it: what arms are tuned by."""
     curve: list[CurvePoint]
-    """Validation."""
+    """Of its distillation, on the validation slice."""
     sealed_teacher: ArmKl | None
     trust: TrustReport | None
     calibration: Calibration | None

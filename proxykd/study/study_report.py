@@ -12,8 +12,10 @@ from proxykd.report.blocks import TrustReport
 from proxykd.report.provenance import git_revision, hardware
 from proxykd.report.report_model import RunReport, read_report
 from proxykd.report.run_report import stage_cost
+from proxykd.stages.distil import DISTIL
 from proxykd.stages.evaluate import EVALUATE, OPEN_TEACHER, ModelScores
 from proxykd.stages.models import MODELS
+from proxykd.stages.on_policy import ON_POLICY
 from proxykd.stages.results import Results
 from proxykd.stages.warmup import WARMUP
 from proxykd.study.comparison import MEASURES, BySeed, compared, runs_of
@@ -67,6 +69,7 @@ def _arm(directory: StudyDirectory, arm: Arm) -> ArmReport:
         source=source.fidelity if source else None,
         student=report.student.after,
         student_before=report.student.before,
+        validation=(results.of(ON_POLICY) or results.need(DISTIL)).kept_point,
         curve=report.student.curve,
         sealed_teacher=_kl(report, source),
         trust=report.trust,

@@ -31,9 +31,9 @@ def repeated_4grams(ids: Sequence[int]) -> float:
 
 def drift(steps: Sequence[Step], config: OnPolicyConfig) -> str | None:
     """Why the samples of the latest `drift_window` steps, against those of the first, end the phase, with the numbers;
-    or None. The two windows share no step."""
+    or None. The two windows share no step. Samples of a model that does not train do not drift."""
     window = config.drift_window
-    if len(steps) < 2 * window:
+    if len(steps) < 2 * window or config.judge == "preference":
         return None
     (length, repeated), (length_now, repeated_now) = (
         [fmean(step.measures[name] for step in part) for name in (LENGTH, REPEATED)]

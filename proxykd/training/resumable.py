@@ -56,8 +56,7 @@ class ResumableTraining:
         self.records = records
         self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens, self.total_steps)
         folder = worker.run.checkpoints / worker.key
-        self._checkpoints = Checkpoints(folder)
-        self._best = Checkpoints(folder, "best", kept=2)  # the one before is the last checkpoint's
+        self._checkpoints, self._best = Checkpoints(folder), Checkpoints(folder, "best")
         self._every_s = resources.checkpoint_seconds
         self._saved = self._looked = time.monotonic()
         self.steps: list[Step] = []
@@ -161,6 +160,9 @@ class ResumableTraining:
                 "validation_seconds": self.validation_seconds,
             }
             self._checkpoints.save(len(self.steps), state)
+            self._checkpoints.forget(before=len(self.steps))
+            if self._counting:
+                self._best.forget(before=self.kept)
         self._saved = time.monotonic()
 
     def _take_up(self) -> None:

@@ -15,8 +15,8 @@ from proxykd.costs.memory_plan import Footprint, disk_gib, footprints, machine_d
 from proxykd.errors import ConfigError
 from proxykd.planning.machine import available_memory_gib
 from proxykd.planning.requirements import memory_needed, pool_demands, shared_memory_needed
+from proxykd.planning.text_checks import require_text
 from proxykd.planning.time_plan import estimate
-from proxykd.planning.training_records import require_limits
 from proxykd.text.corpus import Record, read_corpus, read_prompts
 from services.cli.formatting import figure_table
 
@@ -39,7 +39,7 @@ def print_plan(
         ModelError: the size of a model is unknown.
     """
     device = _device(config, device_name)
-    require_limits([config])
+    require_text([config])
     text = _text(config, records, prompt_tokens, completion_tokens)
     memory, stages = footprints(config), estimate(config, text, device)
     console = Console(highlight=False)

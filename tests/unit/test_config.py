@@ -92,6 +92,7 @@ def test_shipped_configs_leave_the_choice_to_the_device():
             ("white_box.teacher.sorce=x",),
             r"teacher\.source: is not set; set it\n.*teacher\.sorce: .*did you mean source",
         ),
+        (("warmup.early_stopping=1",), r"early_stopping 1 never comes with 1 evaluations; set evaluations above it"),
         (("alignment.min_improvement=.inf",), r"min_improvement: Input should be a finite number \(got inf\)"),
         (("alignment.beta=-1",), r"alignment\.beta.*greater than 0 \(got -1\)"),
         (("proxy.lora.rank=600",), r"proxy\.lora\.rank.*less than or equal to 512 \(got 600\)"),

@@ -141,6 +141,10 @@ def test_references_are_the_frozen_students_of_the_pairs_that_are_trained_on(tin
     frozen = load_scorer(run.offline_student, run.config().student)
     pairs = [pair for batch in seen for pair in batch]
     assert len(pairs) == 20
+    longest = [max(len(pair["completion_ids"]), len(pair["rejected_ids"])) for pair in pairs]
+    assert [pair["length"] for pair in pairs] == [
+        2 * (len(pair["prompt_ids"]) + most) for pair, most in zip(pairs, longest, strict=True)
+    ]  # what both cost in one padded batch
     assert [pair["completion_ids"] for pair in pairs[:10]] == [row["completion_ids"] for row in rows]
     with torch.no_grad():
         expected = torch.stack(pair_logps(frozen, pairs), dim=1)
@@ -292,13 +296,23 @@ def test_a_run_with_the_phase_takes_the_student_over_and_goes_on_with_it(donor, 
     assert done.tokens == ON_POLICY.finished(run).result.sampled_tokens > done.records > 0
 
 
-def test_preference_needs_no_proxy_and_a_drift_is_told(streams, tiny, tmp_path):
+def test_preference_needs_no_proxy_and_its_samples_do_not_drift(streams, tiny, tmp_path):
     phase = {**WHOLE, "judge": "preference", "keep": "last", "drift_window": 1}
     run = inline_run.make_run(tiny, tmp_path, on_policy=phase, distillation={"source": "none", "global_batch": 8})
     trainers = inline_run.Trainers()
-    with lengths_told(10, 4):
+    with lengths_told(10, 4, 4, 4):
         Pipeline(inline_run.context_of(run, trainers)).execute()
     assert trainers.asked == ["distil", "on_policy", "evaluate"]
+    result = ON_POLICY.finished(run).result
+    assert len(result.steps) > 2
+    assert result.drift is None
+
+
+def test_a_drift_is_told(streams, tiny, tmp_path):
+    phase = {**WHOLE, "judge": "proxy", "keep": "last", "drift_window": 1}
+    run = inline_run.make_run(tiny, tmp_path, on_policy=phase)
+    with lengths_told(10, 4):
+        Pipeline(inline_run.context_of(run, inline_run.Trainers())).execute()
     result = ON_POLICY.finished(run).result
     assert len(result.steps) == 2
     [warning] = [one.event.message for one in read_events(run.events)[0] if one.event.name == "warning"]

@@ -14,8 +14,8 @@ from proxykd.config import CorpusConfig
 from proxykd.data.corpus_store import manifest, read_slice, write_corpus
 from proxykd.data.slices import place
 from proxykd.errors import ConfigError, CorpusError
-from proxykd.planning import training_records
-from proxykd.planning.training_records import require_limits
+from proxykd.planning import text_checks
+from proxykd.planning.text_checks import require_text
 from proxykd.report.blocks import corpus_counts
 from proxykd.runs.storage import RunDirectory
 from proxykd.text.chat import ChatFormat
@@ -162,11 +162,11 @@ def test_a_limit_beyond_the_training_records_is_refused_with_the_number_that_doe
     message = (
         rf"training_limit is {count + 1}, but {count} training records are there.*set corpus\.training_limit={count} or"
     )
-    require_limits([config, config_of(tiny, tmp_path, training_limit=count)])
+    require_text([config, config_of(tiny, tmp_path, training_limit=count)])
     with pytest.raises(CorpusError, match=message):
-        require_limits([config, config_of(tiny, tmp_path, training_limit=count + 1)])
+        require_text([config, config_of(tiny, tmp_path, training_limit=count + 1)])
     with pytest.raises(CorpusError, match=message):
-        require_limits([config_of(tiny, tmp_path, training_limit=count + 1, whole_text=True)])
+        require_text([config_of(tiny, tmp_path, training_limit=count + 1, whole_text=True)])
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -175,22 +175,22 @@ def test_of_prompts_the_answers_that_they_will_have_are_counted(tiny, tmp_path, 
     requests = requests_for(read_prompts(config.corpus.prompts), config.teacher, config.seed)
     answers = [Record(request.id, request.messages, "It is.") for request in requests]
     count = place(answers, config.corpus, config.seed).training
-    require_limits([prompts_of(tiny, tmp_path, limit=count, samples=samples)])
+    require_text([prompts_of(tiny, tmp_path, limit=count, samples=samples)])
     beyond = prompts_of(tiny, tmp_path, limit=count + 1, samples=samples)
     with pytest.raises(CorpusError, match=f"but {count} training records are there"):
-        require_limits([beyond])
+        require_text([beyond])
     with pytest.raises(CorpusError, match=f"but {count} training records are there"):
         collect(context_of(RunDirectory.create(beyond), None), None)
 
 
 def test_each_corpus_is_read_once_and_one_that_is_not_here_is_left_to_the_run(tiny, tmp_path, monkeypatch):
     asked = []
-    read = training_records.read
-    monkeypatch.setattr(training_records, "read", lambda config: asked.append(config) or read(config))
+    read = text_checks.read
+    monkeypatch.setattr(text_checks, "read", lambda config: asked.append(config) or read(config))
     limits = [config_of(tiny, tmp_path, training_limit=limit, whole_text=limit > 15) for limit in (10, 20, 30)]
-    require_limits(limits)
+    require_text(limits)
     assert len(asked) == 1
-    require_limits([config_of(tiny, tmp_path), config_of(tiny, tmp_path, path="/elsewhere", training_limit=9)])
+    require_text([config_of(tiny, tmp_path), config_of(tiny, tmp_path, path="/elsewhere", training_limit=9)])
     assert len(asked) == 1
 
 

@@ -10,10 +10,13 @@ from actors.run.pipeline import Pipeline
 from proxykd.config import DistillationConfig, ModelConfig
 from proxykd.costs.devices import GPUS
 from proxykd.costs.estimator import Estimator, Text
+from proxykd.data import label_shards
 from proxykd.data.corpus_store import answer_shards, read_shard_rows, read_slice
-from proxykd.data.label_shards import LabelledShard, in_turn
+from proxykd.data.label_shards import LabelledShard, grouped, labelled_rows
+from proxykd.data.unlabelled import read_unlabelled
 from proxykd.errors import CorpusError
 from proxykd.models.loading import load_scorer
+from proxykd.planning.text_checks import require_text
 from proxykd.report.run_report import build_report
 from proxykd.stages.answer import ANSWER
 from proxykd.stages.distil import DISTIL
@@ -106,12 +109,18 @@ def test_trust_is_of_the_teachers_text_and_the_report_tells_what_came_beside_it(
     assert other.student.after != report.student.after
 
 
-def test_shards_of_both_kinds_come_in_turn():
+def test_answers_are_dealt_out_to_the_shards_and_spread_among_their_records(monkeypatch):
     def shards(kind, count):
-        return [LabelledShard(f"{kind}{i}", "") for i in range(count)]
+        return [LabelledShard(f"{kind}{i}", "", answers=kind == "a") for i in range(count)]
 
-    order = [shard.completions for shard in in_turn(shards("d", 6), shards("a", 2))]
-    assert order == ["d0", "d1", "a0", "d2", "d3", "d4", "a1", "d5"]
+    groups = grouped(shards("d", 3), shards("a", 6))
+    assert [[one.completions for one in group] for group in groups] == [
+        ["d0", "a0", "a1"], ["d1", "a2", "a3"], ["d2", "a4", "a5"],
+    ]  # fmt: skip
+    assert [len(group) for group in grouped(shards("d", 4), shards("a", 2))] == [2, 1, 2, 1]
+    rows = {"d0": 6, "a0": 2}
+    monkeypatch.setattr(label_shards, "_labelled", lambda shard, *_: [shard.completions] * rows[shard.completions])
+    assert labelled_rows((*shards("d", 1), *shards("a", 1)), None, None) == ["d0", "d0", "a0", *["d0"] * 3, "a0", "d0"]
 
 
 @pytest.mark.parametrize("reduction", ["sequence_mean", "token_sum"])
@@ -140,9 +149,22 @@ def test_a_held_out_prompt_among_them_is_refused_before_anything_starts(finished
     run, trainers = with_prompts(tiny, tmp_path, [{"prompt": "new"}, again]), Trainers()
     refusal = r"1 of its prompts are held out, .* again .* in the slice test; remove them from corpus\.unlabelled"
     with pytest.raises(CorpusError, match=refusal):
+        require_text([run.config()])
+    with pytest.raises(CorpusError, match=refusal):
         Pipeline(context_of(run, trainers)).execute()
     assert trainers.asked == []
-    assert not run.models.exists()
+
+
+def test_where_the_run_asks_the_teacher_they_have_its_system_message(tiny, tmp_path):
+    (tmp_path / "more.jsonl").write_text('{"prompt": "new"}\n{"prompt": "own", "system": "Mine."}\n')
+    corpus = {"path": None, "prompts": "p", "unlabelled": str(tmp_path / "more.jsonl")}
+    teacher = {"model": "m", "system": "Be brief.", "base_url": "http://127.0.0.1:1/v1"}
+    asked = run_config(str(tiny), str(tmp_path), corpus=corpus, teacher=teacher)
+    first, second = (prompt.messages[0] for prompt in read_unlabelled(asked))
+    assert first == {"role": "system", "content": "Be brief."}
+    assert second == {"role": "system", "content": "Mine."}
+    given = run_config(str(tiny), str(tmp_path), corpus=corpus | {"path": "c", "prompts": None}, teacher=teacher)
+    assert [prompt.messages[0]["role"] for prompt in read_unlabelled(given)] == ["user", "system"]
 
 
 def test_a_file_that_is_not_there_and_prompts_that_leave_no_room_are_refused(here, tiny, tmp_path):

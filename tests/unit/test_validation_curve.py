@@ -116,6 +116,6 @@ def test_the_best_point_goes_with_the_stages_checkpoints(tiny, tmp_path):
     stage = Stage(tiny, tmp_path, [5, 4, 2, 3, 3])
     stage.train()
     folder = stage.run.checkpoints / "warmup"
-    assert {path.name for path in folder.glob("*.pt")} == {"best-000002.pt", "best-000004.pt", "step-000008.pt"}
+    assert {path.name for path in folder.glob("*.pt")} == {"best-000004.pt", "step-000008.pt"}
     Checkpoints(folder).clear()
     assert not list(folder.iterdir())

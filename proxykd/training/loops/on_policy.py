@@ -69,7 +69,7 @@ class PreferenceJudge:
     def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
         """References are made on the micro-batches that are trained on, as a row's padding moves its last digits."""
         pairs = [
-            {**row, "rejected_ids": sample["completion_ids"], "length": row["length"] + sample["length"]}
+            {**row, "rejected_ids": sample["completion_ids"], "length": 2 * max(row["length"], sample["length"])}
             for row, sample in zip(rows, samples, strict=True)
         ]
         references: dict[int, Row] = {}
