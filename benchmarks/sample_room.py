@@ -5,9 +5,9 @@ samples that ended by length.
     python benchmarks/sample_room.py round TEXT [--folder runs/sample-room] [--pairs 64] [--trained N] [--piece NAME]
 
 `rooms` is arithmetic over the corpus. `round` warms a proxy up, samples, trains one round under each ARM, and lets
-each result sample again, in pieces that stand in FOLDER once they are made; --piece makes one alone. The shard's room
-is that of the longest prompt among the alignment slice's first --shard, whatever --pairs. Samples are seeded: what
-that room leaves of a sample is its beginning.
+each result sample again, in pieces that stand in FOLDER once they are made; --piece makes one alone, or the `report` of
+those that stand. The shard's room is that of the longest prompt among the alignment slice's first --shard, whatever
+--pairs. Samples are seeded: what that room leaves of a sample is its beginning.
 """
 
 from __future__ import annotations
@@ -195,12 +195,16 @@ class Round:
         facts = {"round": number, "parent": None}
         return save_adapter(scorer.model, full_state(scorer.model, True), self.run.adapters, prefix, facts).name
 
+    def made(self, piece):
+        """The arms of which this piece stands."""
+        return [(arm, names) for arm, names in ARMS.items() if self.path(f"{piece}-{arm}").exists()]
+
     def report(self) -> None:
         print(f"the shard's room is {self.shard_room} tokens; own rooms "
               f"{median(self.room.of(row['prompt_ids']) for row in self.rows):.0f} in the median")  # fmt: skip
         teachers = [len(row["completion_ids"]) for row in self.rows]
         print(f"the teacher's completions: {described(teachers, [True] * len(teachers))}")
-        for arm, names in ARMS.items():
+        for arm, names in self.made("train"):
             drawn = list(self.samples(arm))
             print(f"{', '.join(names)}: samples {described([len(i) for _, i, _ in drawn], [s for *_, s in drawn])}")
             made = self.read(f"train-{arm}")
@@ -210,12 +214,10 @@ class Round:
                   f"margin {made['margin']:.3f}; log p of the chosen stop token {made['stop']:+.3f}")  # fmt: skip
             print(f"    validation NLL {self.read('warmup')['validation']['held_out_nll']:.4f} -> "
                   f"{made['validation']['held_out_nll']:.4f}")  # fmt: skip
-        for name in ("warmup", *ARMS):
+        for name, names in [("warmup", ("the warm-up",)), *self.made("again")]:
             drawn = self.read(f"again-{name}")
             lengths = described([len(one["ids"]) for one in drawn], [one["stopped"] for one in drawn])
-            print(
-                f"samples of the proxy after {'the warm-up' if name == 'warmup' else ', '.join(ARMS[name])}: {lengths}"
-            )
+            print(f"samples of the proxy after {', '.join(names)}: {lengths}")
 
 
 def described(lengths, stopped) -> str:
@@ -246,7 +248,7 @@ def one_round(args) -> None:
         if not measured.path(name).exists() and args.piece in (None, name):
             write_json(measured.path(name), make())
             print(f"{name}: made", flush=True)
-    if args.piece is None:
+    if args.piece in (None, "report"):
         measured.report()
 
 

@@ -8,7 +8,8 @@ teacher one that lies between it and another; proxy and student have heard four 
 have read the web. So every model knows the language, and none but the teacher its voice.
 
 FOLDER is runs/miniature if it is not named. Every table of another --world is drawn anew. With --seeds, each of them
-has prompts of its own, prompts-SEED.jsonl: what a study that names {seed} in corpus.prompts takes.
+has prompts of its own, prompts-SEED.jsonl: what a study that names {seed} in corpus.prompts takes. The prompts that
+are left, unlabelled.jsonl and unlabelled-SEED.jsonl, are for corpus.unlabelled.
 """
 
 from __future__ import annotations
@@ -182,9 +183,11 @@ def train(name: str, recipe: Recipe, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder / name)
 
 
-def write_prompts(path: Path, asked: Sequence[dict[str, str]]) -> None:
-    rows = [{"id": f"p{i:05d}", "prompt": prompt_of(said)} for i, said in enumerate(asked)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_prompts(folder: Path, mark: str, asked: Sequence[dict[str, str]]) -> None:
+    """The prompts that the teacher is asked, and the others, which nobody answers."""
+    rows = [json.dumps({"id": f"p{i:05d}", "prompt": prompt_of(said)}) + "\n" for i, said in enumerate(asked)]
+    (folder / f"prompts{mark}.jsonl").write_text("".join(rows[:PROMPTS]))
+    (folder / f"unlabelled{mark}.jsonl").write_text("".join(rows[PROMPTS:]))
 
 
 def main() -> None:
@@ -196,9 +199,9 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     every, models = questions(), recipes(args.world)
-    write_prompts(args.folder / "prompts.jsonl", every[:PROMPTS])
+    write_prompts(args.folder, "", every)
     for seed in args.seeds:
-        write_prompts(args.folder / f"prompts-{seed}.jsonl", random.Random(f"prompts {seed}").sample(every, PROMPTS))
+        write_prompts(args.folder, f"-{seed}", random.Random(f"prompts {seed}").sample(every, len(every)))
     chance, heard = random.Random(1), models["student"].voices
     tokenizer = make_tokenizer([prompt_of(q) + " " + speak(heard[i % 4], q, chance) for i, q in enumerate(every)])
     for name in args.models:
