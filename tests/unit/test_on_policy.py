@@ -315,6 +315,6 @@ def test_a_drift_is_told(streams, tiny, tmp_path):
         Pipeline(inline_run.context_of(run, inline_run.Trainers())).execute()
     result = ON_POLICY.finished(run).result
     assert len(result.steps) == 2
-    [warning] = [one.event.message for one in read_events(run.events)[0] if one.event.name == "warning"]
+    *_, warning = (one.event.message for one in read_events(run.events)[0] if one.event.name == "warning")
     assert warning == f"the on-policy phase ended after 2 steps: {result.drift}"
     assert "student_offline" in EVALUATE.finished(run).result.models

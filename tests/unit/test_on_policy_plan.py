@@ -42,8 +42,8 @@ def student_footprint(phase, **sections):
 def test_the_judge_lies_beside_the_student_and_samples_need_a_cache():
     proxy, student = (require_architecture(config({}).models[name]) for name in ("proxy", "student"))
     judged, preferred = student_footprint({}), student_footprint({"judge": "preference"})
-    assert judged.parts["teacher"] > 2 * proxy.parameters / GIB  # its adapter too
-    assert preferred.parts["teacher"] == pytest.approx(2 * student.parameters / GIB)
+    assert judged.parts["frozen"] > 2 * proxy.parameters / GIB  # its adapter too
+    assert preferred.parts["frozen"] == pytest.approx(2 * student.parameters / GIB)
     assert preferred.parts["training"] == pytest.approx(judged.parts["training"] * 4 / 3)  # two terms
     few, many = (student_footprint({"global_batch": batch}).parts for batch in (32, 4096))
     cache = 4096 * 1024 * kv_bytes(student, "bfloat16") / GIB

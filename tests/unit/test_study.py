@@ -234,7 +234,7 @@ def arm(name, seed, nll):
     empty = {"curve": [], "alignment": [], "parameters": {}, "rounds": [], "benchmarks": {}, "stages": []}
     hours = {"device_hours": 0.5 * seed, "own_device_hours": 0.0}
     facts = {"name": name, "seed": seed, "size": None, "records": 100, "run": f"{name}-s{seed}"}
-    students = {"student": fidelity(nll), "student_before": fidelity(4.0)}
+    students = {"student": fidelity(nll), "student_before": fidelity(4.0), "validation": fidelity(nll)}
     return ArmReport(**facts, **students, **lacking, **empty, **hours)
 
 
