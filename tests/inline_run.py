@@ -41,18 +41,20 @@ def make_run(tiny: Path, folder: Path, **sections: Any) -> RunDirectory:
 
 
 class Trainers:
-    """Runs each loop here. `asked` are the keys; `fail_at` is one that fails."""
+    """Runs each loop here. `asked` are the keys, `streamed` the rows by key; `fail_at` is a key that fails."""
 
     def __init__(self, fail_at: str | None = None):
         self.asked: list[str] = []
+        self.streamed: dict[str, list[Row]] = {}
         self.fail_at = fail_at
 
     def train(self, name: str, request: TrainRequest, resources: Any) -> None:
-        call, rows = request.call, request.stream or []
+        call, rows = request.call, list(request.stream or [])  # type: ignore[call-overload]
         self.asked.append(call.key)
+        self.streamed[call.key] = rows
         if call.key == self.fail_at:
             raise OSError(f"the machine dies in {call.key}")
-        worker = worker_of(RunDirectory.open(call.run), call.key, rows)  # type: ignore[arg-type]
+        worker = worker_of(RunDirectory.open(call.run), call.key, rows)
         result = call.loop(worker, call.task)
         write_json(location(call.outcome), {"result": result.model_dump(), "seconds": 1.0})
 

@@ -247,22 +247,26 @@ def footprints(config: RunConfig) -> list[Footprint]:
 
 
 def disk_gib(config: RunConfig, corpus_tokens: float = 0.0) -> float:
-    """The run directory at its largest: two checkpoints, adapters, the student with its snapshots, and labels. Models
-    that it starts from are links.
+    """The run directory at its largest: two checkpoints and two best points, adapters, the student with its snapshots
+    and what stands beside it, and labels. Models that it starts from are links.
 
     Models of unknown size count as nothing.
     """
     total = SOFT_LABEL_BYTES * corpus_tokens
-    distillation = config.distillation
-    for model in (config.proxy, config.student):
+    distillation, sft, on_policy = config.distillation, config.sft, config.on_policy
+    stages = {"proxy": (config.warmup, config.alignment), "student": (distillation, sft, on_policy)}
+    for name, model in (("proxy", config.proxy), ("student", config.student)):
         if (arch := architecture(model)) is None:
             continue
         trained = trained_bytes(model)
         total += 2 * 3 * trained  # weights and Adam's moments; the old one goes when the new one stands
-        if model is config.proxy:
+        if any(stage and stage.keep == "best" and stage.evaluations > 1 for stage in stages[name]):
+            total += 2 * trained  # a best point, and the one that the last checkpoint refers to
+        if name == "proxy":
             total += (config.alignment.rounds + 1) * trained
         else:
-            kept = 1 + (distillation.evaluations if distillation.snapshots else 0) + (config.on_policy is not None)
+            kept = 1 + (distillation.evaluations if distillation.snapshots else 0)
+            kept += (on_policy is not None) + (sft is not None)
             total += kept * (arch.parameters * BYTES[model.dtype] + (trained if model.method == "lora" else 0))
     return total / GIB
 

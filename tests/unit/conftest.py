@@ -1,12 +1,14 @@
-"""Both kinds of storage, for the tests of everything that a run directory promises."""
+"""Both kinds of storage, for the tests of everything that a run directory promises; and streams without Ray."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from proxykd.runs.storage import location
+from tests.inline_run import stream_rows
 from tests.object_store import new_bucket
 
 
@@ -17,3 +19,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         return tmp_path / "runs"
     request.getfixturevalue("object_store")
     return location(new_bucket())
+
+
+@pytest.fixture(scope="module")
+def streams() -> Iterator[None]:
+    """The pipeline's streams are plain lists of rows, for a whole run in this process (tests/inline_run.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        stream_rows(patch)
+        yield

@@ -16,17 +16,10 @@ from proxykd.stages.results import Results
 from proxykd.stages.stage import Stage
 from proxykd.stages.table import STAGES
 from proxykd.stages.warmup import WARMUP
-from tests.inline_run import Lender, Trainers, context_of, make_run, stream_rows
+from tests.inline_run import Lender, Trainers, context_of, make_run
 from tests.stage_results import aligned, finish, warmed_up
 
 TRAINED = ["warmup", "align-01", "align-02", "score", "distil", "evaluate"]
-
-
-@pytest.fixture(scope="module")
-def streams():
-    with pytest.MonkeyPatch.context() as patch:
-        stream_rows(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

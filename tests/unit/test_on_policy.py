@@ -253,13 +253,6 @@ WHOLE = {"global_batch": 8, "learning_rate": 2e-3, "max_new_tokens": 8, "evaluat
 
 
 @pytest.fixture(scope="module")
-def streams():
-    with pytest.MonkeyPatch.context() as patch:
-        inline_run.stream_rows(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
 def donor(streams, tiny, tmp_path_factory):
     """A finished run without the phase."""
     run = inline_run.make_run(tiny, tmp_path_factory.mktemp("donor"))

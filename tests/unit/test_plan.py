@@ -231,12 +231,16 @@ def test_sampling_reads_the_weights_once_a_token():
 def test_the_run_directory_holds_checkpoints_the_student_and_labels():
     config = run_config({"source": "llama-2-7b"}, alignment={"rounds": 2})
     weights, lora = 2 * 6_738_415_616, 4 * PUBLISHED["llama-2-7b"].lora_parameters(16)
-    expected = weights + 2 * 2 * 3 * lora + 4 * lora
+    expected = weights + 2 * 2 * 3 * lora + 4 * lora + 2 * lora  # the student's best points
     assert disk_gib(config) == pytest.approx(expected / 2**30)
     kept = run_config(
         {"source": "llama-2-7b"}, alignment={"rounds": 2}, distillation={"snapshots": True, "evaluations": 3}
     )
     assert disk_gib(kept) - disk_gib(config) == pytest.approx(3 * (weights + lora) / 2**30)
+    beside = config.model_copy(update={"sft": TrainConfig()})
+    assert disk_gib(beside) - disk_gib(config) == pytest.approx((weights + lora) / 2**30)
+    last = config.model_copy(update={"distillation": config.distillation.model_copy(update={"keep": "last"})})
+    assert disk_gib(config) - disk_gib(last) == pytest.approx(2 * lora / 2**30)
     assert disk_gib(config, 1e6) - disk_gib(config) == pytest.approx(70e6 / 2**30)
 
 

@@ -18,27 +18,18 @@ from proxykd.stages.results import Results
 from proxykd.stages.sft import SFT
 from proxykd.stages.table import stage_keys
 from services.cli.report_tables import print_run
-from tests.inline_run import Trainers, context_of, make_run, stream_rows
+from tests.inline_run import Trainers, context_of, make_run
 from tests.small_run import run_config
 
 SETTINGS = {"learning_rate": 2e-3, "global_batch": 8, "epochs": 2, "evaluations": 2}
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(streams, tiny, tmp_path_factory):
     sealed = {"model": "tiny-sealed", "local": {"source": str(tiny), "dtype": "float32"}}
-    run, seen = make_run(tiny, tmp_path_factory.mktemp("sft"), sft=SETTINGS, teacher=sealed), []
-
-    class Watching(Trainers):
-        def train(self, name, request, resources):
-            if request.call.key == "sft":
-                seen.extend(row["id"] for row in request.stream)
-            super().train(name, request, resources)
-
-    with pytest.MonkeyPatch.context() as patch:
-        stream_rows(patch)
-        Pipeline(context_of(run, Watching())).execute()
-    return run, seen
+    run, trainers = make_run(tiny, tmp_path_factory.mktemp("sft"), sft=SETTINGS, teacher=sealed), Trainers()
+    Pipeline(context_of(run, trainers)).execute()
+    return run, [row["id"] for row in trainers.streamed["sft"]]
 
 
 def test_it_learns_from_all_of_the_training_text_and_from_nothing_held_out(finished):

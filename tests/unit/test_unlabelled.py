@@ -47,22 +47,13 @@ def with_prompts(tiny, folder, prompts, **sections):
     return make_run(tiny, folder, corpus=corpus, alignment=SHORT, **sections)
 
 
-class Watching(Trainers):
-    """Keeps what the student streams."""
-
-    def train(self, name, request, resources):
-        if request.call.key == "distil":
-            self.streamed = list(request.stream)
-        super().train(name, request, resources)
-
-
 @pytest.fixture(scope="module")
 def finished(here, tiny, tmp_path_factory):
     """A run whose machine died as its answers were to be labelled; its trainers before and after."""
     prompts = [{"id": f"more-{i}", "prompt": f"something else to say, number {i}"} for i in range(11)]
     prompts.append({"id": "long", "prompt": "word " * 200})
     run = with_prompts(tiny, tmp_path_factory.mktemp("unlabelled"), prompts)
-    before, after = Trainers(fail_at="answer"), Watching()
+    before, after = Trainers(fail_at="answer"), Trainers()
     with pytest.raises(OSError, match="dies in answer"):
         Pipeline(context_of(run, before)).execute()
     drawn = [row["completion_ids"] for path in answers(run) for row in read_shard_rows(path)]
@@ -87,13 +78,13 @@ def test_the_proxys_answers_are_drawn_once_and_labelled(finished):
 
 def test_the_student_streams_them_among_the_teachers_text_with_a_weight_of_one(finished):
     run, _, after = finished
-    taught, own = ([row for row in after.streamed if row["answer"] is answer] for answer in (False, True))
+    taught, own = ([row for row in after.streamed["distil"] if row["answer"] is answer] for answer in (False, True))
     assert [row["id"] for row in taught] == [row["id"] for row in read_slice(run, "distillation")]
     assert len(own) == 11
     assert {row["trust"] for row in own} == {1.0}
     assert all(0 < row["trust"] < 1 for row in taught)
-    assert all(row["record_id"] == row["id"] for row in after.streamed)
-    assert DISTIL.finished(run).result.records == len(after.streamed)
+    assert all(row["record_id"] == row["id"] for row in after.streamed["distil"])
+    assert DISTIL.finished(run).result.records == len(after.streamed["distil"])
 
 
 def test_trust_is_of_the_teachers_text_and_the_report_tells_what_came_beside_it(finished, here, tiny, tmp_path):

@@ -32,7 +32,7 @@ from proxykd.stages.score import SCORE
 from proxykd.stages.table import stage_keys
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import read_corpus
-from tests.inline_run import Lender, Trainers, context_of, make_run, stream_rows
+from tests.inline_run import Lender, Trainers, context_of, make_run
 from tests.teacher_stub import teacher_stub
 from tests.tiny_model import corpus_rows
 from tests.unit.test_corpus_segments import collect
@@ -63,23 +63,9 @@ def expected_ids():
     return {row["id"] for row in corpus_rows(48) if position(row) >= 0.1}
 
 
-class Watched(Trainers):
-    """Remembers the ids of what each loop was given."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.seen = {}
-
-    def train(self, name, request, resources):
-        self.seen[request.call.key] = [row["id"] for row in request.stream or []]
-        super().train(name, request, resources)
-
-
-@pytest.fixture(scope="module")
-def streams():
-    with pytest.MonkeyPatch.context() as patch:
-        stream_rows(patch)
-        yield
+def streamed_ids(trainers, key):
+    """Of the rows that a loop streamed."""
+    return [row["id"] for row in trainers.streamed[key]]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +73,7 @@ def finished(streams, tiny, tmp_path_factory):
     """A run whose machine died in its second round, and what its trainers had before and afterwards."""
     folder = tmp_path_factory.mktemp("whole")
     run = make_run(tiny, folder, corpus=whole(folder))
-    before, after = Watched(fail_at="align-02"), Watched()
+    before, after = Trainers(fail_at="align-02"), Trainers()
     with pytest.raises(OSError, match="dies in align-02"):
         Pipeline(context_of(run, before)).execute()
     Pipeline(context_of(run, after)).execute()
@@ -97,11 +83,11 @@ def finished(streams, tiny, tmp_path_factory):
 def test_every_step_sees_all_training_text(finished):
     run, before, after = finished
     training = expected_ids()
-    assert sorted(before.seen["warmup"]) == sorted(training)
-    first, second = before.seen["align-01"], after.seen["align-02"]
+    assert sorted(streamed_ids(before, "warmup")) == sorted(training)
+    first, second = streamed_ids(before, "align-01"), streamed_ids(after, "align-02")
     assert sorted([*first, *second]) == sorted(training)
     assert abs(len(first) - len(second)) <= 1
-    assert sorted(after.seen["distil"]) == sorted(training)
+    assert sorted(streamed_ids(after, "distil")) == sorted(training)
     labels = run.soft_labels(SCORE.finished(run).result.adapter)
     scored = [row["record_id"] for path in sorted(labels.glob("*.parquet")) for row in read_table(path).to_pylist()]
     assert sorted(scored) == sorted(training)
@@ -111,7 +97,7 @@ def test_every_step_sees_all_training_text(finished):
 def test_a_resumed_run_takes_the_same_and_does_what_is_left(finished):
     run, before, after = finished
     assert (before.asked, after.asked) == (TRAINED[:3], TRAINED[2:])
-    assert before.seen["align-02"] == after.seen["align-02"]
+    assert streamed_ids(before, "align-02") == streamed_ids(after, "align-02")
     assert [stage.key for stage in Results.read(run).stages] == ["models", "corpus", *TRAINED]
 
 
@@ -141,11 +127,11 @@ def test_another_run_takes_it_over_and_one_with_the_split_does_not(finished, str
     donor, *_ = finished
     corpus = donor.config().corpus.model_dump()
     run = make_run(tiny, tmp_path, corpus=corpus, distillation={"alpha": 0.5, "global_batch": 8})
-    trainers = Watched()
+    trainers = Trainers()
     lent = ["corpus", *TRAINED[:4]]
     Pipeline(context_of(run, trainers, Lender(donor, lent))).execute()
     assert trainers.asked == ["distil", "evaluate"]
-    assert sorted(trainers.seen["distil"]) == sorted(expected_ids())
+    assert sorted(streamed_ids(trainers, "distil")) == sorted(expected_ids())
     keys = {}
     for name, change in {"whole": {}, "split": {"whole_text": False}, "fewer": {"training_limit": 5}}.items():
         keys[name] = stage_keys(make_run(tiny, tmp_path / name, corpus=corpus | change).config())
@@ -210,7 +196,7 @@ def run_arm(streams, tiny, tmp_path, monkeypatch):
     engine was started, and the ids that it completed."""
 
     def start(source, whole_text):
-        completed, engine, trainers = [], OneEngine(), Watched()
+        completed, engine, trainers = [], OneEngine(), Trainers()
 
         def complete(shards, *_):
             for path, rows in shards.items():
@@ -239,7 +225,7 @@ def test_takd_completes_the_training_text_once_and_both_learn_from_all_of_it(run
     run, trainers, starts, completed = run_arm("assistant", True)
     training = sorted(expected_ids())
     assert (starts, sorted(completed), completions(run)) == (1, training, {"training"})
-    assert sorted(trainers.seen["assist"]) == sorted(trainers.seen["distil"]) == training
+    assert sorted(streamed_ids(trainers, "assist")) == sorted(streamed_ids(trainers, "distil")) == training
     made = {stage.name: stage.finished(run) for stage in (COMPLETE, ASSIST, DISTIL)}
     assert {name: one.records for name, one in made.items()} == dict.fromkeys(made, len(training))
     folders = [folder for stage in (COMPLETE, ASSIST) for folder in stage.files(run, made[stage.name].result)]
@@ -251,8 +237,8 @@ def test_with_the_split_takd_completes_each_slice_where_it_is_needed(run_arm):
     run, trainers, starts, completed = run_arm("assistant", False)
     assert (starts, sorted(completed), completions(run)) == (2, sorted(expected_ids()), set(PARTS))
     ids = {name: {row["id"] for row in read_slice(run, name)} for name in PARTS}
-    assert set(trainers.seen["assist"]) == ids["warmup"] | ids["alignment"]
-    assert set(trainers.seen["distil"]) == ids["distillation"]
+    assert set(streamed_ids(trainers, "assist")) == ids["warmup"] | ids["alignment"]
+    assert set(streamed_ids(trainers, "distil")) == ids["distillation"]
     assert set(COMPLETE.files(run, None)) == {run.completed("distillation")}
     assert {run.completed("warmup"), run.completed("alignment")} < set(ASSIST.files(run, ASSIST.finished(run).result))
 
@@ -260,6 +246,6 @@ def test_with_the_split_takd_completes_each_slice_where_it_is_needed(run_arm):
 @pytest.mark.parametrize(("source", "completed_too"), [("white_box", True), ("none", False)])
 def test_other_baselines_learn_from_all_of_it_too(run_arm, source, completed_too):
     _, trainers, _, completed = run_arm(source, True)
-    assert sorted(trainers.seen["distil"]) == sorted(expected_ids())
+    assert sorted(streamed_ids(trainers, "distil")) == sorted(expected_ids())
     assert sorted(completed) == (sorted(expected_ids()) if completed_too else [])
     assert trainers.asked == ["distil", "evaluate"]
