@@ -11,7 +11,7 @@ from proxykd.losses.divergences import Divergence
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
 from proxykd.training.sampling import sample_rows
-from proxykd.training.stage_losses import DistillationLoss, SftLoss, ShiftLoss, WhiteBoxLoss
+from proxykd.training.stage_losses import DenseLoss, DistillationLoss, SftLoss, ShiftLoss
 from proxykd.training.trainer import StageLoss, Trainer
 from proxykd.training.worker import Worker
 
@@ -76,7 +76,7 @@ def _dense(worker: Worker, teacher: CompletionScorer) -> Objective:
     def of(trainer: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
         if white_box.on_policy:
             rows = sample_rows(worker, trainer.scorer, rows, white_box.max_new_tokens, trainer.steps)
-        return rows, WhiteBoxLoss(rows, teacher, divergence)
+        return rows, DenseLoss(rows, teacher, divergence)
 
     return of
 

@@ -171,7 +171,7 @@ class ShiftLoss(DistillationLoss):
         return shifted(start, labels, base)
 
 
-class WhiteBoxLoss:
+class DenseLoss:
     """A dense divergence from a model whose whole distribution is at hand, averaged over the global batch's completion
     tokens: an open teacher's, which a black box does not allow, or the aligned proxy's. Rows are completions that this
     teacher wrote, or the student itself.

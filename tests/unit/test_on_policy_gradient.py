@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from proxykd.losses.divergences import Divergence
 from proxykd.models.scorer import CompletionScorer
 from proxykd.training.sampling import Room, sample_completions
-from proxykd.training.stage_losses import WhiteBoxLoss
+from proxykd.training.stage_losses import DenseLoss
 
 VOCABULARY, LONGEST, STOP = 4, 3, 3
 PROMPT = [0, 1]
@@ -96,7 +96,7 @@ def by_prefix(student, teacher, name):
 def of_sample(student, teacher, name, ids):
     """What a step on this one sample follows, before its tokens divide it."""
     row = {"prompt_ids": PROMPT, "completion_ids": list(ids)}
-    loss = WhiteBoxLoss([row], teacher, Divergence(name))
+    loss = DenseLoss([row], teacher, Divergence(name))
     terms, _ = loss(student, [row])
     return gradient(student, terms["divergence"] * len(ids))
 

@@ -20,10 +20,10 @@ from proxykd.models.loading import load_scorer
 from proxykd.models.parallel import Workers, full_state
 from proxykd.training.stage_losses import (
     AlignmentLoss,
+    DenseLoss,
     DistillationLoss,
     SftLoss,
     ShiftLoss,
-    WhiteBoxLoss,
     pair_logps,
 )
 from proxykd.training.trainer import Trainer
@@ -185,7 +185,7 @@ def test_a_white_box_loss_is_the_token_mean_over_whole_distributions_whatever_th
                 parameter.mul_(1 + 0.1 * torch.randn(parameter.shape))
 
     def loss(batch):
-        return WhiteBoxLoss(batch, teacher, Divergence(name, 1.5))
+        return DenseLoss(batch, teacher, Divergence(name, 1.5))
 
     values, tokens = [], 0
     for row in rows():

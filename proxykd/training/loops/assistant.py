@@ -8,7 +8,7 @@ from proxykd.losses.divergences import Divergence
 from proxykd.stages.assist import AssistResult
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_proxy
-from proxykd.training.stage_losses import WhiteBoxLoss
+from proxykd.training.stage_losses import DenseLoss
 from proxykd.training.worker import Worker
 
 
@@ -24,7 +24,7 @@ def assist(worker: Worker, task: AssistTask) -> AssistResult:
     scorer, teacher = worker.proxy(None), worker.open_teacher()
     training = ResumableTraining(worker, scorer, white_box.assistant, task.records)
     divergence = Divergence("forward_kl", white_box.temperature)
-    training.run(lambda rows: training.trainer.step(rows, WhiteBoxLoss(rows, teacher, divergence)))
+    training.run(lambda rows: training.trainer.step(rows, DenseLoss(rows, teacher, divergence)))
     validation = training.validation()
     return AssistResult(
         adapter=save_proxy(worker, scorer, "assistant", None, None, validation),

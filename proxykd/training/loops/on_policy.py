@@ -16,7 +16,7 @@ from proxykd.training.drift import LENGTH, drift, watched
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.sampling import sample_rows
 from proxykd.training.saving import save_student
-from proxykd.training.stage_losses import AlignmentLoss, WhiteBoxLoss, reference_logps
+from proxykd.training.stage_losses import AlignmentLoss, DenseLoss, reference_logps
 from proxykd.training.trainer import StageLoss, Step, Trainer
 from proxykd.training.worker import Worker
 
@@ -41,7 +41,7 @@ class Judge(Protocol):
 
 class ProxyJudge:
     """The aligned proxy: a divergence from its whole distribution at each token of the student's own samples, by the
-    estimator of WhiteBoxLoss."""
+    estimator of DenseLoss."""
 
     def __init__(self, worker: Worker, task: OnPolicyTask, config: OnPolicyConfig):
         self._proxy = worker.proxy(task.adapter, trainable=False)
@@ -51,7 +51,7 @@ class ProxyJudge:
         return student
 
     def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
-        return samples, WhiteBoxLoss(samples, self._proxy, self._divergence)
+        return samples, DenseLoss(samples, self._proxy, self._divergence)
 
 
 class PreferenceJudge:
