@@ -32,19 +32,33 @@ class HttpOptions:
     def at_a_free_port(self) -> HttpOptions:
         """Returns these options with a port on which nobody listens yet.
 
+        Raises:
+            ResourceError: the port is taken, or this machine has no such address.
+        """
+        options, claim = self.claim()
+        claim.close()
+        return options
+
+    def claim(self) -> tuple[HttpOptions, socket.socket]:
+        """Returns these options with a port on which nobody listens yet, for Serve, and what keeps it free until Serve
+        listens there: while the socket is open, in whichever process, nobody else gets the port.
+
         Serve itself would share the port (SO_REUSEPORT) with the Serve of another local Ray, and the kernel would hand
-        each request to one of the two.
+        each request to one of the two. A socket that is bound and does not listen gets none of them.
 
         Raises:
             ResourceError: the port is taken, or this machine has no such address.
         """
         for port in range(self.port, self.port + (PORTS_TRIED if self.or_next else 1)):
-            with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended is not in the way
-                try:
-                    probe.bind((self.host, port))
-                except OSError as error:
-                    reason = os.strerror(error.errno or 0)
-                    continue
-            return replace(self, port=port)
+            claim = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+            claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended is not in the way
+            try:
+                claim.bind((self.host, port))
+            except OSError as error:
+                claim.close()
+                reason = os.strerror(error.errno or 0)
+                continue
+            claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            return replace(self, port=port), claim
         raise ResourceError(f"cannot listen on {self.host}:{self.port} ({reason}); choose another with --http-port")

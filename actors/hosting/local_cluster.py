@@ -142,8 +142,10 @@ def start(run_root: Path, logical_cpus: int, launch: Launch | None = None) -> Lo
     """
     if (dead := last_known(run_root)) is not None:
         dead.kill()  # what its Ray left running when it was killed
+    claim = None
     if launch is not None:
-        launch = replace(launch, http=launch.http.at_a_free_port())
+        http, claim = launch.http.claim()
+        launch = replace(launch, http=http)
     state_file(run_root).unlink(missing_ok=True)
     use_token()
     log = local_folder(run_root) / "logs" / "cluster.log"
@@ -157,7 +159,10 @@ def start(run_root: Path, logical_cpus: int, launch: Launch | None = None) -> Lo
             text=True,
             env={**ENVIRONMENT, **os.environ, TAG: uuid.uuid4().hex},
             start_new_session=True,
+            pass_fds=[claim.fileno()] if claim else [],
         )
+    if claim is not None:
+        claim.close()  # here; the process that holds Ray keeps it
     assert host.stdin is not None
     host.stdin.write(launch.to_json() if launch else "")
     host.stdin.close()

@@ -37,8 +37,12 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background commands with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     cluster = None if address else start(run.root, config.resources.logical_cpus)
+    claim = None
     try:
-        http = http.beside_others(run.id) if address else http.at_a_free_port()
+        if address:
+            http = http.beside_others(run.id)
+        else:
+            http, claim = http.claim()
         url = _deploy(run, card, cluster.address if cluster else str(address), http)
         _announce(run, card, url)
         while cluster is None or cluster.alive:
@@ -50,6 +54,8 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
         _leave(run, withdraw=cluster is None)
         if cluster is not None:
             cluster.stop()
+        if claim is not None:
+            claim.close()
 
 
 def _deploy(run: RunDirectory, card: AdapterCard, address: str, http: HttpOptions) -> str:

@@ -74,6 +74,12 @@ def test_routes_never_share_a_port_with_another_ray(tmp_path):
             HttpOptions(port=taken).at_a_free_port()
         assert taken < HttpOptions(port=taken, or_next=True).at_a_free_port().port < taken + 100
     assert HttpOptions(port=taken).at_a_free_port().port == taken
+    mine, held = HttpOptions(port=taken, or_next=True).claim()
+    theirs, too = HttpOptions(port=taken, or_next=True).claim()  # both at once, before the Serve of either listens
+    with held, too, socket.create_server((mine.host, mine.port), reuse_port=True) as serve:
+        assert mine.port < theirs.port
+        with socket.create_connection((mine.host, mine.port)), serve.accept()[0]:
+            pass
     refused = CliRunner().invoke(main, ["dashboard", str(tmp_path), "--http-port", "70000"])
     assert refused.exit_code == 2
     assert "70000 is not in the range" in refused.output
