@@ -176,7 +176,7 @@ class PreferenceConfig(TrainConfig):
 
 
 class AlignmentConfig(PreferenceConfig):
-    """k rounds of NLL + DPO, equations (3)-(6), each judged by what it changed on validation
+    """k rounds of NLL + DPO, equations (3)-(6), each judged by what it changed on validation, or in a task's score
     ([method.md](method.md#how-a-round-is-judged)).
     """
 
@@ -200,8 +200,14 @@ class AlignmentConfig(PreferenceConfig):
     """Pairs whose sides share more of their tokens than this (both ways, counted as often as they occur: ROUGE-1's F)
     are dropped. Equal sides always are.
     """
+    task: str | None = None
+    """A file of questions that the proxy is asked before and after each round, greedily: their score, in the place of
+    the validation NLL, is what promotes or rejects ([method.md](method.md#a-task-score)). Unset, the NLL judges.
+    """
     min_improvement: float = Field(0.005, ge=0)
-    """Nats a token of validation NLL; a round that surely improved it by less is idle."""
+    """Nats a token of validation NLL, or a share of the task's questions; a round that surely improved by less is
+    idle.
+    """
     patience: int = Field(2, ge=1)
     """Idle rounds in a row that end the alignment."""
     after_rejection: float = Field(0.5, gt=0.0, le=1.0)

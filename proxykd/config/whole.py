@@ -94,6 +94,8 @@ class RunConfig(Section):
                 f"corpus.unlabelled is answered by an aligned proxy, and distillation.source "
                 f"{self.distillation.source} has none; remove it, or set distillation.source=proxy"
             )
+        if self.alignment.task is not None:
+            self._check_task()
         if self.sft is not None and not (self.teaching.labels or self.teaching.open_teacher):
             raise ValueError(f"distillation.source {self.distillation.source} is SFT already; leave sft out")
         if self.on_policy is not None:
@@ -143,6 +145,24 @@ class RunConfig(Section):
         if self.teaching.shift:
             raise ValueError(
                 "score.method is drawn, but a shift needs the proxy's own probabilities; set score.method=top_k"
+            )
+
+    def _check_task(self) -> None:
+        if not self.teaching.aligned:
+            raise ValueError(
+                f"alignment.task judges rounds, and distillation.source {self.distillation.source} has none; remove it"
+            )
+        if self.alignment.min_improvement >= 1:
+            raise ValueError(
+                f"alignment.min_improvement is {self.alignment.min_improvement:g}, and with alignment.task a share of "
+                f"its questions; set it below 1"
+            )
+        if self.resources.parallel == "fsdp2":
+            raise ValueError("alignment.task is answered by whole models; set resources.parallel=ddp")
+        if self.corpus.follow:
+            raise ValueError(
+                "alignment.task asks what nothing has learned from, and corpus.follow may add its questions later; "
+                "leave one of them out"
             )
 
     def _check_on_policy(self, phase: OnPolicyConfig) -> None:
