@@ -176,9 +176,22 @@ class RunConfig(Section):
                 f"on_policy.judge is proxy, which needs an aligned one, and distillation.source is {source}; set "
                 f"distillation.source=proxy or on_policy.judge=preference"
             )
+        if phase.source == "engine":
+            self._check_engine_judge(phase)
         if self.resources.parallel == "fsdp2":
             raise ValueError("on_policy draws from whole models; set resources.parallel=ddp")
         self._check_limit("on_policy", phase.max_new_tokens)
+
+    def _check_engine_judge(self, phase: OnPolicyConfig) -> None:
+        if phase.judge != "proxy":
+            raise ValueError(
+                f"on_policy.source is engine, and on_policy.judge {phase.judge} asks no proxy; leave source out"
+            )
+        if self.resources.engine_while_training == "stop":
+            raise ValueError(
+                "on_policy.source is engine, which is asked at every step, and resources.engine_while_training is "
+                "stop; set resources.engine_while_training=keep or on_policy.source=trainer"
+            )
 
     def _check_limit(self, section: str, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None and max_new_tokens >= self.corpus.max_length:

@@ -240,8 +240,9 @@ def footprints(config: RunConfig) -> list[Footprint]:
         found.append(trainer_footprint("trainer, student by SFT", config.student, (config.sft,), config))
     if (phase := config.on_policy) is not None:
         judge = config.proxy if phase.judge == "proxy" else config.student.model_copy(update={"method": "full"})
+        beside = [] if phase.source == "engine" else [judge]
         terms, what = 1 if phase.judge == "proxy" else 2, "trainer, student on-policy"
-        found.append(trainer_footprint(what, config.student, (phase,), config, [judge], terms, phase.global_batch))
+        found.append(trainer_footprint(what, config.student, (phase,), config, beside, terms, phase.global_batch))
     if sealed is not None:
         found.append(evaluation_footprint(config, sealed))
     return found

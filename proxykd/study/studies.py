@@ -242,9 +242,16 @@ def validate_study(raw: Facts, origin: str) -> StudyConfig:
     """Returns the study that `raw`, as read from `origin`, describes.
 
     Raises:
-        ConfigError: a key is unknown, an arm cannot run, or corpus.follow is set.
+        ConfigError: a key is unknown, an arm cannot run, corpus.follow is set, or an engine is to judge an on-policy
+            phase.
     """
     study = validated(StudyConfig, raw, origin, "study")
+    phases = [arm.config.on_policy for arm in study.expand()]
+    if any(phase and phase.source == "engine" for phase in phases):
+        raise ConfigError(
+            f"{origin}: on_policy.source is engine, which a phase would hold while it trains, and the runs of a study "
+            f"share one in turns; set on_policy.source=trainer"
+        )
     if any(arm.config.corpus.follow for arm in study.expand()):
         raise ConfigError(f"{origin}: corpus.follow would give every arm another corpus; leave it out of a study")
     return study
