@@ -246,12 +246,12 @@ def validate_study(raw: Facts, origin: str) -> StudyConfig:
             phase.
     """
     study = validated(StudyConfig, raw, origin, "study")
-    phases = [arm.config.on_policy for arm in study.expand()]
-    if any(phase and phase.source == "engine" for phase in phases):
+    configs = [arm.config for arm in study.expand()]
+    if any(config.corpus.follow for config in configs):
+        raise ConfigError(f"{origin}: corpus.follow would give every arm another corpus; leave it out of a study")
+    if any(config.on_policy is not None and config.on_policy.source == "engine" for config in configs):
         raise ConfigError(
             f"{origin}: on_policy.source is engine, which a phase would hold while it trains, and the runs of a study "
             f"share one in turns; set on_policy.source=trainer"
         )
-    if any(arm.config.corpus.follow for arm in study.expand()):
-        raise ConfigError(f"{origin}: corpus.follow would give every arm another corpus; leave it out of a study")
     return study
