@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from actors.engine.adapter_slot import AdapterSlot
-from proxykd.config import LORA_SLOTS, RunConfig, lora_slot_rank
+from proxykd.config import ENGINE_TOP_K, LORA_SLOTS, RunConfig, lora_slot_rank
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError, ModelError
 from proxykd.models.loading import merge_adapter
@@ -48,7 +48,7 @@ class EngineSpec:
     tensor_parallel: int
     gpu_share: float
     on_gpu: bool
-    max_logprobs: int = 20
+    max_logprobs: int = ENGINE_TOP_K
 
     @classmethod
     def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:

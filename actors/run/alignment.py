@@ -9,12 +9,13 @@ from pathlib import Path
 
 from actors.data.streams import EngineCall, Sampler, sample_pairs, stream_corpus, stream_pairs
 from actors.run.context import Context, corpus_completion_tokens
-from actors.run.preparation import take_added
+from actors.run.preparation import take_added, task_as_asked
 from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_rows
 from proxykd.data.pairs import count_pairs, read_pairs
 from proxykd.data.round_records import growing_round, require_rounds, round_slice
-from proxykd.evaluation.promotion import Change, decide, round_rate, stop_reason
+from proxykd.evaluation.promotion import Change, ScoreChange, decide, round_rate, stop_reason
+from proxykd.evaluation.task import score_change, slices_of
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.storage import read_json, shard_facts, unfinished, write_json
@@ -33,11 +34,13 @@ def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
 
     Raises:
         CorpusError: D_p is too small for the rounds that follow.
+        BenchmarkError: alignment.task cannot be asked.
     """
     _require_records(context)
     name = context.config.corpus.slice_for("warmup")
     shards, records = slice_shards(context.run, name, segments=0), manifest(context.run, segments=0)[name]
-    result = context.train("warmup", warm_up_loop, WarmupTask(records), stream_corpus(shards, context.data_pool))
+    task = WarmupTask(records, task_as_asked(context, slices_of(context.run, context.config.corpus.slices)))
+    result = context.train("warmup", warm_up_loop, task, stream_corpus(shards, context.data_pool))
     return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
 
 
@@ -56,11 +59,17 @@ def why_it_ends(context: Context, rounds: int) -> str | None:
     """
     _require_records(context)
     in_force = [one["adapter"] for one in adapters_in_force(context.run)][: rounds + 1]
-    changes: list[Change] = []
-    for before, done in zip(in_force, _rounds_before(context, rounds + 1), strict=False):
-        change = validation_change(context.run, before, done.result.adapter)
-        changes.append(change if done.result.decision == "promote" else change.kept())
+    changes = [
+        _change(context, before, done.result.adapter) if done.result.decision == "promote" else None
+        for before, done in zip(in_force, _rounds_before(context, rounds + 1), strict=False)
+    ]
     return stop_reason(changes, context.config.alignment)
+
+
+def _change(context: Context, before: str, after: str) -> Change:
+    """From one adapter to another, by the run's measure."""
+    compared = validation_change if context.config.alignment.task is None else score_change
+    return compared(context.run, before, after)
 
 
 def _rounds_before(context: Context, number: int) -> list[Finished[RoundResult]]:
@@ -91,10 +100,10 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
     trained = context.train(
         f"align-{number:02d}",
         align_with_preference if config.preference else align_nll,
-        RoundTask(number, reference, records, rate, parity),
+        RoundTask(number, reference, records, rate, parity, task_as_asked(context)),
         (stream_pairs if config.preference else stream_corpus)(shards, context.data_pool),
     )
-    change = validation_change(run, reference, trained.adapter)
+    change = _change(context, reference, trained.adapter)
     decision = decide(change)
     event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
     context.journal.append(event, round=number, adapter=trained.adapter, reason=decision.reason)
@@ -108,7 +117,8 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
         reference_adapter=reference,
         decision=decision.verdict,
         reason=decision.reason,
-        validation_change=change.measure(),
+        validation_change=validation_change(run, reference, trained.adapter).measure(),
+        task_change=change.measure() if isinstance(change, ScoreChange) else None,
     )
     write_json(run.round(number) / "metrics.json", result.model_dump())
     return Made(result, records, sum(facts.get("tokens", 0) for facts in made) + corpus_completion_tokens(shards))

@@ -4,11 +4,19 @@ a phase on the student's own samples, and the test slice."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ray.data import Dataset
 
-from actors.data.streams import Sampler, complete_prompts, score_with_engine, stream_corpus, stream_distillation
+from actors.data.streams import (
+    EngineCall,
+    Sampler,
+    complete_prompts,
+    score_with_engine,
+    stream_corpus,
+    stream_distillation,
+)
 from actors.run.baselines import completed
 from actors.run.context import Context, corpus_completion_tokens
 from actors.run.preparation import take_added
@@ -140,18 +148,29 @@ def _plain(context: Context, shards: list[Path], adapter: str | None) -> Materia
 
 def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
     """The student on its own samples of D_s's prompts, from where the distillation left it."""
-    context.stop_engines()
     run, config = context.run, context.config
     segments = context.need(SCORE).segments if config.teaching.labels else None
     shards, records = slice_shards(run, _slice(context), segments), manifest(run, segments)[_slice(context)]
     assert config.on_policy is not None
     judged = config.on_policy.judge == "proxy"
-    task = OnPolicyTask(records, context.aligned_adapter() if judged else None)
+    adapter = context.aligned_adapter() if judged else None
+    if config.on_policy.source == "engine":
+        task = OnPolicyTask(records, engine=partial(_standing_engine(context, adapter), "score"))
+    else:
+        context.stop_engines()
+        task = OnPolicyTask(records, adapter)
     result = context.train("on_policy", on_policy_loop, task, stream_corpus(shards, context.data_pool))
+    context.stop_engines()
     if result.drift is not None:
         context.events.emit(Warned(f"the on-policy phase ended after {len(result.steps)} steps: {result.drift}"))
     chosen = 0 if judged else round(corpus_completion_tokens(shards) * result.records / records)
     return Made(result, result.records, result.sampled_tokens + chosen)
+
+
+def _standing_engine(context: Context, adapter: str | None) -> EngineCall:
+    """The proxy's engine, which stays up for the trainers to ask."""
+    with context.proxy_engine(adapter) as call:
+        return call
 
 
 def evaluate(context: Context, _: int | None) -> Made[EvaluationResult]:

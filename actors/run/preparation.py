@@ -20,6 +20,7 @@ from proxykd.data.corpus_segments import reading_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
 from proxykd.data.slices import place, require_training_records
 from proxykd.data.unlabelled import held_out_in, held_out_of, read_unlabelled, require_not_held_out
+from proxykd.evaluation.task import Asked, as_asked, read_task, require_apart, slices_in
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
 from proxykd.stages.collect import CollectResult
@@ -56,13 +57,16 @@ def collect(context: Context, _: int | None) -> Made[CollectResult]:
     Raises:
         CorpusError: so many prompts cannot give what corpus.training_limit asks for, or one of corpus.unlabelled is
             held out.
+        BenchmarkError: alignment.task cannot be asked.
     """
     config = context.config
     assert config.corpus.prompts is not None
     prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
-    training = place(prompts, config.corpus, config.seed).training
+    placed = place(prompts, config.corpus, config.seed)
+    training = placed.training
     require_training_records(training * config.teacher.samples, config.corpus)
     _refuse_held_out(config, held_out_in(prompts, config.corpus))
+    task_as_asked(context, slices_in(placed))
     collection = Collection(context.run.collected, CollectConfig.of_run(config), prompts)
     rate = shared_rate_limit(collection.config, config.redis.url, workers=1) if config.redis.url else None
     with _teacher(context) as base_url:
@@ -77,6 +81,21 @@ def collect(context: Context, _: int | None) -> Made[CollectResult]:
 def _refuse_held_out(config: RunConfig, held_out: Mapping[str, str]) -> None:
     if config.corpus.unlabelled is not None:
         require_not_held_out(read_unlabelled(config), held_out, config.corpus.unlabelled)
+
+
+def task_as_asked(context: Context, slices: Mapping[str, str] | None = None) -> list[Asked]:
+    """The questions of alignment.task, none where it is unset. `slices` has the slice of each prompt that they must not
+    be.
+
+    Raises:
+        BenchmarkError: they cannot be asked.
+    """
+    config = context.config
+    questions = read_task(config.alignment)
+    if not questions:
+        return []
+    require_apart(questions, slices or {}, config.alignment.task)
+    return as_asked(questions, ChatFormat(load_tokenizer(context.run.models / "proxy")), config.corpus.max_length)
 
 
 @contextmanager

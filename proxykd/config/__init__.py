@@ -7,6 +7,7 @@ part of the run's hash.
 
 from proxykd.config.machines import LORA_SLOTS, EngineConfig, ResourceConfig, lora_slot_rank
 from proxykd.config.method import (
+    ENGINE_TOP_K,
     HELD_OUT,
     USES,
     AlignmentConfig,
@@ -32,6 +33,7 @@ from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceCo
 from proxykd.config.whole import CollectConfig, RunConfig
 
 __all__ = [
+    "ENGINE_TOP_K",
     "HELD_OUT",
     "LORA_SLOTS",
     "USES",

@@ -13,6 +13,8 @@ Use = Literal["warmup", "alignment", "distillation"]
 """What training text is for: D_w, D_p and D_s."""
 USES: tuple[Use, ...] = ("warmup", "alignment", "distillation")
 HELD_OUT = ("validation", "test")
+ENGINE_TOP_K = 20
+"""Likeliest tokens that an engine tells of a position, at most."""
 
 
 class SplitConfig(Section):
@@ -176,7 +178,7 @@ class PreferenceConfig(TrainConfig):
 
 
 class AlignmentConfig(PreferenceConfig):
-    """k rounds of NLL + DPO, equations (3)-(6), each judged by what it changed on validation
+    """k rounds of NLL + DPO, equations (3)-(6), each judged by what it changed on validation, or in a task's score
     ([method.md](method.md#how-a-round-is-judged)).
     """
 
@@ -200,8 +202,14 @@ class AlignmentConfig(PreferenceConfig):
     """Pairs whose sides share more of their tokens than this (both ways, counted as often as they occur: ROUGE-1's F)
     are dropped. Equal sides always are.
     """
+    task: str | None = None
+    """A file of questions that the proxy is asked before and after each round, greedily: their score, in the place of
+    the validation NLL, is what promotes or rejects ([method.md](method.md#a-task-score)). Unset, the NLL judges.
+    """
     min_improvement: float = Field(0.005, ge=0)
-    """Nats a token of validation NLL; a round that surely improved it by less is idle."""
+    """Nats a token of validation NLL, or a share of the task's questions; a round that surely improved by less is
+    idle.
+    """
     patience: int = Field(2, ge=1)
     """Idle rounds in a row that end the alignment."""
     after_rejection: float = Field(0.5, gt=0.0, le=1.0)
@@ -223,7 +231,7 @@ class ScoreConfig(Section):
     """What is kept of a distribution: its K most likely tokens and the tail's mass, or K draws, which take the same
     bytes ([method.md](method.md#drawn-labels)); these by the trainer alone.
     """
-    top_k: int = Field(10, ge=1, le=20)
+    top_k: int = Field(10, ge=1, le=ENGINE_TOP_K)
     """K: tokens that are kept at each position, or draws."""
 
 
@@ -288,7 +296,11 @@ class OnPolicyConfig(PreferenceConfig):
     text, preferred to a sample of the student as it was before the phase (NLL + DPO, after SODA), which needs no proxy.
     """
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "reverse_kl"
-    """With `judge: proxy`, between the whole distributions at each token: KL(p to q), KL(q to p), Jensen-Shannon."""
+    """With `judge: proxy`, at each token: KL(p to q), KL(q to p), Jensen-Shannon."""
+    source: Literal["trainer", "engine"] = "trainer"
+    """Who computes the judging proxy's distributions: a copy beside the trainer, whole ones; or its engine, which tells
+    20 tokens of each and the rest's mass, so that what is minimised is a lower bound of the divergence.
+    """
     max_new_tokens: int | None = Field(None, ge=1)
     """Most tokens of a sample. Unset, all that its own prompt leaves of `corpus.max_length`."""
     evaluations: int = Field(4, ge=1)

@@ -94,6 +94,8 @@ class RunConfig(Section):
                 f"corpus.unlabelled is answered by an aligned proxy, and distillation.source "
                 f"{self.distillation.source} has none; remove it, or set distillation.source=proxy"
             )
+        if self.alignment.task is not None:
+            self._check_task()
         if self.sft is not None and not (self.teaching.labels or self.teaching.open_teacher):
             raise ValueError(f"distillation.source {self.distillation.source} is SFT already; leave sft out")
         if self.on_policy is not None:
@@ -145,6 +147,24 @@ class RunConfig(Section):
                 "score.method is drawn, but a shift needs the proxy's own probabilities; set score.method=top_k"
             )
 
+    def _check_task(self) -> None:
+        if not self.teaching.aligned:
+            raise ValueError(
+                f"alignment.task judges rounds, and distillation.source {self.distillation.source} has none; remove it"
+            )
+        if self.alignment.min_improvement >= 1:
+            raise ValueError(
+                f"alignment.min_improvement is {self.alignment.min_improvement:g}, and with alignment.task a share of "
+                f"its questions; set it below 1"
+            )
+        if self.resources.parallel == "fsdp2":
+            raise ValueError("alignment.task is answered by whole models; set resources.parallel=ddp")
+        if self.corpus.follow:
+            raise ValueError(
+                "alignment.task asks what nothing has learned from, and corpus.follow may add its questions later; "
+                "leave one of them out"
+            )
+
     def _check_on_policy(self, phase: OnPolicyConfig) -> None:
         source = self.distillation.source
         if self.teaching.open_teacher:
@@ -156,9 +176,22 @@ class RunConfig(Section):
                 f"on_policy.judge is proxy, which needs an aligned one, and distillation.source is {source}; set "
                 f"distillation.source=proxy or on_policy.judge=preference"
             )
+        if phase.source == "engine":
+            self._check_engine_judge(phase)
         if self.resources.parallel == "fsdp2":
             raise ValueError("on_policy draws from whole models; set resources.parallel=ddp")
         self._check_limit("on_policy", phase.max_new_tokens)
+
+    def _check_engine_judge(self, phase: OnPolicyConfig) -> None:
+        if phase.judge != "proxy":
+            raise ValueError(
+                f"on_policy.source is engine, and on_policy.judge {phase.judge} asks no proxy; leave source out"
+            )
+        if self.resources.engine_while_training == "stop":
+            raise ValueError(
+                "on_policy.source is engine, which is asked at every step, and resources.engine_while_training is "
+                "stop; set resources.engine_while_training=keep or on_policy.source=trainer"
+            )
 
     def _check_limit(self, section: str, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None and max_new_tokens >= self.corpus.max_length:

@@ -30,6 +30,9 @@ class Text:
     completion: float
     unlabelled: int = 0
     """Prompts without the teacher's answers, beside the records."""
+    questions: int = 0
+    answers: int = 0
+    """Of the task: questions, and the tokens of all answers at most."""
 
     @property
     def length(self) -> float:
@@ -116,6 +119,15 @@ class Estimator:
 
     def drawing(self, model: ModelConfig, stage: TrainConfig, records: float) -> float:
         """Seconds in which the trainers draw a completion for every record of all epochs, a global batch at a time."""
+        return stage.epochs * self._drawn(model, stage, records, records * self.text.completion)
+
+    def asking(self) -> float:
+        """Seconds in which the trainers have the proxy answer the task's questions once, all at full length."""
+        stage = self.config.alignment
+        return self._drawn(self.config.proxy, stage, self.text.questions, self.text.answers)
+
+    def _drawn(self, model: ModelConfig, stage: TrainConfig, records: float, tokens: float) -> float:
+        """So many tokens of so many records, a global batch at a time."""
         arch, device, dtype = require_architecture(model), self.device, model.dtype
         batch = ceil(min(stage.global_batch, max(records, 1)) / self.trainers)
         read = arch.parameters * BYTES[dtype] + batch * self.text.length * kv_bytes(arch, dtype)
@@ -123,7 +135,7 @@ class Estimator:
             read / (device.bandwidth * device.bandwidth_share),
             batch * 2 * arch.parameters / (device.peak * device.training_share),
         )
-        return records * stage.epochs / (batch * self.trainers) * self.text.completion * step
+        return tokens / (batch * self.trainers) * step
 
     def sampling(self, arch: Architecture, records: float) -> float:
         """Seconds of the engines."""

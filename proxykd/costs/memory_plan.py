@@ -16,7 +16,7 @@ widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddi
                      t w for the layer in hand, w = 8 I + 5 H in float32, in bfloat16 4 I + 24 H full, 4 I + 20 H lora;
                        full training that is sharded: three layers' gradients more, on the way to their parts
                      4 t b H and three chunks of the head in float32 (head.py)
-                     before there are activations: a KV cache of the completions that the trainer itself draws at once
+                     without activations: a KV cache of the completions that the trainer itself draws at once
                      once the activations are gone: p c / S for Adam's step and the sum over replicas; sharded full
                        training: 3 E b, the gradients of embeddings and head on their way
     frozen         weights of the models that a student's loss reads as it trains
@@ -224,7 +224,8 @@ def footprints(config: RunConfig) -> list[Footprint]:
         terms = 2 if config.alignment.preference else 1
         stages = (config.warmup, config.alignment)
         found.append(engine_footprint("engine, proxy", config.proxy, config))
-        found.append(trainer_footprint("trainer, proxy", config.proxy, stages, config, terms=terms))
+        asked = config.alignment.global_batch if config.alignment.task is not None else 0
+        found.append(trainer_footprint("trainer, proxy", config.proxy, stages, config, terms=terms, draws=asked))
     if teaching.assistant and config.white_box is not None:
         training = (config.white_box.assistant,)
         found.append(
@@ -239,8 +240,9 @@ def footprints(config: RunConfig) -> list[Footprint]:
         found.append(trainer_footprint("trainer, student by SFT", config.student, (config.sft,), config))
     if (phase := config.on_policy) is not None:
         judge = config.proxy if phase.judge == "proxy" else config.student.model_copy(update={"method": "full"})
+        beside = [] if phase.source == "engine" else [judge]
         terms, what = 1 if phase.judge == "proxy" else 2, "trainer, student on-policy"
-        found.append(trainer_footprint(what, config.student, (phase,), config, [judge], terms, phase.global_batch))
+        found.append(trainer_footprint(what, config.student, (phase,), config, beside, terms, phase.global_batch))
     if sealed is not None:
         found.append(evaluation_footprint(config, sealed))
     return found

@@ -1,4 +1,4 @@
-"""The six benchmarks: where their questions are, and what a set of graded generations adds up to."""
+"""Files of questions, the six benchmarks among them, and what a set of graded generations adds up to."""
 
 from __future__ import annotations
 
@@ -61,15 +61,33 @@ def read_questions(task: str, data_dir: Path) -> list[Question]:
             f"task {task}: none of {', '.join(names)} is in {data_dir}; a line is "
             '{"id", "question", "choices": [..] or null, "answer"}, or leave out --data-dir to load it from the hub'
         )
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+    return question_file(path)
+
+
+def question_file(path: Path) -> list[Question]:
+    """The records of a file, a line of JSON each, gzipped where its name ends so.
+
+    Raises:
+        BenchmarkError: a line that is no record.
+    """
+    with path.open("rb") as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
         return [_question(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
 
 
-def _question(line: str, where: str) -> Question:
+def graded(question: Question, prompt: str, generation: str) -> Grade:
+    """The generation with the answer that is read from it."""
+    read = question.extract(generation)
+    return Grade(question.id, question.subtask, prompt, generation, question.answer, read, question.right(read))
+
+
+def _question(line: bytes, where: str) -> Question:
     try:
         row = json.loads(line)
         choices = row["choices"]
-        question = Question(row["id"], row["question"], None if choices is None else tuple(choices), str(row["answer"]))
+        if not isinstance(row["question"], str):
+            raise TypeError(f"question {row['question']} is no text")
+        choices = None if choices is None else tuple(map(str, choices))
+        question = Question(str(row["id"]), row["question"], choices, str(row["answer"]))
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{where} is no benchmark record ({type(error).__name__}: {error})") from None
     if question.choices is not None and question.answer not in LETTERS[: len(question.choices)]:
@@ -110,11 +128,12 @@ def summarise(grades: Sequence[Grade]) -> TaskScore:
     by_subtask: dict[str, list[Grade]] = defaultdict(list)
     for grade in grades:
         by_subtask[grade.subtask].append(grade)
-    subtasks = {name: _score(some) for name, some in sorted(by_subtask.items()) if name}
-    return TaskScore(**_score(grades).model_dump(), subtasks=subtasks)
+    subtasks = {name: score_of(some) for name, some in sorted(by_subtask.items()) if name}
+    return TaskScore(**score_of(grades).model_dump(), subtasks=subtasks)
 
 
-def _score(grades: Sequence[Grade]) -> Score:
+def score_of(grades: Sequence[Grade]) -> Score:
+    """The same of all of them together."""
     n = len(grades)
     prompts = [normalised_prompt(({"role": "user", "content": grade.prompt},)) for grade in grades]
     score, stderr = ratio_of_sums([float(grade.right) for grade in grades], [1] * n, prompts)

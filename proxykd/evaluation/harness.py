@@ -17,7 +17,7 @@ from typing import Any
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import LETTERS, MAX_TOKENS, Question
-from proxykd.evaluation.benchmarks import Grade
+from proxykd.evaluation.benchmarks import Grade, graded
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
 
@@ -123,7 +123,7 @@ def opened(answerer: Answerer) -> Iterator[Callable[[Sequence[Question]], list[G
                 ]
                 generations = model.generate_until(requests, disable_tqdm=True)
                 texts = map(tokenizer.decode, prompts)
-                return [_graded(q, p, g) for q, p, g in zip(questions, texts, generations, strict=True)]
+                return [graded(q, p, g) for q, p, g in zip(questions, texts, generations, strict=True)]
 
             yield ask
 
@@ -145,13 +145,6 @@ def _encode_by_number(model: Any, prompts: Sequence[list[int]]) -> None:
         return ids, mask
 
     model.tok_encode, model.tok_batch_encode = encode, encode_batch
-
-
-def _graded(question: Question, prompt: str, generation: str) -> Grade:
-    extracted = question.extract(generation)
-    return Grade(
-        question.id, question.subtask, prompt, generation, question.answer, extracted, question.right(extracted)
-    )
 
 
 @contextlib.contextmanager

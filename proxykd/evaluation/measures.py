@@ -44,6 +44,19 @@ class ValidationChange(JsonModel):
     prompts: int
 
 
+class TaskChange(JsonModel):
+    """Of a task's score from one adapter to the next, question by question."""
+
+    before: float
+    after: float
+    """Shares of right answers."""
+    won: int
+    """Questions that are right now and were not before."""
+    lost: int
+    """The other way round."""
+    questions: int
+
+
 class Difference(JsonModel):
     """Of two models on the test slice, nats a token, compared record by record; below 0 where the first is closer."""
 

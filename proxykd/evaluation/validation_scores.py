@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from proxykd.errors import RunError
-from proxykd.evaluation.promotion import Change
+from proxykd.evaluation.promotion import NllChange
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.runs.storage import RunDirectory, read_table, shard_facts, verify_shard
 from proxykd.runs.table_shards import write_table_shard
@@ -28,7 +28,7 @@ def write_validation(run: RunDirectory, adapter: str, scores: RecordScores) -> N
     write_table_shard(_path(run, adapter), pa.table(columns, schema=SCHEMA))
 
 
-def validation_change(run: RunDirectory, before: str, after: str) -> Change:
+def validation_change(run: RunDirectory, before: str, after: str) -> NllChange:
     """What one adapter changed against another on the validation slice, with its paired standard error.
 
     Raises:
@@ -40,7 +40,7 @@ def validation_change(run: RunDirectory, before: str, after: str) -> Change:
     differences = [b - a for a, b in zip(first["nll"], second["nll"], strict=True)]
     _, stderr = ratio_of_sums(differences, first["tokens"], first["prompt"])
     tokens = sum(first["tokens"])
-    return Change(sum(first["nll"]) / tokens, sum(second["nll"]) / tokens, stderr, len(set(first["prompt"])))
+    return NllChange(sum(first["nll"]) / tokens, sum(second["nll"]) / tokens, stderr, len(set(first["prompt"])))
 
 
 def _read(run: RunDirectory, adapter: str) -> dict[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxykd.config import USES, ModelConfig, RunConfig, TrainConfig
+from proxykd.config import ENGINE_TOP_K, USES, ModelConfig, RunConfig, TrainConfig
 from proxykd.costs.memory_plan import footprints
 from proxykd.models.architecture import architecture
 from proxykd.planning.requirements import cpus_needed, gpus_needed
@@ -65,7 +65,8 @@ def _method(config: RunConfig) -> list[str]:
     lines.append(f"  distil        {loss}, {_training(distillation)}")
     if (phase := config.on_policy) is not None:
         dpo = f"NLL ({phase.nll_reduction}) + DPO (beta {phase.beta:g}) against its own samples from before"
-        loss = f"{phase.divergence} from the aligned proxy on its own samples" if phase.judge == "proxy" else dpo
+        whose = "the aligned proxy" if phase.source == "trainer" else f"the aligned proxy's {ENGINE_TOP_K} likeliest"
+        loss = f"{phase.divergence} from {whose} on its own samples" if phase.judge == "proxy" else dpo
         lines.append(f"  on-policy     {loss}, {_training(phase)}")
     if config.sft is not None:
         lines.append(f"  sft           NLL on all of the training text, {_training(config.sft)}: a second student")

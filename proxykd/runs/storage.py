@@ -413,6 +413,10 @@ class RunDirectory:
         """How well each validation record is modelled under an adapter (validation_scores.py)."""
         return self.root / "validation" / adapter
 
+    def task_answers(self, adapter: str) -> Path:
+        """What it answers to the questions of alignment.task (evaluation/task.py)."""
+        return self.validation(adapter) / "task.parquet"
+
     def completed(self, slice_name: str) -> Path:
         """The open teacher's completions of a slice's prompts."""
         return self.root / "white_box" / slice_name

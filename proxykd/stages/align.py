@@ -9,10 +9,10 @@ from typing import Any, Literal
 from proxykd.config import RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
-from proxykd.evaluation.measures import ValidationChange
+from proxykd.evaluation.measures import TaskChange, ValidationChange
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.stage import Milestone, Stage
-from proxykd.stages.trained import AdapterResult, adapter_files, fidelity_milestones
+from proxykd.stages.trained import AdapterResult, adapter_files
 
 MILESTONES = (
     "nll_loss", "dpo_loss", "dpo_accuracy", "margin_mean", "dpo_accuracy_after", "margin_mean_after", "parity_mean_abs",
@@ -58,6 +58,8 @@ class RoundResult(TrainedRound):
     decision: Literal["promote", "reject"]
     reason: str
     validation_change: ValidationChange
+    task_change: TaskChange | None = None
+    """What decided, where the run has a task."""
 
     def headline(self) -> dict[str, Any]:
         first = {"adapter": self.adapter, "decision": self.decision, "pairs": self.pairs}
@@ -65,7 +67,7 @@ class RoundResult(TrainedRound):
         return first | {name: value for name, value in others.items() if value is not None} | super().headline()
 
     def milestones(self) -> Iterator[Milestone]:
-        yield from fidelity_milestones("proxy", self.round, self.validation)
+        yield from self.proxy_milestones(self.round)
         for name in MILESTONES:
             if (value := getattr(self, name)) is not None:
                 yield f"round/{name}", self.round, float(value)
@@ -93,7 +95,7 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 def _cost(by: Estimator) -> list[StageEstimate]:
     """All rounds: sampling and the engine's starts; then the reference's log-probs, training on both sides of each
-    pair, and the validation slice."""
+    pair, the validation slice, and the task's questions."""
     stage, rounds = by.config.alignment, by.config.alignment.rounds
     if not rounds:
         return []
@@ -103,7 +105,7 @@ def _cost(by: Estimator) -> list[StageEstimate]:
         found.append(by.sampled("sample", by.proxy, by.pairs, starts, rounds))
     references = 2 * by.pairs if stage.preference else 0
     seconds = by.forward(by.proxy, references + stage.evaluations * by.validation)
-    seconds += by.training(by.config.proxy, stage, sides * by.pairs)
+    seconds += by.training(by.config.proxy, stage, sides * by.pairs) + by.asking()
     return [*found, by.trained("align", rounds * by.pairs * stage.epochs * sides, rounds * seconds, rounds)]
 
 

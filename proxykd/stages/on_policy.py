@@ -42,7 +42,10 @@ def _files(run: RunDirectory, _: OnPolicyResult) -> list[Path]:
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    return [[processes.trainer("student on-policy", processes.config.student), processes.data]]
+    config = processes.config
+    asked = config.on_policy is not None and config.on_policy.source == "engine"
+    engine = [processes.engine("proxy")] if asked else []
+    return [[processes.trainer("student on-policy", config.student), processes.data, *engine]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:
@@ -51,8 +54,11 @@ def _cost(by: Estimator) -> list[StageEstimate]:
     phase = by.config.on_policy
     assert phase is not None
     judge, sides = (by.proxy, 1) if phase.judge == "proxy" else (by.student, 2)
-    seconds = by.drawing(by.config.student, phase, by.distillation)
-    seconds += by.forward(judge, sides * by.distillation * phase.epochs)
+    seconds, judged = by.drawing(by.config.student, phase, by.distillation), sides * by.distillation * phase.epochs
+    if phase.source == "engine":
+        seconds += by.device.engine_start_s + by.scored("on_policy", judge, judged).seconds
+    else:
+        seconds += by.forward(judge, judged)
     seconds += by.training(by.config.student, phase, sides * by.distillation)
     seconds += (1 + phase.evaluations) * by.forward(by.student, by.validation)
     return [by.trained("on_policy", sides * by.distillation * phase.epochs, seconds)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from proxykd.evaluation.benchmarks import Score
 from proxykd.evaluation.measures import Fidelity
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.stage import Milestone, Result
@@ -41,20 +42,29 @@ class AdapterResult(TrainedResult):
     adapter: str
     """Its directory under adapters/."""
     validation: Fidelity
+    task: Score | None = None
+    """Its score on alignment.task, where the run has one."""
 
     def headline(self) -> dict[str, Any]:
-        return {
+        found = {
             "adapter": self.adapter,
             "held_out_nll": self.validation.held_out_nll,
             "top1_agreement": self.validation.top1_agreement,
         }
+        return found if self.task is None else {**found, "task_score": self.task.score}
 
     def milestones(self) -> Iterator[Milestone]:
-        yield from fidelity_milestones("proxy", 0, self.validation)
+        yield from self.proxy_milestones(0)
+
+    def proxy_milestones(self, number: int) -> Iterator[Milestone]:
+        """Of the proxy after so many rounds."""
+        yield from fidelity_milestones("proxy", number, self.validation)
+        if self.task is not None:
+            yield "proxy/task_score", number, self.task.score
 
 
 def adapter_files(run: RunDirectory, result: AdapterResult) -> list[Path]:
-    """The adapter and its validation scores."""
+    """The adapter, its validation scores and its answers to the task."""
     return [run.adapters / result.adapter, run.validation(result.adapter)]
 
 

@@ -21,10 +21,10 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:
-    """With the validation slice before, and at the points of its curve."""
+    """With the validation slice before, and at the points of its curve; then the task's questions."""
     stage = by.config.warmup
     seconds = by.training(by.config.proxy, stage, by.warmup)
-    seconds += (1 + stage.evaluations) * by.forward(by.proxy, by.validation)
+    seconds += (1 + stage.evaluations) * by.forward(by.proxy, by.validation) + by.asking()
     return [by.trained("warm-up", by.warmup * stage.epochs, seconds)]
 
 
@@ -34,7 +34,7 @@ WARMUP = Stage(
     WarmupResult,
     when=lambda config: config.teaching.aligned,
     inputs=("corpus",),
-    settings=lambda config: [config.proxy, config.warmup],
+    settings=lambda config: [config.proxy, config.warmup, config.alignment.task],
     files=adapter_files,
     demands=_demands,
     cost=_cost,

@@ -242,9 +242,16 @@ def validate_study(raw: Facts, origin: str) -> StudyConfig:
     """Returns the study that `raw`, as read from `origin`, describes.
 
     Raises:
-        ConfigError: a key is unknown, an arm cannot run, or corpus.follow is set.
+        ConfigError: a key is unknown, an arm cannot run, corpus.follow is set, or an engine is to judge an on-policy
+            phase.
     """
     study = validated(StudyConfig, raw, origin, "study")
-    if any(arm.config.corpus.follow for arm in study.expand()):
+    configs = [arm.config for arm in study.expand()]
+    if any(config.corpus.follow for config in configs):
         raise ConfigError(f"{origin}: corpus.follow would give every arm another corpus; leave it out of a study")
+    if any(config.on_policy is not None and config.on_policy.source == "engine" for config in configs):
+        raise ConfigError(
+            f"{origin}: on_policy.source is engine, which a phase would hold while it trains, and the runs of a study "
+            f"share one in turns; set on_policy.source=trainer"
+        )
     return study

@@ -47,9 +47,23 @@ def sample_completions(
     generation_config only the stop tokens count, any of which ends a completion, as in the engine. The same seed
     draws the same, whatever was drawn before; the global random state stays as it is.
     """
+    return _completions(scorer, prompts, [room.of(prompt) for prompt in prompts], seed)
+
+
+@torch.no_grad()
+def greedy_completions(
+    scorer: CompletionScorer, prompts: Sequence[Sequence[int]], rooms: Sequence[int]
+) -> list[list[int]]:
+    """The same by the likeliest token at each place, each within its own `rooms` tokens."""
+    return _completions(scorer, prompts, rooms, None)
+
+
+def _completions(
+    scorer: CompletionScorer, prompts: Sequence[Sequence[int]], rooms: Sequence[int], seed: int | None
+) -> list[list[int]]:
     if not prompts:
         return []
-    rooms, stops = [room.of(prompt) for prompt in prompts], set(stop_token_ids(scorer.model))
+    stops = set(stop_token_ids(scorer.model))
     drawn: list[list[int]] = [[] for _ in prompts]
     with _evaluating(scorer):
         decoding = _Decoding(scorer, prompts, seed)
@@ -91,11 +105,12 @@ class _Decoding:
     was made for.
     """
 
-    def __init__(self, scorer: CompletionScorer, prompts: Sequence[Sequence[int]], seed: int):
+    def __init__(self, scorer: CompletionScorer, prompts: Sequence[Sequence[int]], seed: int | None):
+        """Without a seed the likeliest token is taken, not drawn."""
         self.rows = list(range(len(prompts)))
         self._scorer = scorer
         self._device = next(scorer.parameters()).device
-        self._draws = torch.Generator(self._device).manual_seed(seed)
+        self._draws = None if seed is None else torch.Generator(self._device).manual_seed(seed)
         longest = max(map(len, prompts))
         # Left-padded, so that every row's next token is predicted at the same place; the mask hides the padding.
         self._ids_BT = self._tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
@@ -103,10 +118,13 @@ class _Decoding:
         self._cache: Any = None
 
     def next_tokens(self) -> list[int]:
-        """A token of each row, drawn."""
+        """A token of each row."""
         positions_BT = (self._mask_BS.cumsum(1) - 1).clamp(min=0)[:, -self._ids_BT.shape[1] :]
         logits_BV, self._cache = self._scorer.next_logits(self._ids_BT, self._mask_BS, positions_BT, self._cache)
-        self._ids_BT = torch.multinomial(logits_BV.softmax(-1), 1, generator=self._draws)
+        if self._draws is None:
+            self._ids_BT = logits_BV.argmax(-1, keepdim=True)
+        else:
+            self._ids_BT = torch.multinomial(logits_BV.softmax(-1), 1, generator=self._draws)
         self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(self._mask_BS), 1)], 1)
         return list(map(int, self._ids_BT[:, 0].tolist()))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from proxykd.evaluation.benchmarks import Grade
 from proxykd.evaluation.fidelity import RecordScores
 from proxykd.evaluation.measures import Fidelity
+from proxykd.evaluation.task import write_answers
 from proxykd.evaluation.validation_scores import write_validation
 from proxykd.models.loading import merge_adapter, save_adapter, save_model
 from proxykd.models.parallel import full_state
@@ -23,15 +26,18 @@ def save_proxy(
     number: int | None,
     parent: str | None,
     validation: RecordScores,
+    answers: Sequence[Grade] = (),
 ) -> str:
-    """Saves the adapter with its round, its parent and its validation scores; returns its directory's name. Every
-    worker must call it: those that do not lead get ""."""
+    """Saves the adapter with its round, its parent, its validation scores and its answers to the task; returns its
+    directory's name. Every worker must call it: those that do not lead get ""."""
     state = full_state(scorer.model, trainable_only=True, keep=worker.lead)
     if not worker.lead:
         return ""
     facts = {"round": number, "parent": parent, "fidelity": validation.fidelity().model_dump()}
     path = save_adapter(scorer.model, state, worker.run.adapters, prefix, facts)
     write_validation(worker.run, path.name, validation)
+    if answers:
+        write_answers(worker.run, path.name, answers)
     return path.name
 
 

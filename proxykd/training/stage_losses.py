@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from proxykd.config import DistillationConfig, PreferenceConfig
 from proxykd.data.soft_labels import as_top_k
 from proxykd.data.teacher_logprobs import TeacherAt, places_known
-from proxykd.losses.divergences import Divergence
+from proxykd.losses.coarse import coarse_divergence, with_token
+from proxykd.losses.divergences import Divergence, Name
 from proxykd.losses.sequence_losses import TOP_K_DIVERGENCES, dpo, sequence_sums
 from proxykd.losses.top_k import TopK, shifted
 from proxykd.models.batching import CompletionBatch, collate
@@ -201,6 +203,30 @@ class DenseLoss:
             self._teacher.head(), teacher_hidden_NH, scorer.head(), scorer.hidden(batch)
         )
         return {"divergence": values_N.sum() / self._tokens}, {}
+
+
+class CoarseLoss:
+    """The same from a proxy in its engine, of which its likeliest ids are known and the one that was drawn: a lower
+    bound of the dense divergence at each token (`losses/coarse.py`). Rows add `judged`, the engine's log-probs.
+
+    The outcomes that are told apart follow from prefix and drawn token alone, and are held still as these are: a step
+    follows the bound's gradient in the student's log-probs at sampled prefixes, by the estimator of DenseLoss.
+    """
+
+    terms: tuple[str, ...] = ("divergence",)
+    metrics: tuple[str, ...] = ()
+
+    def __init__(self, global_batch: Sequence[Row], divergence: Name):
+        self._tokens = batch_completion_tokens(global_batch)
+        self._divergence = divergence
+
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        device, judged = _device(scorer), [row["judged"] for row in rows]
+        batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
+        token_logps_N = torch.from_numpy(np.concatenate([one.token_logps_T for one in judged])).to(device)
+        proxy = with_token(as_top_k(judged).to(device), batch.labels_N, token_logps_N)
+        student = scorer(batch, proxy.ids_NK).top
+        return {"divergence": coarse_divergence(self._divergence, proxy, student).sum() / self._tokens}, {}
 
 
 def _device(scorer: CompletionScorer) -> torch.device:

@@ -13,6 +13,7 @@ from proxykd.costs.devices import GPUS, Device, this_cpu
 from proxykd.costs.estimator import StageEstimate, Text
 from proxykd.costs.memory_plan import Footprint, disk_gib, footprints, machine_disk_gib
 from proxykd.errors import ConfigError
+from proxykd.evaluation.task import answer_tokens, read_task
 from proxykd.planning.machine import available_memory_gib
 from proxykd.planning.requirements import memory_needed, pool_demands, shared_memory_needed
 from proxykd.planning.text_checks import require_text
@@ -36,6 +37,7 @@ def print_plan(
     Raises:
         ConfigError: an unknown device, or a corpus that is not here and of which nothing is said.
         CorpusError: corpus.training_limit is beyond what there is.
+        BenchmarkError: alignment.task cannot be asked.
         ModelError: the size of a model is unknown.
     """
     device = _device(config, device_name)
@@ -90,7 +92,15 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
         count, prompts, completions = records, 200.0, 250.0
     more = corpus.unlabelled
     unlabelled = len(read_prompts(more)) if more and Path(more).exists() else 0
-    return Text(records or count, prompt or prompts, completion or completions, unlabelled)
+    task = read_task(config.alignment)
+    return Text(
+        records=records or count,
+        prompt=prompt or prompts,
+        completion=completion or completions,
+        unlabelled=unlabelled,
+        questions=len(task),
+        answers=answer_tokens(task),
+    )
 
 
 def _prompt_tokens(rows: list[Record]) -> float:

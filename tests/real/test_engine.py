@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 
 from actors.data.streams import EngineCall
 from actors.engine.app_names import proxy_app
+from proxykd.config import ENGINE_TOP_K
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
+from proxykd.training.stage_losses import CoarseLoss
+from tests.engine_scores import told
 
 PROMPTS = [[1, 40 + i, 60 + i, 30] for i in range(24)]
 COMPLETIONS = [[70 + i, 80, 90 + i, 2] for i in range(24)]
@@ -43,6 +49,28 @@ def test_scores_are_the_trainers_for_every_adapter_and_swapping_back_is_exact(en
         first[directory] = token_logps
     distances = [np.abs(first[a] - first[b]).mean() for a in first for b in first if a != b]
     assert min(distances) > 0.1
+
+
+def test_a_students_samples_are_judged_as_by_the_proxy_beside_it(engine):
+    """Value and gradient of the on-policy loss, from the engine's log-probs and from a forward pass of the trainer's."""
+    run, _, call = engine
+    directory = adapters(run)[-1]
+    proxy = load_scorer(run.models / "proxy", run.config().proxy, adapter=run.adapters / directory, trainable=False)
+    frozen = run.config().student.model_copy(update={"method": "full"})
+    found = {}
+    for who, ask in (("engine", partial(call(directory), "score")), ("trainer", partial(told, proxy))):
+        student = load_scorer(run.models / "student", frozen)
+        judged = ask(prompts=PROMPTS, completions=COMPLETIONS, top_k=ENGINE_TOP_K)
+        rows = [
+            {"prompt_ids": prompt, "completion_ids": ids, "judged": one}
+            for prompt, ids, one in zip(PROMPTS, COMPLETIONS, judged, strict=True)
+        ]
+        terms, _ = CoarseLoss(rows, "reverse_kl")(student, rows)
+        terms["divergence"].backward()
+        gradient = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+        found[who] = float(terms["divergence"].detach()), gradient
+    assert found["engine"][0] == pytest.approx(found["trainer"][0], rel=1e-3)
+    assert float((found["engine"][1] - found["trainer"][1]).norm()) < 1e-2 * float(found["trainer"][1].norm())
 
 
 def test_interleaved_requests_are_answered_each_by_its_own_adapter(engine):

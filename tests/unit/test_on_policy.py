@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from unittest import mock
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actors.run.context import Context
 from actors.run.pipeline import Pipeline
 from actors.telemetry.event_files import read_events
 from proxykd.config import OnPolicyConfig
 from proxykd.data.corpus_store import read_slice
+from proxykd.errors import ConfigError
 from proxykd.evaluation.fidelity import RecordScores
 from proxykd.models.loading import load_scorer, merge_adapter
+from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.report.overview import overview
 from proxykd.report.run_report import build_report
 from proxykd.runs.storage import RunDirectory
@@ -29,7 +33,8 @@ from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, pair_lo
 from proxykd.training.trainer import Step, Trainer
 from proxykd.training.worker import Worker
 from tests import inline_run
-from tests.small_run import make_adapter
+from tests.engine_scores import told
+from tests.small_run import make_adapter, run_config
 from tests.stage_ranks import make_run, on_ranks, worker_of
 
 PHASE = {"learning_rate": 5e-3, "global_batch": 4, "evaluations": 2, "max_new_tokens": 12}
@@ -55,9 +60,26 @@ def train(run, rows, die_at=None):
             raise InterruptedError
         return step(trainer, *arguments)
 
-    task = OnPolicyTask(len(rows), next(path.name for path in run.adapters.iterdir() if path.name.startswith("r01")))
+    adapter = next(path.name for path in run.adapters.iterdir() if path.name.startswith("r01"))
+    asked = run.config().on_policy.source == "engine"
+    task = OnPolicyTask(len(rows), engine=LocalEngine(run, adapter)) if asked else OnPolicyTask(len(rows), adapter)
     with mock.patch.object(Trainer, "step", mortal):
         return on_policy(worker_of(run, "on_policy", rows), task)
+
+
+class LocalEngine:
+    """The proxy's log-probs as its engine tells them, by a forward pass here; also as a stage's body is given it."""
+
+    def __init__(self, run, adapter):
+        self._scorer = load_scorer(
+            run.models / "proxy", run.config().proxy, adapter=run.adapters / adapter, trainable=False
+        )
+        self.asked = []
+
+    def __call__(self, method="score", *, prompts, completions, top_k):
+        assert (method, top_k) == ("score", 20)
+        self.asked.append(completions)
+        return told(self._scorer, prompts, completions, top_k)
 
 
 def weights(folder):
@@ -68,7 +90,11 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-CASES = {"proxy": {"judge": "proxy"}, "preference": {"judge": "preference", "student": LORA}}
+CASES = {
+    "proxy": {"judge": "proxy"},
+    "engine": {"source": "engine"},
+    "preference": {"judge": "preference", "student": LORA},
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,7 +120,7 @@ def test_the_phase_trains_from_the_offline_student_and_leaves_that_alone(tiny, t
 def test_a_judged_divergence_falls_as_the_student_learns(tiny, tmp_path, case):
     run, rows = prepare(tiny, tmp_path, keep="last", epochs=8, **CASES[case])
     steps = train(run, rows).steps
-    term = "divergence" if case == "proxy" else "nll"
+    term = "nll" if case == "preference" else "divergence"
     assert steps[-2][term] < 0.8 * steps[0][term]
 
 
@@ -153,6 +179,16 @@ def test_references_are_the_frozen_students_of_the_pairs_that_are_trained_on(tin
     again, drawn = worker_of(run, "again", rows), [pair["rejected_ids"] for pair in seen[-1]]
     samples = loop_module.sample_rows(again, frozen, rows[8:], 12, step=5)
     assert [row["completion_ids"] for row in samples] == drawn
+
+
+def test_what_the_engine_tells_of_the_very_samples_bounds_what_the_proxy_beside_the_trainer_says(tiny, tmp_path):
+    """Of the first step, which both take from the same student on the same samples."""
+    first = {}
+    for source in ("trainer", "engine"):
+        run, rows = prepare(tiny, tmp_path / source, keep="last", source=source)
+        first[source] = train(run, rows).steps[0]
+    assert first["trainer"]["sample_length"] == first["engine"]["sample_length"]
+    assert 0.1 < first["engine"]["divergence"] < first["trainer"]["divergence"]  # models as flat as these tell little
 
 
 def judged(*nlls):
@@ -299,6 +335,46 @@ def test_preference_needs_no_proxy_and_its_samples_do_not_drift(streams, tiny, t
     result = ON_POLICY.finished(run).result
     assert len(result.steps) > 2
     assert result.drift is None
+
+
+def test_a_run_whose_engine_judges_keeps_it_while_it_trains(donor, streams, tiny, tmp_path):
+    corpus = donor.config().corpus.model_dump()
+    run = inline_run.make_run(tiny, tmp_path, corpus=corpus, on_policy={**WHOLE, "source": "engine", "keep": "last"})
+    lent = ["corpus", "warmup", "align-01", "align-02", "score", "distil"]
+    engines, released = [], []
+
+    @contextmanager
+    def engine(_, adapter):
+        engines.append((adapter, LocalEngine(run, adapter)))
+        yield engines[-1][1]
+
+    trainers = inline_run.Trainers()
+    context = inline_run.context_of(run, trainers, inline_run.Lender(donor, lent))
+    context.facilities.engines.release = lambda spec: released.append(list(trainers.asked))
+    with mock.patch.object(Context, "proxy_engine", engine):
+        Pipeline(context).execute()
+    [(adapter, asked)] = engines
+    assert adapter == adapters_in_force(run)[-1]["adapter"]
+    result = ON_POLICY.finished(run).result
+    assert sum(len(ids) for batch in asked.asked for ids in batch) == result.sampled_tokens
+    assert len(asked.asked) == len(result.steps)
+    assert [] not in released  # not before the phase has trained
+    assert ["on_policy"] in released
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"on_policy": {"source": "engine", "judge": "preference"}}, "preference asks no proxy"),
+        (
+            {"on_policy": {"source": "engine"}, "resources": {"engine_while_training": "stop"}},
+            r"set resources\.engine_while_training=keep",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_judge_is_refused(tiny, tmp_path, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        run_config(str(tiny), str(tmp_path), **sections)
 
 
 def test_a_drift_is_told(streams, tiny, tmp_path):

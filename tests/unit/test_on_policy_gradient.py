@@ -11,10 +11,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from proxykd.losses.divergences import Divergence
+from proxykd.losses.coarse import coarse_divergence, with_token
+from proxykd.losses.divergences import DENSE_DIVERGENCES, Divergence
+from proxykd.losses.top_k import TopK
 from proxykd.models.scorer import CompletionScorer
 from proxykd.training.sampling import Room, sample_completions
-from proxykd.training.stage_losses import DenseLoss
+from proxykd.training.stage_losses import CoarseLoss, DenseLoss
+from tests.engine_scores import told
 
 VOCABULARY, LONGEST, STOP = 4, 3, 3
 PROMPT = [0, 1]
@@ -146,3 +149,109 @@ def test_it_is_not_the_gradient_of_the_kl_between_whole_completions(student, tea
     assert float(whole) == pytest.approx(direct, rel=1e-5)
     theirs, ours = gradient(student, whole), by_prefix(student, teacher, "reverse_kl")
     assert float((theirs - ours).norm()) > 0.1 * float(theirs.norm())
+
+
+def taken_together(teacher, student, prefix, token, top_k):
+    """log p' and log q' at a prefix where `token` was drawn: it and the teacher's likeliest by themselves, all others as
+    one."""
+    p, q = logps(teacher, prefix), logps(student, prefix)
+    apart = p.argsort(descending=True)[:top_k].tolist()
+    if token not in apart:
+        apart[-1] = token
+    others = [i for i in range(VOCABULARY) if i not in apart]
+    return tuple(torch.stack([*one[apart], *([one[others].logsumexp(0)] if others else [])]) for one in (p, q))
+
+
+COARSE = {
+    "forward_kl": lambda p, q: (p.exp() * (p - q)).sum(),
+    "reverse_kl": lambda p, q: (q.exp() * (q - p)).sum(),
+    "jsd": lambda p, q: sum((one.exp() * (one - ((p.exp() + q.exp()) / 2).log())).sum() / 2 for one in (p, q)),
+}
+
+
+def of_told_sample(student, teacher, name, ids, top_k):
+    """Value and gradient of a step on one sample that an engine judges, before its tokens divide them."""
+    [judged] = told(teacher, [PROMPT], [list(ids)], top_k)
+    row = {"prompt_ids": PROMPT, "completion_ids": list(ids), "judged": judged}
+    terms, _ = CoarseLoss([row], name)(student, [row])
+    value = terms["divergence"] * len(ids)
+    return float(value.detach()), gradient(student, value)
+
+
+@pytest.mark.parametrize("name", COARSE)
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_an_engines_judgement_averages_to_the_coarse_divergence_at_each_prefix(student, teacher, name, top_k):
+    """Over all completions: at each prefix, that of the outcomes which each token would tell apart, by how likely the
+    student is to draw it, prefix and token held still."""
+    terms = [
+        probability(student, (*prefix, token)) * COARSE[name](*taken_together(teacher, student, prefix, token, top_k))
+        for prefix in prefixes()
+        for token in range(VOCABULARY)
+    ]
+    whole = torch.stack(terms).sum()
+    expected = float(whole.detach()), gradient(student, whole)
+    weighted = [
+        (probability(student, ids), of_told_sample(student, teacher, name, ids, top_k)) for ids in completions()
+    ]
+    assert sum(weight * value for weight, (value, _) in weighted) == pytest.approx(expected[0], rel=1e-4)
+    found = sum(weight * part for weight, (_, part) in weighted)
+    assert torch.allclose(found, expected[1], rtol=1e-3, atol=1e-5 * float(expected[1].abs().max()))
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_an_engines_judgement_is_a_lower_bound_and_exact_where_it_tells_all(student, teacher, name):
+    for ids in completions():
+        row = {"prompt_ids": PROMPT, "completion_ids": list(ids)}
+        terms, _ = DenseLoss([row], teacher, Divergence(name))(student, [row])
+        dense = float(terms["divergence"].detach()) * len(ids)
+        values = [of_told_sample(student, teacher, name, ids, top_k) for top_k in range(1, VOCABULARY + 1)]
+        assert all(0 <= value <= dense * (1 + 1e-5) + 1e-6 for value, _ in values)
+        whole, its_gradient = values[-1]
+        assert whole == pytest.approx(dense, rel=1e-4, abs=1e-6)
+        expected = of_sample(student, teacher, name, ids)
+        assert torch.allclose(its_gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_token_that_was_drawn_is_always_told_apart():
+    top = TopK(
+        torch.tensor([[5, 2], [5, 2]]), torch.tensor([[0.5, 0.3], [0.5, 0.3]]).log(), torch.tensor([0.2, 0.2]).log()
+    )
+    found = with_token(top, torch.tensor([5, 7]), torch.tensor([0.5, 0.01]).log())
+    assert found.ids_NK.tolist() == [[5, 2], [5, 7]]
+    assert found.logps_NK.exp().tolist() == [pytest.approx([0.5, 0.3]), pytest.approx([0.5, 0.01])]
+    assert found.tail_logmass_N.exp().tolist() == pytest.approx([0.2, 0.49])
+    assert top.ids_NK.tolist() == [[5, 2], [5, 2]]
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_a_rest_without_mass_is_neither_infinite_nor_moves_anything(name):
+    """Of the proxy, of the student, and of both: float32 cannot tell it from the least."""
+    for p_rest, q_rest in ((0.0, 0.1), (0.1, 0.0), (0.0, 0.0)):
+        proxy = TopK(
+            torch.zeros(1, 1, dtype=torch.long), torch.tensor([[1 - p_rest]]).log(), torch.tensor([p_rest]).log()
+        )
+        logits = torch.tensor([[math.log(1 - q_rest)]], requires_grad=True)
+        rest = torch.tensor([q_rest]).log()
+        value = coarse_divergence(name, proxy, TopK(proxy.ids_NK, logits, rest))
+        value.sum().backward()
+        assert math.isfinite(float(value))
+        assert logits.grad.isfinite().all()
+        assert float(value) == pytest.approx(0, abs=1e-6) or p_rest != q_rest
+
+
+def test_its_gradient_in_the_students_logits_is_the_formulas():
+    """Reverse KL: q_v * (log q'(c) - log p'(c) - D) for a token v of the outcome c; in float64, against autograd."""
+    torch.manual_seed(0)
+    logits = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    p, outcomes = torch.randn(9, dtype=torch.float64).softmax(0), [[4], [7], [0, 1, 2, 3, 5, 6, 8]]
+
+    def together(logps):
+        return torch.stack([logps[outcome].logsumexp(0) for outcome in outcomes])
+
+    q = logits.log_softmax(0)
+    value = DENSE_DIVERGENCES["reverse_kl"](together(p.log()), together(q))
+    [found] = torch.autograd.grad(value, logits)
+    for c, outcome in enumerate(outcomes):
+        for v in outcome:
+            gap = float(together(q)[c] - together(p.log())[c] - value)
+            assert float(found[v]) == pytest.approx(float(q[v].exp()) * gap, abs=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxykd.config import validate_config
+from proxykd.costs.demands import ProcessDemands
 from proxykd.costs.devices import GPUS
 from proxykd.costs.estimator import Estimator, Text
 from proxykd.costs.memory_plan import GIB, disk_gib, footprints, kv_bytes
@@ -73,6 +74,26 @@ def test_its_hours_are_samples_judging_and_training():
     assert not [one for one in estimate(config(None), TEXT, device) if one.stage == "on_policy"]
 
 
+def test_an_engine_that_judges_lies_elsewhere_and_stays_up():
+    judged, told = student_footprint({}), student_footprint({"source": "engine"})
+    assert "frozen" in judged.parts
+    assert "frozen" not in told.parts
+    assert {**judged.parts, "frozen": 0} == {**told.parts, "frozen": 0}
+    on_gpus = {"resources": {"device": "gpu", "engine_replicas": 2, "engine_tensor_parallel": 2}}
+    beside, with_engine = (
+        ON_POLICY.demands(ProcessDemands(config(phase, **on_gpus))) for phase in ({}, {"source": "engine"})
+    )
+    assert [sum(demand.gpus for demand in step) for step in (*beside, *with_engine)] == [1, 1 + 4]
+    device = GPUS["a100-80g"]
+    trainer, engine = (
+        Estimator(config(phase, resources={"device": "gpu"}), TEXT, device) for phase in ({}, {"source": "engine"})
+    )
+    forward = 2 * trainer.proxy.parameters * trainer.distillation * 300 / device.peak
+    more = ON_POLICY.cost(engine)[0].seconds - ON_POLICY.cost(trainer)[0].seconds
+    expected = device.engine_start_s + forward / device.forward_share - forward / device.training_share
+    assert more == pytest.approx(expected)
+
+
 def test_its_batches_and_rooms_are_previewed():
     lengths = [Tokens(10, 20 + i) for i in range(40)]
     slices = dict.fromkeys(("warmup", "alignment", "distillation"), lengths)
@@ -91,6 +112,7 @@ def test_its_batches_and_rooms_are_previewed():
     ("phase", "told"),
     [
         ({}, "on-policy     reverse_kl from the aligned proxy on its own samples, Adam 1e-05, batch 32, 1 epoch(s)"),
+        ({"source": "engine"}, "reverse_kl from the aligned proxy's 20 likeliest on its own samples, Adam 1e-05"),
         ({"judge": "preference"}, "NLL (token_mean) + DPO (beta 0.1) against its own samples from before, Adam 1e-05"),
     ],
 )

@@ -44,6 +44,7 @@ READS = {
         "neighbours": {"one": "rounds[]"},
         "numbers": {"round": "rounds[]"},
         "change": {"measured": "rounds[].validation_change"},
+        "answers": {"changed": "rounds[].task_change"},
     },
     "format.js": {"stageName": {"stage": "pipeline[]"}},
     "runs.js": {"list": {"run": ""}, "where": {"run": ""}},

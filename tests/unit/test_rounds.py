@@ -9,7 +9,7 @@ import pytest
 from proxykd.config import AlignmentConfig
 from proxykd.data.round_records import growing_round, require_rounds, round_slice
 from proxykd.errors import CorpusError, GateError
-from proxykd.evaluation.promotion import Change, Decision, decide, round_rate, stop_reason
+from proxykd.evaluation.promotion import Decision, NllChange, ScoreChange, decide, round_rate, stop_reason
 from proxykd.stages.align import in_force
 from proxykd.text.seeds import sample_seed
 from proxykd.training import gates
@@ -70,7 +70,7 @@ def test_seeds_differ_by_round_and_record_and_stay():
 
 
 def change(nll, stderr=0.0, prompts=30, before=2.0):
-    return Change(before, before + nll, stderr, prompts)
+    return NllChange(before, before + nll, stderr, prompts)
 
 
 def test_decisions_say_why():
@@ -132,14 +132,76 @@ def test_noise_is_no_convergence():
     told = stop_reason([sure, sure], config)
     assert told == (
         "converged: validation NLL improved by less than 0.005 nats a token for 2 rounds "
-        "(-0.0010 ± 0.0020, -0.0010 ± 0.0020)"
+        "(-0.0010 ± 0.0020; -0.0010 ± 0.0020)"
     )
 
 
 def test_a_rejected_round_leaves_the_proxy_where_it_was():
-    rejected = change(0.4, 0.01).kept()
-    assert (rejected.nll, rejected.stderr, rejected.after) == (0.0, 0.0, 2.0)
-    assert "converged" in stop_reason([change(-0.3, 0.01), rejected, rejected], AlignmentConfig(rounds=9))
+    found = stop_reason([change(-0.3, 0.01), None, None], AlignmentConfig(rounds=9))
+    assert (
+        found == "converged: validation NLL improved by less than 0.005 nats a token for 2 rounds (rejected; rejected)"
+    )
+
+
+def tosses(heads, of):
+    """The chance of so many heads or fewer."""
+    return sum(math.comb(of, i) for i in range(heads + 1)) / 2**of
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "verdict", "warning"),
+    [
+        (0, 5, "reject", True),  # 1/32
+        (0, 4, "promote", True),  # 1/16: not sure, though a t-test of 100 differences has t = 2.03
+        (1, 7, "reject", True),  # 9/256
+        (1, 6, "promote", True),  # 8/128
+        (5, 0, "promote", False),
+        (4, 0, "promote", True),
+        (0, 0, "promote", True),
+        (40, 60, "reject", True),
+        (42, 58, "promote", True),
+    ],
+)
+def test_a_score_is_judged_by_the_questions_that_changed_hands(won, lost, verdict, warning):
+    """However many questions both answered alike."""
+    for alike in (0, 95, 4000):
+        found = decide(ScoreChange(alike // 2 + lost, won, lost, alike + won + lost or 1))
+        assert (found.verdict, found.warning) == (verdict, warning)
+        assert f"p {tosses(min(won, lost), won + lost):.3f}" in found.reason
+    assert (verdict == "reject") == (lost > won and tosses(won, won + lost) <= 0.05)
+
+
+def test_a_score_says_what_it_was_and_is():
+    moved = ScoreChange(right=26, won=1, lost=7, questions=50)
+    assert decide(moved) == Decision(
+        "reject", "task score 0.5200 -> 0.4000 (1 won, 7 lost of 50, p 0.035): surely worse", warning=True
+    )
+    assert moved.measure().model_dump() == {"before": 0.52, "after": 0.4, "won": 1, "lost": 7, "questions": 50}
+
+
+def test_equally_good_rounds_are_seldom_rejected_whatever_their_size():
+    """Over all ways that n changed answers fall, each by the toss of a coin."""
+    for changed in range(1, 60):
+        rejected = sum(
+            math.comb(changed, lost)
+            for lost in range(changed + 1)
+            if ScoreChange(60, changed - lost, lost, 90).surely_worse
+        )
+        assert rejected / 2**changed <= 0.05
+
+
+def test_a_score_converges_where_enough_questions_say_so_and_by_rejections():
+    """A gain is at most the share that was won: of 600 questions none won is surely less than 0.005 (0.995**600 is
+    0.049), of 500 not."""
+    config = AlignmentConfig(rounds=9, task="t.jsonl")
+    assert stop_reason([ScoreChange(300, 0, 0, 500)] * 2, config) is None
+    told = stop_reason([ScoreChange(300, 0, 2, 600), None], config)
+    assert told == "converged: task score improved by less than 0.005 for 2 rounds (0 won, 2 lost of 600; rejected)"
+    large = ScoreChange(9000, 40, 1000, 14000)
+    assert large.surely_worse
+    assert large.surely_gained_less(0.005)  # 70 are expected of that share, with a deviation of 8.3
+    assert not ScoreChange(9000, 60, 1000, 14000).surely_gained_less(0.005)
+    assert not large.surely_gained_less(0.0)
 
 
 def test_the_adapter_in_force_is_that_of_the_last_promotion():

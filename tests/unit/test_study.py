@@ -111,6 +111,7 @@ def test_resources_change_no_key(tmp_path):
         ({"own_arms": {"jsd": {"title": "x", "set": {"a.b": 1}}}}, "are presets"),
         ({"run": {k: v for k, v in RUN.items() if k != "white_box"}}, "arm forward_kl of study t"),
         ({"settings": {"jsd": {"distillation.alhpa": 1}}}, "distillation.alhpa"),
+        ({"arms": ["proxy_kd"], "settings": {"proxy_kd": {"on_policy.source": "engine"}}}, "share one in turns"),
         ({"reference": "sft"}, "reference is sft, which is not among arms"),
         ({"sizes": {"records": [8, 0], "arms": ["jsd"]}}, "records has 0; a size is at least 1"),
         ({"sizes": {"records": [8, 8], "arms": ["jsd"]}}, "records 8, 8 must each be named once"),

@@ -10,7 +10,7 @@ import pytest
 from proxykd.config import AlignmentConfig
 from proxykd.errors import IntegrityError, RunError
 from proxykd.evaluation.fidelity import RecordScores
-from proxykd.evaluation.promotion import Change, decide, stop_reason
+from proxykd.evaluation.promotion import NllChange, decide, stop_reason
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.evaluation.validation_scores import validation_change, write_validation
 from proxykd.runs.storage import RunDirectory
@@ -86,7 +86,7 @@ def shares(shift, slices=400):
         total = sum(before.tokens)
         differences = [b - a for a, b in zip(before.nll, after.nll, strict=True)]
         _, stderr = ratio_of_sums(differences, before.tokens, before.prompts)
-        change = Change(sum(before.nll) / total, sum(after.nll) / total, stderr, 20)
+        change = NllChange(sum(before.nll) / total, sum(after.nll) / total, stderr, 20)
         rejected += decide(change).verdict == "reject"
         idle += stop_reason([change], config) is not None
     return rejected / slices, idle / slices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 from proxykd.config import AlignmentConfig
-from proxykd.evaluation.fidelity import pair_token_logps
+from proxykd.evaluation.fidelity import RecordScores, pair_token_logps
 from proxykd.evaluation.inspection import first_pairs, write_inspected
+from proxykd.evaluation.task import Asked
 from proxykd.models.batching import collate
 from proxykd.models.scorer import CompletionScorer
 from proxykd.stages.align import TrainedRound
@@ -19,6 +21,7 @@ from proxykd.text.corpus import Row
 from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training import gates
 from proxykd.training.after_round import pairs_after_round
+from proxykd.training.asking import Answers, ask
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_proxy
 from proxykd.training.stage_losses import AlignmentLoss, SftLoss, reference_logps
@@ -45,10 +48,12 @@ class RoundTask:
     learning_rate: float
     parity: Parity | None = None
     """With the preference loss."""
+    task: Sequence[Asked] = ()
 
 
 def align(worker: Worker, task: RoundTask) -> TrainedRound:
-    """Reference log-probs and parity first, then the steps, then a look at the pairs and the validation slice."""
+    """Reference log-probs and parity first, then the steps, then a look at the pairs, the validation slice and the
+    task."""
     config = _gentle(worker.config.alignment, task)
     scorer = worker.proxy(task.reference)
     training = ResumableTraining(worker, scorer, config, task.records)
@@ -82,12 +87,14 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
         write_inspected(worker.run, task.round, pairs, notes["before"], after, tokenizer)
     judged_seconds = time.monotonic() - began
     validation = training.validation()
+    answers = ask(worker, scorer, task.task)
     measured = [step for step in steps if step.grad_norms]
     return TrainedRound(
         **notes["step0"],
         **notes["parity"],
-        adapter=save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation),
+        adapter=_save(worker, scorer, task, validation, answers),
         validation=validation.fidelity(),
+        task=answers.score,
         nll_loss=fmean(step.losses["nll"] for step in steps),
         dpo_loss=fmean(step.losses["dpo"] for step in steps),
         teacher_kl_loss=fmean(step.losses["teacher_kl"] for step in steps) if config.teacher_kl else None,
@@ -103,6 +110,7 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
             "train": training.seconds,
             "after": judged_seconds,
             "evaluate": training.validation_seconds,
+            **_asking(answers),
         },
         **training.facts(),
     )
@@ -116,13 +124,23 @@ def align_nll(worker: Worker, task: RoundTask) -> TrainedRound:
     by_sequence = config.nll_reduction == "sequence_sum"
     steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows, by_sequence)))
     validation = training.validation()
+    answers = ask(worker, scorer, task.task)
     return TrainedRound(
-        adapter=save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation),
+        adapter=_save(worker, scorer, task, validation, answers),
         validation=validation.fidelity(),
+        task=answers.score,
         nll_loss=fmean(step.losses["nll"] for step in steps),
-        seconds={"train": training.seconds, "evaluate": training.validation_seconds},
+        seconds={"train": training.seconds, "evaluate": training.validation_seconds, **_asking(answers)},
         **training.facts(),
     )
+
+
+def _save(worker: Worker, scorer: CompletionScorer, task: RoundTask, validation: RecordScores, answers: Answers) -> str:
+    return save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation, answers.grades)
+
+
+def _asking(answers: Answers) -> dict[str, float]:
+    return {"ask": answers.seconds} if answers.grades else {}
 
 
 def _gentle(config: AlignmentConfig, task: RoundTask) -> AlignmentConfig:

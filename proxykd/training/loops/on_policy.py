@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from proxykd.config import OnPolicyConfig
+from proxykd.config import ENGINE_TOP_K, OnPolicyConfig
+from proxykd.data.label_shards import CompletionLogps
 from proxykd.losses.divergences import Divergence
 from proxykd.models.loading import load_scorer, stop_token_ids
 from proxykd.models.scorer import CompletionScorer
@@ -16,17 +17,24 @@ from proxykd.training.drift import LENGTH, drift, watched
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.sampling import sample_rows
 from proxykd.training.saving import save_student
-from proxykd.training.stage_losses import AlignmentLoss, DenseLoss, reference_logps
+from proxykd.training.stage_losses import AlignmentLoss, CoarseLoss, DenseLoss, reference_logps
 from proxykd.training.trainer import StageLoss, Step, Trainer
 from proxykd.training.worker import Worker
 
 
+class EngineScore(Protocol):
+    def __call__(self, *, prompts: list[list[int]], completions: list[list[int]], top_k: int) -> list[CompletionLogps]:
+        """The log-probs of each completion's tokens, with the likeliest at each."""
+
+
 @dataclass(frozen=True)
 class OnPolicyTask:
-    """The records of one epoch; the adapter of the proxy, where that judges."""
+    """The records of one epoch; where the proxy judges, its adapter, or how its engine is asked for that one's
+    log-probs."""
 
     records: int
     adapter: str | None = None
+    engine: EngineScore | None = None
 
 
 class Judge(Protocol):
@@ -54,6 +62,28 @@ class ProxyJudge:
         return samples, DenseLoss(samples, self._proxy, self._divergence)
 
 
+class EngineJudge:
+    """The aligned proxy in its engine: a lower bound of that divergence, from what the engine tells of each token."""
+
+    def __init__(self, _: Worker, task: OnPolicyTask, config: OnPolicyConfig):
+        assert task.engine is not None
+        self._engine, self._divergence = task.engine, config.divergence
+
+    def sampler(self, student: CompletionScorer) -> CompletionScorer:
+        return student
+
+    def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
+        """Each worker asks for its own share."""
+        mine = {row["index"]: row for part, _ in trainer.micro_batches(samples) for row in part}
+        scored = self._engine(
+            prompts=[list(row["prompt_ids"]) for row in mine.values()],
+            completions=[list(row["completion_ids"]) for row in mine.values()],
+            top_k=ENGINE_TOP_K,
+        )
+        judged = dict(zip(mine, scored, strict=True))
+        return [{**row, "judged": judged.get(row["index"])} for row in samples], CoarseLoss(samples, self._divergence)
+
+
 class PreferenceJudge:
     """The teacher's text, preferred to what the student would have said before the phase: NLL + DPO against that
     student, which draws the rejected side too (after SODA, arXiv 2604.03873)."""
@@ -79,10 +109,12 @@ class PreferenceJudge:
         return pairs, AlignmentLoss(pairs, self._config)
 
 
-JUDGES: dict[str, Callable[[Worker, OnPolicyTask, OnPolicyConfig], Judge]] = {
-    "proxy": ProxyJudge,
-    "preference": PreferenceJudge,
+JUDGES: dict[tuple[str, str], Callable[[Worker, OnPolicyTask, OnPolicyConfig], Judge]] = {
+    ("proxy", "trainer"): ProxyJudge,
+    ("proxy", "engine"): EngineJudge,
+    ("preference", "trainer"): PreferenceJudge,
 }
+"""By `on_policy.judge` and `on_policy.source`."""
 
 
 def on_policy(worker: Worker, task: OnPolicyTask) -> OnPolicyResult:
@@ -90,7 +122,7 @@ def on_policy(worker: Worker, task: OnPolicyTask) -> OnPolicyResult:
     config, offline = worker.config.on_policy, worker.run.offline_student
     assert config is not None
     scorer = worker.workers.place(load_scorer(offline, worker.config.student, seed=worker.config.seed))
-    judge = JUDGES[config.judge](worker, task, config)
+    judge = JUDGES[config.judge, config.source](worker, task, config)
     stops = stop_token_ids(scorer.model)
 
     def drifted(steps: list[Step]) -> bool:

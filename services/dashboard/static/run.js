@@ -169,7 +169,10 @@ function rounds({ rounds: all, steps }, id) {
   const charts = all.length > 1 ? h("div", { class: "columns" },
     lineChart({ title: "Losses, mean over the round", unit: "nats", x, series: [{ label: "NLL a token", values: of("nll_loss") }, { label: "DPO", values: of("dpo_loss") }] }),
     lineChart({ title: "DPO accuracy", unit: "share of pairs", x, series: beside("dpo_accuracy"), digits: 3 }),
-    lineChart({ title: "Mean margin", unit: "nats", x, series: beside("margin_mean"), digits: 3 })) : null;
+    lineChart({ title: "Mean margin", unit: "nats", x, series: beside("margin_mean"), digits: 3 }),
+    all.some((one) => one.task) && lineChart({ title: "Task score, greedily answered", unit: "share of questions", x, series: [
+      { label: "after the round", values: all.map((one) => one.task?.score ?? null), errors: all.map((one) => one.task?.stderr ?? null) },
+    ], digits: 3 })) : null;
   const rows = !all.length ? h("p", {}, "No round has ended yet.") : table(all, [
     ["round", (one) => (one.inspected ? h("a", { href: `#/runs/${id}/rounds/${one.round}` }, `round ${one.round}`) : `round ${one.round}`), true],
     ["decision", (one) => `${one.decision === "promote" ? "promoted" : "rejected"}: ${one.reason}`, true],
