@@ -3,14 +3,14 @@
 - A token of the same bytes, if the student has one; control tokens go to those spelt alike, the stop token to the
   stop token.
 - Otherwise the first of the student's tokens for these bytes, if the student's tokenizer cuts them so where they
-  stand: with
-  s the student's tokens before and w the bytes of the proxy's token, T(s's text and w) must be s, then tokens of w
-  alone. A w that is no whole characters, or that would merge with s, has no image.
+  stand: with s the student's tokens before and w the bytes of the proxy's token, T(text of s + w) must be s and then
+  tokens of w alone. A w that is no whole characters, or that would merge with s, has no image.
 
 Several of the proxy's tokens may have one image: `12` and `1` both go to `1` where the student cuts digits apart.
 
 The student's tokens before are a window: back to one that begins a word (a space, then something else), or WINDOW
-tokens. Merges of BPE do not reach beyond such a place, nor does a pre-tokenizer's pattern.
+tokens and to where a character begins. Merges of BPE do not reach beyond such a place, nor does a pre-tokenizer's
+pattern.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from proxykd.text.alignment import ByteReader, ReplyBytes, align
 
 NONE = -1
 WINDOW = 8
+CHARACTER, WORD = 1, 2
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class VocabularyMap:
         own_n1 = student.ids_T[places][:, None]
         images_nK = np.where(self._student_keys_V[own_n1] == self._proxy_keys_V[ids_nK], own_n1, self.same_V[ids_nK])
         for row, column in np.argwhere((images_nK == NONE) & ~self._proxy.tokens.control_V[ids_nK]):
-            images_nK[row, column] = self._path(student, int(places[row]), int(ids_nK[row, column]))
+            images_nK[row, column] = self.path(student, int(places[row]), int(ids_nK[row, column]))
         images_NK = np.full((len(student.ids_T), top_ids_TK.shape[1]), NONE, np.int64)
         images_NK[places] = images_nK
         return images_NK
 
-    def _path(self, student: ReplyBytes, place: int, token_id: int) -> int:
+    def path(self, student: ReplyBytes, place: int, token_id: int) -> int:
         """The first of the student's tokens for one of the proxy's, as they follow its tokens up to `place`."""
         window = self._window(student.ids_T, place)
         key = (window, token_id)
@@ -109,19 +110,21 @@ class VocabularyMap:
         return self._paths[key]
 
     def _window(self, ids_T: np.ndarray, place: int) -> tuple[int, ...]:
-        first = place
-        while first > max(place - WINDOW, 0):
-            if self._student.tokens.control_V[ids_T[first - 1]]:
-                break
+        first, control_V = place, self._student.tokens.control_V
+        while first and not control_V[ids_T[first - 1]]:
             first -= 1
-            if self._begins_word_V[ids_T[first]]:
+            begins = self._begins_V[ids_T[first]]
+            if begins == WORD or (begins == CHARACTER and place - first >= WINDOW):
                 break
         return tuple(ids_T[first:place].tolist())
 
     @cached_property
-    def _begins_word_V(self) -> np.ndarray:
+    def _begins_V(self) -> np.ndarray:
+        """By id of the student: whether a token begins a WORD, a CHARACTER, or within one (0)."""
         pieces = self._student.tokens.pieces
-        return np.array([piece[:1] == b" " and not piece[:2].isspace() for piece in pieces])
+        words = np.array([piece[:1] == b" " and not piece[:2].isspace() for piece in pieces])
+        within = np.array([0x80 <= ord(piece[:1] or b" ") < 0xC0 for piece in pieces])
+        return np.where(words, WORD, np.where(within, 0, CHARACTER))
 
     def _first(self, window: tuple[int, ...], piece: bytes) -> int:
         try:
