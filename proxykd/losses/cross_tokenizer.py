@@ -128,7 +128,7 @@ def binary_kl(logp_S: Tensor, rest_p_S: Tensor, logq_S: Tensor, rest_q_S: Tensor
     """T * KL_b(P^(1/T), Q^(1/T)), [S], in nats, never negative; each side by its log P and log(1 - P).
 
     At temperature T = 1 it is the KL of chunk and rest. Long chunks have small P and Q, of which it then says little;
-    as T grows (100 in its authors' code) it goes to a log(a / b) - a + b, with a = -log P and b = -log Q, which they all
+    as T grows (its authors' 100) it goes to a log(a / b) - a + b, with a = -log P and b = -log Q, which they all
     reach. The factor T keeps its gradient's size.
     """
     logp_S, rest_p_S = _tempered(logp_S, rest_p_S, temperature)
