@@ -4,6 +4,7 @@ ProxykdError
  ├─ ConfigError        a config that cannot run
  ├─ CorpusError        unreadable, empty or contradictory training text
  ├─ TemplateError      a chat template that does not round-trip
+ ├─ AlignmentError     a text that a tokenizer does not keep byte for byte
  ├─ ModelError         a model or tokenizer that does not fit the run
  ├─ RunError           a run directory in the wrong state
  ├─ RunStoppedError    somebody asked the run to stop
@@ -31,6 +32,10 @@ class CorpusError(ProxykdError):
 
 
 class TemplateError(ProxykdError):
+    pass
+
+
+class AlignmentError(ProxykdError):
     pass
 
 

@@ -35,6 +35,19 @@ class Turn:
     stop: str
 
 
+@dataclass(frozen=True)
+class Written:
+    """A reply as the template writes it, control tokens spelt: `opening` through the last control token before the
+    teacher's text, `lead` from there to it, the `text`, and the `separator` before the stop token."""
+
+    opening: str
+    lead: str
+    text: str
+    separator: str
+    stop: str
+    """Empty where the teacher did not end the reply."""
+
+
 class ChatFormat:
     """Renders prompts and completions, and knows the token that ends a turn.
 
@@ -72,6 +85,20 @@ class ChatFormat:
             return self._following(self._call(record)).ids
         return self.completion_ids(record.completion, record.stopped, record.reasoning)
 
+    def written(self, record: Record) -> Written:
+        """What `reply_ids` encodes. A call of tools is the template's own writing, without a text of the teacher's.
+
+        Raises as `reply_ids` does.
+        """
+        turn, text = self._turn, ""
+        if record.tool_calls:
+            lead, ending = self._call(record).removesuffix(turn.stop if record.stopped else ""), turn.stop
+        else:
+            lead, text, ending = self._lead(record.reasoning), record.completion, turn.ending
+        opening, rest = (self._encoder.unescape(part) for part in self._encoder.split_after_last(lead))
+        separator = ending.removesuffix(turn.stop)
+        return Written(opening, rest, text, *((separator, turn.stop) if record.stopped else ("", "")))
+
     def spans(self, completion: str) -> list[tuple[int, int]]:
         """Returns, of each token of `completion_ids(completion, stopped=False)`, its first character in `completion`
         and the one after its last. What the template writes before it lies below 0, and counts to the token that it
@@ -84,6 +111,11 @@ class ChatFormat:
     def ids_within(self, text: str) -> list[int]:
         """The ids of a text as it stands in the midst of another."""
         return self._apart(self._encoder.escape(text)).ids
+
+    def ids_after(self, anchor: str, text: str) -> list[int] | None:
+        """The ids of a text as it follows `anchor`; None where one token spans the two."""
+        found = self._encoder.after(anchor, self._encoder.escape(text))
+        return None if found is None else found.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion: what follows the prompt, without stop token or what the template puts around it."""
@@ -124,10 +156,11 @@ class ChatFormat:
         return call + (self._turn.stop if record.stopped else "")
 
     def _reply(self, completion: str, stopped: bool, thoughts: str | None) -> str:
-        turn, text = self._turn, self._encoder.escape(completion)
-        before, after = turn.thought_lead
-        lead: str = turn.lead if thoughts is None else before + self._encoder.escape(thoughts) + after
-        return f"{lead}{text}{turn.ending if stopped else ''}"
+        return f"{self._lead(thoughts)}{self._encoder.escape(completion)}{self._turn.ending if stopped else ''}"
+
+    def _lead(self, thoughts: str | None) -> str:
+        before, after = self._turn.thought_lead
+        return self._turn.lead if thoughts is None else f"{before}{self._encoder.escape(thoughts)}{after}"
 
     def _render(self, messages: list[Message], generate: bool, tools: Any = None) -> str:
         try:

@@ -94,6 +94,11 @@ class TextEncoder:
         """Returns the character at which the last control token of a rendering begins; 0 without one."""
         return max((found.start() for found in self._spelt.finditer(text)), default=0)
 
+    def split_after_last(self, rendered: str) -> tuple[str, str]:
+        """A rendering through the last control token spelt in it, and what follows that."""
+        end = max((found.end() for found in self._spelt.finditer(rendered)), default=0)
+        return rendered[:end], rendered[end:]
+
     def named(self, rendered: str) -> str:
         """A rendering as the tokenizer gets it: escaped control tokens as text, those spelt in it by their marks."""
         return self.unescape(self._spelt.sub(lambda found: TOKEN_MARK + self._number(found[0]), rendered))
