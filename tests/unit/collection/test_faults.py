@@ -26,6 +26,10 @@ FAULTS = [
     "wrong content type", "no choices",
 ]  # fmt: skip
 KILLS = 50
+HABITS = [
+    "content in parts", "events", "no usage", "lone surrogate", "no id, no model", "ended by error", "ended by max_tokens",
+    "azure: filter", "openrouter: flagged", "openai: too long", "a bare 400", "200: flagged",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -147,12 +151,13 @@ def test_a_torn_line_is_asked_for_again(tmp_path):
 
 
 def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(tmp_path):
-    """SIGKILL at random times to the command line's own process; each start goes on, until it is done."""
+    """SIGKILL at random times to the command line's own process, by providers' habits in half of the prompts; each start
+    goes on, until it is done."""
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"What is the colour of item {n}?"} for n in range(3000)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw = random.Random(3)
-    with teacher_stub(latency_s=0.02) as stub:
+    with teacher_stub(latency_s=0.02, habits=HABITS, habit_share=0.5) as stub:
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps(config_for(stub, concurrency=8).model_dump(mode="json")))
         command = [sys.executable, "-m", "tests.collect_once", str(config), str(path), str(tmp_path / "killed")]
@@ -170,9 +175,11 @@ def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(t
         stats = stub.stats()
         whole(tmp_path / "undisturbed", config_for(stub), path)
     assert content_digest(tmp_path / "killed") == content_digest(tmp_path / "undisturbed")
-    lost = stats["answered"] - len(rows)
+    kept = read_log(Dataset(tmp_path / "killed").responses)
+    lost = stats["answered"] - len(kept.replies)
     assert lost <= 8 * KILLS  # what was in flight, of 8 at a time
-    assert len(read_log(Dataset(tmp_path / "killed").responses).replies) == len(rows)
+    assert len(kept.replies) + len(kept.refused) == len(rows)
+    assert all(stats["faults"][habit] > 50 for habit in HABITS)
 
 
 def test_a_full_disk_stops_the_asking_and_loses_no_answer(prompts, tmp_path):
