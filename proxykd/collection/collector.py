@@ -115,7 +115,8 @@ class Collector:
         self._last_error = ""
         self._in_a_row = 0
         self._unclear: list[tuple[float, Request, int, str]] = []
-        """Refused, perhaps for the prompt: each with when, its chunk's number, and the provider's words."""
+        """Refused, perhaps for the prompt: each with the time from which on an answer shows that, its chunk's number,
+        and the provider's words."""
         self._probe: Request | None = None
         self._lengths = Lengths(self._max_tokens)
         self._tokens = TokenCounts(self._config.tokenizer)
@@ -238,7 +239,9 @@ class Collector:
             self._halt(TeacherError(f"{error}\n{error.fix}, then start again; nothing was put apart for it"))
         except Unclear as error:
             await self._came_back(request.key, worst, charged=False)
-            self._unclear.append((time.monotonic(), request, chunk, str(error)))
+            self._unclear.append((0.0 if error.by_length else time.monotonic(), request, chunk, str(error)))
+            if error.by_length and self._kept.replies:
+                await self._blame_prompts(began=0.0)
             self._doubt(request)
         except Rejected as error:
             await self._came_back(request.key, worst, charged=False)
@@ -279,16 +282,18 @@ class Collector:
         """After a refusal that may be the prompt's: asks the shortest prompt that is left, or stops if it was that."""
         if self._config.batch or len(self._unclear) < UNCLEAR_IN_A_ROW:
             return
-        if self._probe is None and self._queue:
+        if self._probe is None:
+            if not self._queue:
+                return  # it is judged at the end
             place = min(range(len(self._queue)), key=lambda at: _characters(self._queue[at][3]))
             _, _, attempts, self._probe, chunk = self._queue.pop(place)
             heapq.heapify(self._queue)
             heapq.heappush(self._queue, (0.0, -1, attempts, self._probe, chunk))
-        elif self._probe in (None, refused):
+        elif self._probe == refused:
             self._halt_for_the_unclear()
 
     async def _blame_prompts(self, began: float) -> None:
-        """A request that began at `began` was answered: refusals before it were for their prompts."""
+        """A request that began at `began` was answered: refusals until then were for their prompts."""
         proved = [refusal for refusal in self._unclear if refusal[0] <= began]
         self._unclear = [refusal for refusal in self._unclear if refusal[0] > began]
         if proved:
@@ -308,7 +313,7 @@ class Collector:
             TeacherError(
                 f"{len(self._unclear)} prompts were refused and none was answered since, so that it may be the request "
                 f"or the account; the last one: {self._unclear[-1][3]}\nmend what it speaks of in teacher.* or the "
-                f"account, then start again; nothing was put apart for it"
+                f"account, or take such prompts out, then start again; nothing was put apart for it"
             )
         )
 

@@ -55,7 +55,15 @@ class Rejected(Failure):
 
 
 class Unclear(Failure):
-    """Refused, and nothing says whether for the prompt or for the request: whether others are answered will tell."""
+    """Refused, and nothing says whether for the prompt or for the request: whether others are answered will tell.
+
+    `by_length`: prompt and completion together are too long, so that any answer, even an earlier one, clears the
+    request.
+    """
+
+    def __init__(self, message: str, by_length: bool):
+        super().__init__(message)
+        self.by_length = by_length
 
 
 class Denied(Failure):
@@ -98,8 +106,8 @@ def failure_of(status: int | None, headers: Mapping[str, str], body: object, pai
             return Transient(message, charged=paid or status == 408, retry_after=retry_after(headers))
         case Whose.PROMPT:
             return Rejected(message)
-        case Whose.UNCLEAR:
-            return Unclear(message)
+        case Whose.LENGTH | Whose.UNCLEAR as whose:
+            return Unclear(message, by_length=whose is Whose.LENGTH)
         case whose:
             return Denied(message, fix_for(whose, field))
 

@@ -36,7 +36,8 @@ class Whose(Enum):
     ACCOUNT = "the account's"
     REQUEST = "the request's, whatever its prompt"
     PROMPT = "this prompt's alone"
-    UNCLEAR = "the prompt's if others are answered, else the request's or the account's"
+    LENGTH = "the prompt's if another was answered under the same limits, else the request's"
+    UNCLEAR = "the prompt's if another is answered later, else the request's or the account's"
     RATE = "a limit of requests or tokens a minute"
     TRANSIENT = "passing"
 
@@ -74,7 +75,7 @@ RULES = (
     # A completion that is too long for the model as such; one that is too long beside this prompt.
     Rule(Whose.REQUEST, (400, 422), r"at most \d+ completion tokens|maximum allowed number of output tokens"),
     Rule(
-        Whose.UNCLEAR,
+        Whose.LENGTH,
         (400, 413, 422),
         r"in the completion|exceed context limit|max_(?:completion_)?tokens\W.{0,60}(?:too large|at least 1)",
     ),

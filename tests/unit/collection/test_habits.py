@@ -6,12 +6,18 @@ import json
 import socket
 from contextlib import contextmanager
 
+import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from proxykd.collection.budget import BudgetExhausted, Usage
+from proxykd.collection.dataset import SCHEMA
 from proxykd.collection.failures import failure_of
 from proxykd.collection.response_log import read_log
 from proxykd.errors import TeacherError
+from proxykd.runs.storage import read_json, write_json
+from proxykd.runs.table_shards import write_rows_as_shard
+from services.cli.main import main
 from tests.collecting import PROMPTS, collect, config_for, rows_of, whole
 from tests.provider_habits import REFUSALS
 from tests.teacher_stub import KEY, RunningStub
@@ -46,6 +52,8 @@ SET_APART = [
 ]  # fmt: skip
 UNCLEAR = ["vllm: beside the completion", "a bare 400", "200: unknown"]
 SOME = 20
+ADDED = ("left_out", "provider_reason", "usage_estimated")
+"""Columns that data sets of before have not."""
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +267,26 @@ def test_what_is_apart_is_asked_again_on_demand(stub, prompts, tmp_path):
     assert stub.stats()["answered"] - answered == sum(apart.values()) + PROMPTS  # those of `plain`
 
 
+def test_the_command_asks_again_what_it_is_told_and_lists_the_reasons(stub, prompts, tmp_path):
+    file, out = tmp_path / "c.yaml", tmp_path / "out"
+    file.write_text(json.dumps(config_for(stub).model_dump(mode="json")))
+    command = ["collect", str(file), "--prompts", str(prompts), "--out", str(out)]
+    with behaving(stub, habits=["openrouter: flagged"], habit_share=0.2) as done:
+        first = CliRunner().invoke(main, command)
+        refused = done()["openrouter: flagged"]
+    assert first.exit_code == 0
+    assert "HTTP 403: stub-1 requires moderation" in first.output
+    assert "0 requests to send" in CliRunner().invoke(main, [*command, "--dry-run"]).output
+    assert (
+        f"{refused} requests to send" in CliRunner().invoke(main, [*command, "--dry-run", "--retry", "rejected"]).output
+    )
+    assert len(rows_of(out / "apart")) == refused  # a dry run changes nothing
+    wrong = CliRunner().invoke(main, [*command, "--retry", "rejected,refused"])
+    assert (wrong.exit_code, "'refused' is none of rejected, failed" in wrong.output) == (2, True)
+    assert CliRunner().invoke(main, [*command, "--retry", "rejected,failed"]).exit_code == 0
+    assert (len(rows_of(out / "records")), rows_of(out / "apart")) == (PROMPTS, [])
+
+
 def test_a_retry_that_is_refused_again_stays_apart_once(stub, prompts, tmp_path):
     out, config = tmp_path / "out", config_for(stub)
     with behaving(stub, habits=["openrouter: flagged"], habit_share=0.3) as done:
@@ -269,6 +297,31 @@ def test_a_retry_that_is_refused_again_stays_apart_once(stub, prompts, tmp_path)
     assert before["dropped"] == after["dropped"] == {"rejected": refused}
     assert before["reasons"] == after["reasons"]
     assert len(rows_of(out / "apart")) == refused
+
+
+def test_a_data_set_of_before_is_read_counted_and_retried(stub, prompts, tmp_path):
+    """Its markers count both files in one, its rows lack what is new, its log has the providers' own words."""
+    out, config = tmp_path / "out", config_for(stub)
+    with behaving(stub, habits=["azure: filter"], habit_share=0.2) as done:
+        whole(out, config, prompts)
+        refused = done()["azure: filter"]
+    marker, apart = out / "records" / "shard-00000.ok", out / "apart" / "shard-00000.parquet"
+    facts = read_json(marker)
+    both = {"dropped": {"rejected": refused}, "flags": {"rejected": refused}, "models": {"stub-1": PROMPTS - refused}}
+    write_json(marker, {"sha256": facts["sha256"], "records": facts["records"]} | both)
+    rows = [{key: value for key, value in row.items() if key not in ADDED} for row in rows_of(out / "apart")]
+    write_rows_as_shard(apart, rows, pa.schema([part for part in SCHEMA if part.name not in ADDED]))
+    for log in (out / "responses").glob("*.jsonl"):
+        log.write_text(log.read_text().replace('"estimated": false, ', "").replace('"provider_reason": "stop", ', ""))
+    before = whole(out, config, prompts)
+    assert (before["dropped"], before["flags"], before["records"]) == (
+        both["dropped"],
+        both["flags"],
+        PROMPTS - refused,
+    )
+    after = _retried(out, config, prompts, {"rejected"})
+    assert (after["dropped"], after["flags"], after["records"]) == ({}, {}, PROMPTS)
+    assert after["models"] == {"stub-1": PROMPTS}
 
 
 def test_an_error_is_classed_by_the_providers_own_words():
