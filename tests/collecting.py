@@ -14,7 +14,7 @@ from proxykd.text.corpus import read_prompts
 from tests.teacher_stub import KEY, RunningStub
 
 PROMPTS = 60
-QUICK = {"timeout_s": 2.0, "give_up_after_s": 20.0, "concurrency": 16}
+QUICK = {"timeout_s": 20.0, "give_up_after_s": 60.0, "concurrency": 16}
 
 
 def write_prompts(folder: Path) -> Path:

@@ -45,6 +45,15 @@ WORDS = [
     "oasis",
     "pine",
 ]
+BATCH_REFUSED = {
+    "status": "failed",
+    "output_file_id": None,
+    "errors": {
+        "object": "list",
+        "data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached."}],
+    },
+}
+"""OpenAI's words for a batch of which it looks at no request."""
 KEY = "sk-stub-0123456789abcdef"
 
 
@@ -62,6 +71,7 @@ class Settings:
     habit_share: float = 1.0
     habit_word: str = ""
     shape: str = "openai"
+    refuses_batches: bool = False
     always: str | None = None
     latency_s: float = 0.0
     model: str = "stub-1"
@@ -214,7 +224,7 @@ class Stub:
                 "id": name, "object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h",
                 "created_at": int(batch["at"]), "input_file_id": "in", "metadata": batch["metadata"],
                 "status": "completed" if ended else "in_progress", "output_file_id": f"out-{name}" if ended else None,
-            }  # fmt: skip
+            } | (BATCH_REFUSED if self.settings.refuses_batches else {})  # fmt: skip
         counts = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0) | {"processing": count}
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(batch["at"]))
         return {
@@ -230,7 +240,12 @@ class Stub:
             request = line["params"] if batch["ours"] else line["body"]
             asked = identity(request)
             draw = random.Random(asked)
-            if self.settings.faults and self.attempts[asked] == 0 and draw.random() < self.settings.share:
+            if (habit := self._habit(asked)) in REFUSALS:
+                self.faults[habit] += 1
+                status, body, _ = REFUSALS[habit]
+                told = {"result": {"type": "errored", "error": body}} if batch["ours"] else {}
+                lines.append({"custom_id": line["custom_id"], "response": {"status_code": status, "body": body}} | told)
+            elif self.settings.faults and self.attempts[asked] == 0 and draw.random() < self.settings.share:
                 self.faults["batch"] += 1
                 failed = {"type": "errored", "error": {"type": "error", "error": {"type": "api_error", "message": "x"}}}
                 error = {"code": "batch_expired", "message": "x"}

@@ -21,7 +21,7 @@ PART = 6
 """Characters of a key in a row that count as a part of it."""
 LEAST = 8
 """Characters of a key, below which it is a word that keeps a local server content (`EMPTY`), and no secret."""
-MASKED = re.compile(r"([^\s'\"`<>*]*)\*{3,}([^\s'\"`<>*]*)")
+MASKED = re.compile(r"([\w+/=-]*)\*{3,}([\w+/=-]*)")
 """A key as providers repeat it: its beginning and its end, with stars between."""
 
 

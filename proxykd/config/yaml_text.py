@@ -10,6 +10,7 @@ import yaml
 
 from proxykd.errors import ConfigError
 
+MERGE = "tag:yaml.org,2002:merge"
 MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -24,16 +25,14 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[Any, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # which no mapping can hold; the base class says so
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, line) != line:
+            if first.setdefault(key.value, line) != line:
                 raise ConfigError(
                     f"{key.value} stands in line {first[key.value]} and in line {line}; remove one of them"
                 )
-            if (
-                isinstance(key, yaml.ScalarNode)
-                and not isinstance(self.construct_object(key), str)
-                and key.value != "<<"
-            ):
+            if key.tag != MERGE and not isinstance(self.construct_object(key), str):
                 raise ConfigError(f"key {key.value} in line {line} is no text; write it in quotes")
         return super().construct_mapping(node, deep)
 

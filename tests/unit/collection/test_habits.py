@@ -19,7 +19,7 @@ from proxykd.runs.storage import read_json, write_json
 from proxykd.runs.table_shards import write_rows_as_shard
 from services.cli.main import main
 from tests.collecting import PROMPTS, collect, config_for, rows_of, whole
-from tests.provider_habits import REFUSALS
+from tests.provider_habits import ERRORS_IN_PLACE, REFUSALS
 from tests.teacher_stub import KEY, RunningStub
 
 STOPS = {
@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_prompt_is_put_apart_for_that_prompt_alone(habit, s
     assert summary["records"] == PROMPTS - refused
     [(reason, count)] = summary["reasons"].items()
     assert count == refused
-    message = json.dumps(REFUSALS[habit][1]) if habit in REFUSALS else "flagged the stars are not right"
+    message = json.dumps(REFUSALS[habit][1] if habit in REFUSALS else ERRORS_IN_PLACE[habit])
     assert all(word in message for word in reason.partition(": ")[2].split()[:3])
 
 

@@ -38,10 +38,10 @@ def _base64s(text: str) -> list[str]:
         (f"{KEY}\n{KEY}\n", "holds 2 lines"),
         (f"\u201c{KEY}\u201d", "character 1 of"),
         (f"'{KEY}'", "a key in quotes"),
-        (f"{KEY} {KEY}", "character 24 of"),
+        (f"{KEY} {KEY}", "character 25 of"),
         (f"Bearer {KEY}", "character 7 of"),
-        (f"{KEY}\u00e9", "character 24 of"),
-        (f"{KEY}\x07", "character 24 of"),
+        (f"{KEY}\u00e9", "character 25 of"),
+        (f"{KEY}\x07", "character 25 of"),
         ("", "holds nothing"),
     ],
 )
