@@ -173,8 +173,8 @@ class Dataset:
 
     def apart_for(self, flags: frozenset[str]) -> set[str]:
         """The keys of what is apart with one of `flags`."""
-        found = [read_table(path, columns=["key", "flags"])[0] for path in self._whole_apart()]
-        return {row["key"] for table in found for row in table.to_pylist() if flags & set(row["flags"])}
+        tables = (read_table(path, columns=["key", "flags"]) for path in self._whole_apart())
+        return {row["key"] for table in tables for row in table.to_pylist() if flags & set(row["flags"])}
 
     def take_back(self, keys: set[str]) -> None:
         """Takes out of what is apart what is to be asked again."""

@@ -66,7 +66,7 @@ class TeacherConfig(Section):
     """Likeliest tokens whose log-probs a grey box is asked for at each place."""
     extra_body: dict[str, Any] = Field({})
     """What else the API is to be told, under its own names."""
-    leave_out: tuple[Literal["max_tokens", "temperature", "seed"], ...] = ()
+    leave_out: tuple[Literal["max_tokens", "temperature", "seed"], ...] = Field((), exclude_if=lambda value: not value)
     """Of what an OpenAI-compatible API is told by default, what it does not take. Without `max_tokens` no budget can be
     kept.
     """
