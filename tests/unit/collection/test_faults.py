@@ -162,8 +162,9 @@ def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(t
     starts.set_forkserver_preload(["tests.collect_once", "openai"])
     draw = random.Random(3)
     with teacher_stub(latency_s=0.02, habits=HABITS, habit_share=0.5) as stub:
+        settings = config_for(stub, quality={"near_duplicate": 1.0}, concurrency=8)  # others would take seconds to find
         config = tmp_path / "config.yaml"
-        config.write_text(json.dumps(config_for(stub, concurrency=8).model_dump(mode="json")))
+        config.write_text(json.dumps(settings.model_dump(mode="json")))
         for _ in range(KILLS):
             process = starts.Process(target=collect_once, args=(str(config), str(path), str(out)))
             wanted = stub.stats()["answered"] + draw.randrange(12)
@@ -179,7 +180,7 @@ def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(t
         last.join()
         assert last.exitcode == 0
         stats = stub.stats()
-        whole(tmp_path / "undisturbed", config_for(stub), path)
+        whole(tmp_path / "undisturbed", settings, path)
     assert content_digest(out) == content_digest(tmp_path / "undisturbed")
     kept = read_log(Dataset(out).responses)
     lost = stats["answered"] - len(kept.replies)
