@@ -14,7 +14,7 @@ from proxykd.text.corpus import read_prompts
 from tests.teacher_stub import KEY, RunningStub
 
 PROMPTS = 60
-QUICK = {"timeout_s": 2.0, "give_up_after_s": 20.0, "concurrency": 16}
+QUICK = {"timeout_s": 20.0, "give_up_after_s": 60.0, "concurrency": 16}
 
 
 def write_prompts(folder: Path) -> Path:
@@ -36,15 +36,17 @@ def config_for(
     )
 
 
-def collect(out: Path, config: CollectConfig, prompts: Path, limit: int | None = None) -> tuple[Collection, Outcome]:
-    collection = Collection(out, config, read_prompts(prompts)[:limit])
+def collect(
+    out: Path, config: CollectConfig, prompts: Path, limit: int | None = None, retry: frozenset[str] = frozenset()
+) -> tuple[Collection, Outcome]:
+    collection = Collection(out, config, read_prompts(prompts)[:limit], retry)
     outcome = collection.run(config.teacher.address, lambda progress: None)
     collection.conclude(outcome)
     return collection, outcome
 
 
-def whole(out: Path, config: CollectConfig, prompts: Path) -> dict:
-    collection, outcome = collect(out, config, prompts)
+def whole(out: Path, config: CollectConfig, prompts: Path, retry: frozenset[str] = frozenset()) -> dict:
+    collection, outcome = collect(out, config, prompts, retry=retry)
     collection.require_whole(outcome)
     return read_json(out / "summary.json")
 

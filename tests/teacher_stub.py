@@ -9,6 +9,7 @@ HTTP server would send half a JSON or reset a connection when asked.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -23,6 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+from tests.provider_habits import ANSWERS, ERRORS_IN_PLACE, REFUSALS, as_events
 
 WORDS = [
     "amber",
@@ -42,15 +45,33 @@ WORDS = [
     "oasis",
     "pine",
 ]
+BATCH_REFUSED = {
+    "status": "failed",
+    "output_file_id": None,
+    "errors": {
+        "object": "list",
+        "data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached."}],
+    },
+}
+"""OpenAI's words for a batch of which it looks at no request."""
 KEY = "sk-stub-0123456789abcdef"
 
 
 @dataclass
 class Settings:
-    """How it behaves. `faults` befall the first attempt at `share` of the prompts; `always` befall every request."""
+    """How it behaves. `faults` befall the first attempt at `share` of the prompts; `always` befall every request.
+    `habits` (provider_habits.py) befall every attempt at `habit_share` of the prompts that hold `habit_word`, each prompt
+    always the same one.
+    `shape` is `azure` for Azure's routes and keys alone.
+    """
 
     faults: list[str] = field(default_factory=list)
     share: float = 0.0
+    habits: list[str] = field(default_factory=list)
+    habit_share: float = 1.0
+    habit_word: str = ""
+    shape: str = "openai"
+    refuses_batches: bool = False
     always: str | None = None
     latency_s: float = 0.0
     model: str = "stub-1"
@@ -110,7 +131,7 @@ class Stub:
         self.files: dict[str, list[dict[str, Any]]] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.told: set[str] = set()
-        self.host = ""
+        self.host = self.key_given = ""
 
     def apply(self, settings: Settings) -> None:
         self.settings = settings
@@ -143,11 +164,15 @@ class Stub:
         if path == "/control":
             self.apply(Settings(**json.loads(body)))
             return await self._send(writer, 200, {})
-        given = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("x-api-key", "")
+        path, _, query = path.partition("?")
+        if self.settings.shape == "azure" and not ("/openai/deployments/stub-1/" in path and "api-version=" in query):
+            return await self._send(writer, 404, {"error": {"code": "404", "message": "Resource not found"}})
+        names = ("api-key",) if self.settings.shape == "azure" else ("authorization", "x-api-key")
+        given = next((headers[name].removeprefix("Bearer ") for name in names if name in headers), "")
         revoked = self.settings.revoke_after is not None and self.answered.total() >= self.settings.revoke_after
         if revoked or (self.settings.key is not None and given != self.settings.key):
-            said = f"Incorrect API key provided: {given}"
-            return await self._error(writer, 401, said, "invalid_api_key")
+            return await self._error(writer, 401, incorrect(given), "invalid_api_key")
+        self.key_given = given
         if "/batches" in path or "/files" in path:
             return await self._batch_route(writer, method, path.partition("?")[0], headers, body)
         if path.endswith("/chat/completions"):
@@ -199,7 +224,7 @@ class Stub:
                 "id": name, "object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h",
                 "created_at": int(batch["at"]), "input_file_id": "in", "metadata": batch["metadata"],
                 "status": "completed" if ended else "in_progress", "output_file_id": f"out-{name}" if ended else None,
-            }  # fmt: skip
+            } | (BATCH_REFUSED if self.settings.refuses_batches else {})  # fmt: skip
         counts = dict.fromkeys(("succeeded", "errored", "canceled", "expired"), 0) | {"processing": count}
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(batch["at"]))
         return {
@@ -215,7 +240,12 @@ class Stub:
             request = line["params"] if batch["ours"] else line["body"]
             asked = identity(request)
             draw = random.Random(asked)
-            if self.settings.faults and self.attempts[asked] == 0 and draw.random() < self.settings.share:
+            if (habit := self._habit(asked)) in REFUSALS:
+                self.faults[habit] += 1
+                status, body, _ = REFUSALS[habit]
+                told = {"result": {"type": "errored", "error": body}} if batch["ours"] else {}
+                lines.append({"custom_id": line["custom_id"], "response": {"status_code": status, "body": body}} | told)
+            elif self.settings.faults and self.attempts[asked] == 0 and draw.random() < self.settings.share:
                 self.faults["batch"] += 1
                 failed = {"type": "errored", "error": {"type": "error", "error": {"type": "api_error", "message": "x"}}}
                 error = {"code": "batch_expired", "message": "x"}
@@ -250,6 +280,17 @@ class Stub:
             fault = draw.choice(settings.faults) if draw.random() < settings.share else None
         if fault is not None and (ended := await self._misbehave(writer, fault, request, shape)) is not None:
             return ended
+        habit = self._habit(name) if settings.habit_word in json.dumps(request["messages"]) else ""
+        if habit in REFUSALS and REFUSALS[habit][2] in (None, *request):
+            self.faults[habit] += 1
+            status, body, _ = REFUSALS[habit]
+            return await self._send(writer, status, body)
+        if habit in ERRORS_IN_PLACE:
+            self.faults[habit] += 1
+            return await self._send(writer, 200, ERRORS_IN_PLACE[habit])
+        if habit == "the key repeated":
+            self.faults[habit] += 1
+            return await self._raw(writer, repeated(self.key_given).encode(), "text/html")
         self.answered[name] += 1
         self.statuses.append((time.monotonic(), 200))
         model = settings.model
@@ -257,9 +298,23 @@ class Stub:
             model = "stub-2"
         answer = shape(request, model, settings, text_of(request, settings.completion_tokens))
         self.tokens += sum(answer["usage"].get(key, 0) for key in ("total_tokens", "input_tokens", "output_tokens"))
+        if habit in ANSWERS or habit == "events":
+            self.faults[habit] += 1
+        if habit in ANSWERS:
+            ANSWERS[habit](answer)
+        if habit == "events":
+            return await self._raw(writer, as_events(answer), "text/event-stream; charset=utf-8")
         limit = settings.requests_per_minute
         extra = {"x-ratelimit-limit-requests": f"{limit:.0f}"} if settings.names_limits and limit else {}
         return await self._send(writer, 200, answer, extra)
+
+    def _habit(self, name: str) -> str:
+        draw = random.Random(f"{name} habit")
+        return (
+            draw.choice(self.settings.habits)
+            if self.settings.habits and draw.random() < self.settings.habit_share
+            else ""
+        )
 
     async def _misbehave(
         self, writer: asyncio.StreamWriter, fault: str, request: dict[str, Any], shape: Any
@@ -321,6 +376,18 @@ class Stub:
             "in_flight": self.in_flight - 1,
             "timeline": [[at - self.statuses[0][0], status] for at, status in self.statuses],
         }
+
+
+def incorrect(key: str) -> str:
+    """OpenAI's words for a key that is none: it repeats its beginning and its end."""
+    return f"Incorrect API key provided: {key[:8]}{'*' * 12}{key[-4:]}, that is {key}."
+
+
+def repeated(key: str) -> str:
+    """A gateway that shows its whole request, each header in several forms."""
+    raw = f"Bearer {key}".encode()
+    forms = [raw.decode(), raw.hex(), base64.b64encode(raw).decode(), base64.b64encode(b"u:" + key.encode()).decode()]
+    return f"<html>{' '.join(forms)} {key[5:15]}</html>"
 
 
 def head(status: int, length: int, kind: str = "application/json", extra: dict[str, str] | None = None) -> bytes:

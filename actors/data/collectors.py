@@ -11,11 +11,11 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.data.shared_rate_limit import SharedRateLimit, rate_limit_name
+from proxykd.collection.api_keys import api_key
 from proxykd.collection.budget import BudgetExhausted, Usage
 from proxykd.collection.collector import CollectionProgress, Collector, Outcome, Show
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
 from proxykd.collection.job import Collection, open_provider
-from proxykd.collection.providers import api_key
 from proxykd.collection.response_log import Kept
 from proxykd.config import BudgetConfig, CollectConfig, CollectionConfig
 from proxykd.errors import TeacherError
@@ -26,7 +26,7 @@ POLL_S = 0.5
 def shared_rate_limit(config: CollectConfig, redis_url: str, workers: int) -> SharedRateLimit:
     """Returns the rate limit of all processes that use this teacher with this account."""
     wanted = config.collection
-    name = rate_limit_name(config.teacher, api_key(config.teacher))
+    name = rate_limit_name(config.teacher, api_key(config.teacher).value)
     return SharedRateLimit(redis_url, name, workers, wanted.requests_per_minute, wanted.tokens_per_minute)
 
 
@@ -77,7 +77,7 @@ def collect_on_cluster(
 ) -> Outcome:
     """Shares what is missing among `workers` and waits for all. What a share of the budget left over goes around
     again, until it bears no more requests."""
-    collection.dataset.write_metadata(collection.config)
+    collection.begin()
     while True:
         before = len(collection.missing())
         outcome = _round(collection, workers, redis_url, show, stop_requested)

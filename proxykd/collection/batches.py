@@ -12,26 +12,15 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from proxykd.collection.providers import (
-    Body,
-    Denied,
-    Limited,
-    Limits,
-    Rejected,
-    Transient,
-    api_key,
-    chat_body,
-    failure_of,
-    failures,
-    message_body,
-    parse_chat,
-    parse_message,
-)
+from proxykd.collection.api_keys import ApiKey
+from proxykd.collection.failures import Body, Denied, Failure, Limited, Transient, failure_of, failures, words_of
+from proxykd.collection.habits import FIXES, Whose
+from proxykd.collection.providers import Limits, chat_body, message_body, openai_client
+from proxykd.collection.replies import parse_chat, parse_message
 from proxykd.collection.requests import Reply, Request
 from proxykd.config import TeacherConfig
 from proxykd.runs.storage import read_json, write_json
@@ -40,6 +29,10 @@ GATHER_S = 1.0
 """Without a new request, after which a batch goes out as it is."""
 MARK = "proxykd"
 Note = dict[str, Any]
+
+
+class BatchRefused(Denied):
+    """The provider took the batch and then refused it as a whole: none of its requests was answered or charged."""
 
 
 class BatchApi(Protocol):
@@ -52,8 +45,12 @@ class BatchApi(Protocol):
     async def ended(self, batch: str) -> bool:
         """Whether the batch is over, with whatever outcome."""
 
-    def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
-        """Each request's key with its reply, or with the error that stands for its failure."""
+    def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Failure]]:
+        """Each request's key with its reply, or with its failure.
+
+        Raises:
+            BatchRefused: none of them was looked at.
+        """
 
     async def close(self) -> None: ...
 
@@ -61,8 +58,9 @@ class BatchApi(Protocol):
 class BatchProvider:
     """A provider whose requests wait for their batch."""
 
-    def __init__(self, api: BatchApi, notes: Path, size: int, poll_s: float):
+    def __init__(self, api: BatchApi, key: ApiKey, notes: Path, size: int, poll_s: float):
         self._api = api
+        self._key = key
         self._folder = notes
         self._size = size
         self._poll_s = poll_s
@@ -83,7 +81,7 @@ class BatchProvider:
 
         Raises:
             Transient: the batch ended without an answer to it.
-            Rejected: this prompt will never be answered.
+            Rejected, Unclear: this prompt was refused.
             Denied: the provider refuses the batches themselves.
         """
         if self._worker is None or self._worker.done():
@@ -119,9 +117,10 @@ class BatchProvider:
                     for mark in {self._out[key] for key in self._waiting if key in self._out}:
                         await self._collect(mark)
         except Exception as error:
+            told = self._key.scrubbed(error) if isinstance(error, Failure) else error
             for answer in self._waiting.values():
                 if not answer.done():
-                    answer.set_exception(error)
+                    answer.set_exception(told)
             self._waiting.clear()
             self._new.clear()
 
@@ -145,16 +144,20 @@ class BatchProvider:
         note = self._notes[mark]
         if not await self._api.ended(note["batch"]):
             return
-        results = {key: result async for key, result in self._api.results(note["batch"])}
+        try:
+            results = {key: result async for key, result in self._api.results(note["batch"])}
+        except BatchRefused:
+            self._keep(mark, note | {"keys": []})  # the next start submits them anew
+            raise
         nothing = Transient("the batch has ended without an answer to this one", charged=False)
-        failed = [key for key in note["keys"] if isinstance(results.get(key, nothing), Exception)]
+        failed = [key for key in note["keys"] if isinstance(results.get(key, nothing), Failure)]
         self._keep(mark, note | {"keys": [key for key in note["keys"] if key not in failed]})
         for key in note["keys"]:
             result = results.get(key, nothing)
             if (answer := self._waiting.pop(key, None)) is None or answer.done():
                 continue
-            if isinstance(result, Exception):
-                answer.set_exception(result)
+            if isinstance(result, Failure):
+                answer.set_exception(self._key.scrubbed(result))
             else:
                 answer.set_result(result)
 
@@ -166,19 +169,26 @@ class BatchProvider:
         self._notes[mark] = note
 
 
+def forget(notes: Path, keys: set[str]) -> None:
+    """Takes requests out of their batches, so that they go into another."""
+    for path in sorted(notes.glob("*.json")):
+        note = read_json(path)
+        if not keys.isdisjoint(note["keys"]):
+            write_json(path, note | {"keys": [key for key in note["keys"] if key not in keys]})
+
+
 class OpenAIBatches:
     """Files in, files out; the mark is in the batch's metadata."""
 
     ENDED = ("completed", "failed", "expired", "cancelled")
     URL = "/v1/chat/completions"
 
-    def __init__(self, teacher: TeacherConfig, base_url: str | None):
+    def __init__(self, teacher: TeacherConfig, base_url: str | None, key: str):
         import openai
 
         self._teacher = teacher
-        key = api_key(teacher)
-        self._failures = partial(_about_batches, openai, key)
-        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=RETRIES)
+        self._sdk = openai
+        self._client = openai_client(base_url, key, max_retries=RETRIES)
 
     async def submit(self, requests: list[Request], mark: str) -> str:
         lines = [
@@ -191,7 +201,7 @@ class OpenAIBatches:
             for request in requests
         ]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        with self._failures():
+        with _about_batches(self._sdk):
             file = await self._client.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
             batch = await self._client.batches.create(
                 input_file_id=file.id,
@@ -202,24 +212,26 @@ class OpenAIBatches:
         return batch.id
 
     async def find(self, note: Note) -> str | None:
-        with self._failures():
+        with _about_batches(self._sdk):
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get(MARK) == note["mark"]:
                     return batch.id
         return None
 
     async def ended(self, batch: str) -> bool:
-        with self._failures():
+        with _about_batches(self._sdk):
             return (await self._client.batches.retrieve(batch)).status in self.ENDED
 
-    async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
-        with self._failures():
+    async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Failure]]:
+        with _about_batches(self._sdk):
             about = await self._client.batches.retrieve(batch)
+            if about.status == "failed":
+                raise BatchRefused(f"the batch was refused: {_errors_of(about)}", FIXES[Whose.REQUEST])
             for file in (about.output_file_id, about.error_file_id):
                 if file is not None:
                     text = (await self._client.files.content(file)).text
                     for line in text.splitlines():
-                        yield _chat_result(json.loads(line))
+                        yield _chat_result(json.loads(line), self._teacher.model)
 
     async def close(self) -> None:
         await self._client.close()
@@ -228,23 +240,22 @@ class OpenAIBatches:
 class AnthropicBatches:
     """Message batches. They carry no mark, so that a lost one is known by its time and its number of requests."""
 
-    def __init__(self, teacher: TeacherConfig, base_url: str | None):
+    def __init__(self, teacher: TeacherConfig, base_url: str | None, key: str):
         import anthropic
 
         self._teacher = teacher
-        key = api_key(teacher)
-        self._failures = partial(_about_batches, anthropic, key)
+        self._sdk = anthropic
         self._client = anthropic.AsyncAnthropic(base_url=base_url, api_key=key, max_retries=RETRIES)
 
     async def submit(self, requests: list[Request], mark: str) -> str:
         lines: Any = [
             {"custom_id": request.key, "params": _flat(message_body(self._teacher, request))} for request in requests
         ]
-        with self._failures():
+        with _about_batches(self._sdk):
             return (await self._client.messages.batches.create(requests=lines)).id
 
     async def find(self, note: Note) -> str | None:
-        with self._failures():
+        with _about_batches(self._sdk):
             async for batch in self._client.messages.batches.list(limit=100):
                 counts = batch.request_counts
                 total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
@@ -253,13 +264,13 @@ class AnthropicBatches:
         return None
 
     async def ended(self, batch: str) -> bool:
-        with self._failures():
+        with _about_batches(self._sdk):
             return (await self._client.messages.batches.retrieve(batch)).processing_status == "ended"
 
-    async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Exception]]:
-        with self._failures():
+    async def results(self, batch: str) -> AsyncIterator[tuple[str, Reply | Failure]]:
+        with _about_batches(self._sdk):
             async for line in await self._client.messages.batches.results(batch):
-                yield _message_result(line.model_dump(mode="json"))
+                yield _message_result(line.model_dump(mode="json"), self._teacher.model)
 
     async def close(self) -> None:
         await self._client.close()
@@ -275,40 +286,47 @@ def _flat(body: Body) -> Body:
     return {key: value for key, value in body.items() if key != "extra_body"} | more
 
 
-def _chat_result(line: Body) -> tuple[str, Reply | Exception]:
+def _errors_of(batch: Any) -> str:
+    """What OpenAI says of a batch that failed as a whole."""
+    found = (batch.errors.data if batch.errors else None) or []
+    return "; ".join(words_of(error.model_dump(mode="json"), {}) for error in found) or "it does not say why"
+
+
+def _chat_result(line: Body, model: str) -> tuple[str, Reply | Failure]:
     response = line.get("response")
     if not response:
-        return line["custom_id"], Transient(json.dumps(line.get("error"))[:300], charged=False)
+        return line["custom_id"], Transient(words_of(line.get("error"), {}), charged=False)
     if response["status_code"] != 200:
-        return line["custom_id"], failure_of(response["status_code"], {}, json.dumps(response["body"])[:300])
-    return line["custom_id"], _parsed(parse_chat, response["body"])
+        return line["custom_id"], failure_of(response["status_code"], {}, response["body"])
+    return line["custom_id"], _parsed(parse_chat, response["body"], model)
 
 
-def _message_result(line: Body) -> tuple[str, Reply | Exception]:
+def _message_result(line: Body, model: str) -> tuple[str, Reply | Failure]:
     result = line["result"]
     if result["type"] == "succeeded":
-        return line["custom_id"], _parsed(parse_message, result["message"])
-    said = json.dumps(result)[:300]
-    if "invalid_request" in said:
-        return line["custom_id"], Rejected(said)
-    return line["custom_id"], Transient(said, charged=False)
+        return line["custom_id"], _parsed(parse_message, result["message"], model)
+    if result["type"] == "errored":
+        return line["custom_id"], failure_of(None, {}, result["error"])
+    return line["custom_id"], Transient(f"the request is {result['type']}", charged=False)
 
 
-def _parsed(parse: Callable[[Any], Reply], answer: Any) -> Reply | Exception:
+def _parsed(parse: Callable[[Any, str], Reply], answer: Any, model: str) -> Reply | Failure:
     try:
-        return parse(answer)
-    except Transient as error:
-        return error
+        return parse(answer, model)
+    except Failure as failure:
+        return failure
 
 
 @contextlib.contextmanager
-def _about_batches(sdk: ModuleType, key: str) -> Iterator[None]:
+def _about_batches(sdk: ModuleType) -> Iterator[None]:
     """A failure about a batch is one of all its requests: the provider is away, or nothing works until it is mended. No
     answer was paid for."""
     try:
-        with failures(sdk, key):
+        with failures(sdk):
             yield
     except (Limited, Transient) as error:
         raise Transient(str(error), charged=False, retry_after=error.retry_after) from None
-    except Rejected as error:
-        raise Denied(str(error)) from None
+    except Denied:
+        raise
+    except Failure as error:
+        raise Denied(str(error), FIXES[Whose.REQUEST]) from None

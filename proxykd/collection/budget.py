@@ -43,7 +43,7 @@ class Usage:
 def worst_case(request: Request, max_tokens: int) -> Usage:
     """Returns the most that a request can use: no tokenizer makes more tokens of a text than it has bytes, and no
     completion is longer than its limit."""
-    text = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in request.messages)
+    text = sum(len(message["content"].encode(errors="surrogatepass")) + MESSAGE_TOKENS for message in request.messages)
     return Usage(text + MESSAGE_TOKENS, max_tokens)
 
 

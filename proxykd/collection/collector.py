@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import math
 import random
 import shutil
 import time
@@ -15,10 +16,12 @@ from typing import Any
 
 from proxykd.collection.budget import BudgetExhausted, Ledger, Usage, worst_case
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
-from proxykd.collection.providers import Denied, Limited, Limits, Provider, Rejected, Transient
+from proxykd.collection.failures import Denied, Limited, Rejected, Transient, Unclear
+from proxykd.collection.providers import Limits, Provider
 from proxykd.collection.rate_limit import RateLimit, Slots
 from proxykd.collection.requests import Reply, Request
 from proxykd.collection.response_log import Kept, ResponseLog
+from proxykd.collection.token_counts import TokenCounts
 from proxykd.config import CollectConfig
 from proxykd.errors import RunStoppedError, StorageError, TeacherError
 from proxykd.runs.storage import is_remote
@@ -31,6 +34,9 @@ BYTES_A_TOKEN = 16
 DISK_PATIENCE_S = 60.0
 FAILED_IN_A_ROW = 8
 """Prompts that failed after all their retries, with no answer to any other in between: the teacher is away."""
+UNCLEAR_IN_A_ROW = 8
+"""Prompts that were refused without a word whose fault it is, and no answer since: then the shortest is asked, and if
+it is refused too, it is none of the prompts'."""
 HEDGE = "/hedge"
 FIRST_SLOTS = 8
 
@@ -108,7 +114,12 @@ class Collector:
         self._heard = time.monotonic()
         self._last_error = ""
         self._in_a_row = 0
+        self._unclear: list[tuple[float, Request, int, str]] = []
+        """Refused, perhaps for the prompt: each with the time from which on an answer shows that, its chunk's number,
+        and the provider's words."""
+        self._probe: Request | None = None
         self._lengths = Lengths(self._max_tokens)
+        self._tokens = TokenCounts(self._config.tokenizer)
         self._remote = is_remote(dataset.root)
         self.progress = CollectionProgress(total=sum(len(chunk.requests) for chunk in chunks))
 
@@ -120,6 +131,8 @@ class Collector:
             for number in [number for number, left in self._open.items() if not left]:
                 await self._write(number)
             await self._send_all()
+            if self._stop is None:
+                await self._judge_the_unclear()
             for task in self._tasks:  # those of batches, which the next start finds again
                 task.cancel()
             if self._stop is None and len(self._failed) <= self._config.max_failed_share * self.progress.total:
@@ -206,7 +219,7 @@ class Collector:
 
     async def _one(self, order: int, attempts: int, request: Request, chunk: int, worst: Usage) -> None:
         """One request and what its end means, for its prompt and for all others."""
-        sent = self._rate_limit.now()
+        sent, began = self._rate_limit.now(), time.monotonic()
         if not self._provider.holds(request.key):
             await self._note(self._log.sent, request.key, worst)
         try:
@@ -223,16 +236,22 @@ class Collector:
             self._again(order, attempts + 1, request, chunk, str(error), delay)
         except Denied as error:
             await self._came_back(request.key, worst, charged=False)
-            self._halt(TeacherError(f"{error}; mend teacher.model, its key or the account, then start again"))
+            self._halt(TeacherError(f"{error}\n{error.fix}, then start again; nothing was put apart for it"))
+        except Unclear as error:
+            await self._came_back(request.key, worst, charged=False)
+            self._unclear.append((0.0 if error.by_length else time.monotonic(), request, chunk, str(error)))
+            if error.by_length and self._kept.replies:
+                await self._blame_prompts(began=0.0)
+            self._doubt(request)
         except Rejected as error:
-            self._ledger.settle(worst, Usage())
-            await self._note(self._log.refused, request.key, str(error))
-            self._kept.refused[request.key] = str(error)
-            await self._settled(chunk)
+            await self._came_back(request.key, worst, charged=False)
+            await self._put_apart(request, chunk, str(error))
         else:
+            reply = self._tokens.completed(request, reply, self._max_tokens)
             await self._keep(request, reply, worst)
+            await self._blame_prompts(math.inf if self._config.batch else began)
             await self._rate_limit.limits(limits.requests, limits.tokens)
-            await self._rate_limit.answered(sent, self._lengths.learn(request, reply))
+            await self._rate_limit.answered(sent, self._lengths.learn(request, _usage(reply)))
             self._slots.well()
             await self._settled(chunk)
 
@@ -257,6 +276,52 @@ class Collector:
             for task in racing:
                 task.cancel()
 
+    # -- whose fault a refusal was -------------------------------------------------------------------------------
+
+    def _doubt(self, refused: Request) -> None:
+        """After a refusal that may be the prompt's: asks the shortest prompt that is left, or stops if it was that."""
+        if self._config.batch or len(self._unclear) < UNCLEAR_IN_A_ROW:
+            return
+        if self._probe is None:
+            if not self._queue:
+                return  # it is judged at the end
+            place = min(range(len(self._queue)), key=lambda at: _characters(self._queue[at][3]))
+            _, _, attempts, self._probe, chunk = self._queue.pop(place)
+            heapq.heapify(self._queue)
+            heapq.heappush(self._queue, (0.0, -1, attempts, self._probe, chunk))
+        elif self._probe == refused:
+            self._halt_for_the_unclear()
+
+    async def _blame_prompts(self, began: float) -> None:
+        """A request that began at `began` was answered: refusals until then were for their prompts."""
+        proved = [refusal for refusal in self._unclear if refusal[0] <= began]
+        self._unclear = [refusal for refusal in self._unclear if refusal[0] > began]
+        if proved:
+            self._probe = None
+        for _, request, chunk, message in proved:
+            await self._put_apart(request, chunk, message)
+
+    async def _judge_the_unclear(self) -> None:
+        """At the end: of a data set that has answers, they were the prompts'."""
+        if self._unclear and not self._kept.replies:
+            self._halt_for_the_unclear()
+        else:
+            await self._blame_prompts(math.inf)
+
+    def _halt_for_the_unclear(self) -> None:
+        self._halt(
+            TeacherError(
+                f"{len(self._unclear)} prompts were refused and none was answered since, so that it may be the request "
+                f"or the account; the last one: {self._unclear[-1][3]}\nmend what it speaks of in teacher.* or the "
+                f"account, or take such prompts out, then start again; nothing was put apart for it"
+            )
+        )
+
+    async def _put_apart(self, request: Request, chunk: int, message: str) -> None:
+        await self._note(self._log.refused, request.key, message)
+        self._kept.refused[request.key] = message
+        await self._settled(chunk)
+
     # -- what came of it -----------------------------------------------------------------------------------------
 
     async def _keep(self, request: Request, reply: Reply, worst: Usage) -> None:
@@ -272,7 +337,7 @@ class Collector:
                 if time.monotonic() > until:
                     raise refused from error
                 await asyncio.sleep(TICK_S)
-        self._ledger.settle(worst, Usage(reply.prompt_tokens, reply.completion_tokens))
+        self._ledger.settle(worst, _usage(reply))
         self._kept.replies[request.key] = place
         self._kept.add_model(reply.model)
         self.progress.done += 1
@@ -384,17 +449,21 @@ class Lengths:
     def expected(self, request: Request) -> float:
         return self._prompt(request) + self._completion
 
-    def learn(self, request: Request, reply: Reply) -> float:
+    def learn(self, request: Request, used: Usage) -> float:
         """Returns by how many tokens the expectation was too low."""
-        off = reply.prompt_tokens + reply.completion_tokens - self.expected(request)
+        off = used.tokens - self.expected(request)
         self._characters += _characters(request)
-        self._prompt_tokens += reply.prompt_tokens
+        self._prompt_tokens += used.prompt
         self._answers += 1
-        self._completion += (reply.completion_tokens - self._completion) / self._answers
+        self._completion += (used.completion - self._completion) / self._answers
         return off
 
     def _prompt(self, request: Request) -> float:
         return _characters(request) * self._prompt_tokens / self._characters
+
+
+def _usage(reply: Reply) -> Usage:
+    return Usage(reply.prompt_tokens or 0, reply.completion_tokens or 0)
 
 
 def _characters(request: Request) -> int:

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from proxykd.collection.batches import AnthropicBatches, BatchProvider, OpenAIBatches
+from proxykd.collection.api_keys import api_key
+from proxykd.collection.batches import AnthropicBatches, BatchProvider, OpenAIBatches, forget
 from proxykd.collection.budget import Usage, worst_case
 from proxykd.collection.collector import Collector, Outcome, Show
-from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
+from proxykd.collection.dataset import Chunk, Dataset, ShardWriter, flags_of_line
 from proxykd.collection.providers import OnlineProvider, Provider
 from proxykd.collection.rate_limit import LocalRateLimit, RateLimit
 from proxykd.collection.requests import Request, requests_for
-from proxykd.collection.response_log import read_log
+from proxykd.collection.response_log import ResponseLog, read_log
 from proxykd.collection.screening import screen
 from proxykd.config import CollectConfig
 from proxykd.errors import ProxykdError, TeacherError
@@ -36,8 +37,9 @@ def open_provider(config: CollectConfig, dataset: Dataset, base_url: str | None)
     teacher, batch = config.teacher, config.collection.batch
     if batch is None:
         return OnlineProvider(teacher, base_url, config.collection.timeout_s)
+    key = api_key(teacher)
     api = AnthropicBatches if teacher.provider == "anthropic" else OpenAIBatches
-    return BatchProvider(api(teacher, base_url), dataset.batches, batch.requests, batch.poll_s)
+    return BatchProvider(api(teacher, base_url, key.value), key, dataset.batches, batch.requests, batch.poll_s)
 
 
 def as_batches(config: CollectConfig) -> CollectConfig:
@@ -56,29 +58,64 @@ def as_batches(config: CollectConfig) -> CollectConfig:
 class Collection:
     """The data set at `root` and the prompts that it is to answer."""
 
-    def __init__(self, root: str | Path, config: CollectConfig, prompts: list[Record]):
-        """Screens the prompts and reads what earlier attempts have left.
+    def __init__(
+        self, root: str | Path, config: CollectConfig, prompts: list[Record], retry: frozenset[str] = frozenset()
+    ):
+        """Screens the prompts and reads what earlier attempts have left. What they put apart with a flag of `retry` is
+        missing again.
 
         Raises:
             CorpusError: a file of benchmark questions is absent.
-            RunError: the data set belongs to another teacher.
         """
         self.config = config
         self.dataset = Dataset(root)
         self.screened = screen(prompts, config.quality)
         self.requests = requests_for(self.screened.prompts, config.teacher, config.seed)
         self.writer = ShardWriter(self.dataset, config, self.screened.flags)
+        self._retry = retry
         self.refresh()
 
     def refresh(self) -> None:
         """Reads what is on storage."""
         self.kept = read_log(self.dataset.responses)
-        self.chunks = self.dataset.chunks(self.requests)
+        self.again = self._to_ask_again() if self._retry else set()
+        self.chunks = self.dataset.chunks(self.requests, self.again)
+
+    def begin(self) -> None:
+        """Writes what the data set is, and that what is to be asked again counts no longer.
+
+        Raises:
+            RunError: the data set belongs to another teacher.
+        """
+        self.refresh()  # another process may have ended meanwhile
+        submitted = any(self.dataset.batches.glob("*.json"))
+        self.dataset.write_metadata(self.config, answered=submitted or bool(self.kept.replies))
+        if self.again:
+            log = ResponseLog(self.dataset.responses)
+            for key in sorted(self.again):
+                log.again(key)
+            log.close()
+            forget(self.dataset.batches, self.again)
+            self.dataset.take_back(self.again)
+        self._retry = frozenset()
+        self.refresh()
+
+    def _to_ask_again(self) -> set[str]:
+        """The keys of what is apart, or will be, with a flag of `retry`, where its prompt is among those given."""
+        given = {request.key for request in self.requests}
+        found = self.dataset.apart_for(self._retry) & given
+        if "rejected" in self._retry:
+            found |= self.kept.refused.keys() & given
+        if "unfinished" in self._retry:
+            waiting = (request.key for chunk in self.dataset.chunks(self.requests, set()) for request in chunk.requests)
+            places = {key: self.kept.replies[key] for key in waiting if key in self.kept.replies}
+            found |= {key for key, place in places.items() if "unfinished" in flags_of_line(place.read())}
+        return found
 
     def missing(self, chunks: list[Chunk] | None = None) -> list[Request]:
         """The requests that are still to be sent, of `chunks` or of all."""
         requests = (request for chunk in (self.chunks if chunks is None else chunks) for request in chunk.requests)
-        known = self.kept.replies.keys() | self.kept.refused.keys()
+        known = (self.kept.replies.keys() | self.kept.refused.keys()) - self.again
         return [request for request in requests if request.key not in known and not self.writer.screened(request)]
 
     def estimate(self) -> Facts:
@@ -118,8 +155,8 @@ class Collection:
     ) -> Outcome:
         config = as_batches(self.config)
         wanted = config.collection
+        self.begin()
         provider = open_provider(config, self.dataset, base_url)
-        self.dataset.write_metadata(self.config)
         rate_limit = rate_limit or LocalRateLimit(wanted.requests_per_minute, wanted.tokens_per_minute)
         collector = Collector(
             self.dataset, config, self.chunks, self.writer, self.kept, provider, rate_limit, show, stop_requested
@@ -135,6 +172,7 @@ class Collection:
             "duplicates": self.screened.found["duplicate"],
             "records": counts.records,
             "dropped": dict(sorted(counts.dropped.items())),
+            "reasons": dict(counts.reasons.most_common()),
             "failed": len(outcome.failed),
             "flags": dict(sorted(counts.flags.items())),
             "models": dict(counts.models),
@@ -142,6 +180,7 @@ class Collection:
             "limited": outcome.progress.limited,
             "prompt_tokens": kept.usage.prompt,
             "completion_tokens": kept.usage.completion,
+            "estimated": kept.estimated,
             "cost": kept.usage.cost(prices),
             "currency": prices.currency,
             "unanswered_tokens_at_most": kept.unanswered.tokens,

@@ -47,6 +47,8 @@ class Kept:
 
     replies: dict[str, Place] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    estimated: int = 0
+    """Answers whose tokens the provider did not tell."""
     models: list[str] = field(default_factory=list)
     """In the order in which they answered."""
     usage: Usage = field(default_factory=Usage)
@@ -77,6 +79,10 @@ class ResponseLog:
     def refused(self, key: str, reason: str) -> None:
         """The provider will never answer this one. It is not sent again."""
         self._append({"refused": key, "reason": reason, "time": time.time()})
+
+    def again(self, key: str) -> None:
+        """What came of this one counts no longer: it is to be asked again."""
+        self._append({"again": key})
 
     def free(self, key: str) -> None:
         """What was sent came back without an answer and without a cost (429, 5xx)."""
@@ -144,10 +150,15 @@ def _apply(kept: Kept, in_flight: InFlight, place: Place, line: Line) -> None:
     if "sent" in line:
         in_flight[line["sent"]].append(Usage(line["prompt"], line["completion"]))
         return
+    if "again" in line:
+        kept.replies.pop(line["again"], None)
+        kept.refused.pop(line["again"], None)
+        return
     kind = next(iter(line))
     sent = in_flight[line[kind]].pop() if in_flight[line[kind]] else Usage()
     if kind == "reply":
         kept.usage += Usage(line["prompt_tokens"], line["completion_tokens"])
+        kept.estimated += line.get("estimated", False)
         kept.replies.setdefault(line["reply"], place)
         kept.add_model(line["model"])
     elif kind == "refused":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from proxykd.config import Flag
+from proxykd.collection.habits import LENGTH, REFUSED, UNFINISHED, WITHHELD
 
 REFUSAL = re.compile(
     r"\W*(?:"
@@ -25,18 +25,18 @@ LOOP_SHARE = 0.5
 LOOP_LEAST = 24
 """Words, below which no text is called a loop."""
 SAME_CHARACTER = re.compile(r"(\S)\1{39,}")
-ENDED_BY_LIMIT = "length"
-WITHHELD = "content_filter"
 
 
-def flags_of(text: str, finish_reason: str) -> list[Flag]:
-    """The flags of a completion, in a fixed order."""
+def flags_of(text: str, finish_reason: str) -> list[str]:
+    """The flags of a completion, in a fixed order: those of config.Flag, and `unfinished` where it neither ended by
+    itself nor at a limit."""
+    broken_off = finish_reason == UNFINISHED or (finish_reason == WITHHELD and text.strip())
+    found = ["unfinished"] if broken_off else []
     if not text.strip():
-        return ["empty", "refusal"] if finish_reason == WITHHELD else ["empty"]
-    found: list[Flag] = []
-    if finish_reason == WITHHELD or REFUSAL.match(text.lower().replace("\u2019", "'")):
+        return [*found, "empty", "refusal"] if finish_reason == WITHHELD else [*found, "empty"]
+    if finish_reason in (REFUSED, WITHHELD) or REFUSAL.match(text.lower().replace("\u2019", "'")):
         found.append("refusal")
-    if finish_reason == ENDED_BY_LIMIT:
+    if finish_reason == LENGTH:
         found.append("truncated")
     if loops(text):
         found.append("looping")

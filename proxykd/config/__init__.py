@@ -21,18 +21,29 @@ from proxykd.config.method import (
 )
 from proxykd.config.reading import (
     apply_overrides,
+    is_study,
     load_collect_config,
     load_config,
     read_yaml,
+    require_kind,
     set_key,
     validate_config,
     validated,
 )
 from proxykd.config.sections import LoraConfig, ModelConfig, Section, section_of
-from proxykd.config.teacher import BudgetConfig, CollectionConfig, Flag, PriceConfig, QualityConfig, TeacherConfig
+from proxykd.config.teacher import (
+    AZURE_DEPLOYMENT,
+    BudgetConfig,
+    CollectionConfig,
+    Flag,
+    PriceConfig,
+    QualityConfig,
+    TeacherConfig,
+)
 from proxykd.config.whole import CollectConfig, RunConfig
 
 __all__ = [
+    "AZURE_DEPLOYMENT",
     "ENGINE_TOP_K",
     "HELD_OUT",
     "LORA_SLOTS",
@@ -59,10 +70,12 @@ __all__ = [
     "TrainConfig",
     "Use",
     "apply_overrides",
+    "is_study",
     "load_collect_config",
     "load_config",
     "lora_slot_rank",
     "read_yaml",
+    "require_kind",
     "section_of",
     "set_key",
     "validate_config",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from proxykd.config.sections import Section, section_of
-from proxykd.config.whole import CollectConfig, RunConfig
+from proxykd.config.whole import LEFT_TO_THE_USER, CollectConfig, RunConfig
+from proxykd.config.yaml_text import parse_yaml, read_text
 from proxykd.errors import ConfigError
 
+WORDS = (("system",), ("terms",), ("licence",))
+"""Keys whose texts are no paths, whatever they begin with."""
 Whole = TypeVar("Whole", bound=Section)
 
 
@@ -24,6 +28,7 @@ def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Co
         ConfigError: as load_config.
     """
     raw = read_yaml(path)
+    require_kind(raw, path, study=False)
     apply_overrides(raw, overrides)
     others = RunConfig.model_fields.keys() - CollectConfig.model_fields.keys()
     config = validated(CollectConfig, {key: value for key, value in raw.items() if key not in others}, str(path))
@@ -45,6 +50,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
         ConfigError: the file is missing or torn, a key is unknown, or a combination makes no sense.
     """
     raw = read_yaml(path)
+    require_kind(raw, path, study=False)
     apply_overrides(raw, overrides)
     return validate_config(raw, str(path))
 
@@ -53,17 +59,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Raises:
     ConfigError: the file is missing, or does not hold sections.
     """
+    text = read_text(Path(path))
     try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"no config at {path}; the shipped ones are in configs/") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raw = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not sections; start from configs/quickstart.yaml")
     return raw
+
+
+def require_kind(raw: dict[str, Any], path: str | Path, study: bool) -> None:
+    """Raises:
+    ConfigError: a study's config where a run's is wanted, or the other way round, with the command that takes it.
+    """
+    if is_study(raw) and not study:
+        raise ConfigError(f"{path} is a study's config, not a run's; use it with: proxykd study {path}")
+    if study and not is_study(raw) and raw.keys() & RunConfig.model_fields.keys() - {"name"}:
+        raise ConfigError(f"{path} is a run's config, not a study's; use it with: proxykd run {path}")
+
+
+def is_study(raw: dict[str, Any]) -> bool:
+    """Whether a config is a study's: it has arms, or a run that they differ from."""
+    return "arms" in raw or isinstance(raw.get("run"), dict)
 
 
 def apply_overrides(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
@@ -86,11 +104,29 @@ def validated(kind: type[Whole], raw: dict[str, Any], origin: str, what: str = "
     Raises:
         ConfigError: every problem is a line with its key, what is wrong and what was given.
     """
+    _require_no_tilde(raw)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
+        if [e["type"] for e in error.errors()] == [LEFT_TO_THE_USER]:
+            raise ConfigError(f"{origin}: {error.errors()[0]['msg']}") from None
         lines = [f"  {'.'.join(map(str, e['loc'])) or what}: {_problem(kind, e)}" for e in error.errors()]
         raise ConfigError(f"{origin} is not a valid {what}:\n" + "\n".join(lines)) from None
+
+
+def _require_no_tilde(value: Any, place: tuple[str, ...] = ()) -> None:
+    """Raises:
+    ConfigError: a path with ~, which a shell expands and a config does not.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _require_no_tilde(inner, (*place, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _require_no_tilde(inner, place)
+    elif isinstance(value, str) and re.match(r"~\w*/", value) and place[-1:] not in WORDS:
+        whole = os.path.expanduser(value)
+        raise ConfigError(f"{'.'.join(place)} is {value!r}, but ~ is a shell's; write {whole}")
 
 
 def _problem(kind: type[Section], error: ErrorDetails) -> str:
@@ -122,9 +158,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value")
     try:
-        set_key(raw, key, yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+        set_key(raw, key, parse_yaml(value))
+    except ConfigError as error:
+        raise ConfigError(f"--set {key}: {error}") from None
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:

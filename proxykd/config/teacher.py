@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, model_validator
 
 from proxykd.config.sections import ModelConfig, Section
 
 Flag = Literal["refusal", "truncated", "empty", "looping", "encoding", "near_duplicate", "contaminated"]
+
+AZURE_DEPLOYMENT = "/openai/deployments/"
+"""In the path of an address that only Azure's own client can ask."""
+SECRET = re.compile(r"key|token|secret|password|^sig", re.IGNORECASE)
+LOOKS_LIKE_A_KEY = re.compile(r"(?:sk|gsk|xai|pk|AIza)[-_]?[A-Za-z0-9_-]{16,}")
+OWNED = {
+    "model": "teacher.model",
+    "messages": "the prompts",
+    "max_tokens": "teacher.max_tokens",
+    "max_completion_tokens": "teacher.max_tokens (with teacher.max_tokens_field)",
+    "temperature": "teacher.temperature",
+    "top_p": "teacher.top_p",
+    "seed": "the seed of each request (teacher.leave_out: [seed] sends none)",
+    "n": "teacher.samples",
+    "stream": "the whole answers that are kept",
+    "logprobs": "teacher.top_logprobs",
+    "top_logprobs": "teacher.top_logprobs",
+}
+"""What `teacher.extra_body` may not say, and what says it."""
 
 
 class TeacherConfig(Section):
@@ -44,11 +66,24 @@ class TeacherConfig(Section):
     """Likeliest tokens whose log-probs a grey box is asked for at each place."""
     extra_body: dict[str, Any] = Field({})
     """What else the API is to be told, under its own names."""
+    leave_out: tuple[Literal["max_tokens", "temperature", "seed"], ...] = Field((), exclude_if=lambda value: not value)
+    """Of what an OpenAI-compatible API is told by default, what it does not take. Without `max_tokens` no budget can be
+    kept.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.local and self.base_url:
             raise ValueError("teacher.local and teacher.base_url are both set; set one of them")
+        if self.base_url is not None and self.base_url != "default":
+            check_address(self.base_url)
+        self._check_key_names()
+        self._check_extra_body()
+        if self.provider == "anthropic" and self.leave_out:
+            raise ValueError(
+                f"teacher.leave_out names {', '.join(self.leave_out)}, but Anthropic's API is told what it takes; "
+                f"remove it"
+            )
         if self.provider == "anthropic" and self.top_logprobs:
             raise ValueError(
                 f"teacher.top_logprobs is {self.top_logprobs}, but Anthropic's API gives no log-probs; set it to 0"
@@ -58,6 +93,23 @@ class TeacherConfig(Section):
                 f"teacher.temperature is {self.temperature:g}, but Anthropic's API takes at most 1; lower it"
             )
         return self
+
+    def _check_key_names(self) -> None:
+        """A key in the place of where it is to be found would get into files and messages: it is not repeated here."""
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("teacher.api_key_env takes the name of an environment variable, not the key itself")
+        if self.api_key_file is not None and LOOKS_LIKE_A_KEY.fullmatch(self.api_key_file):
+            raise ValueError("teacher.api_key_file takes the path of a file that holds the key, not the key itself")
+
+    def _check_extra_body(self) -> None:
+        try:
+            json.dumps(self.extra_body, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(
+                "teacher.extra_body holds what JSON cannot (a date, .inf or a lone surrogate, say); write it in quotes"
+            ) from None
+        if owned := [name for name in self.extra_body if name in OWNED]:
+            raise ValueError(f"teacher.extra_body.{owned[0]} would go before {OWNED[owned[0]]}; remove it")
 
     @property
     def can_be_asked(self) -> bool:
@@ -71,6 +123,27 @@ class TeacherConfig(Section):
     @property
     def key_variable(self) -> str:
         return self.api_key_env or f"{self.provider.upper()}_API_KEY"
+
+
+def check_address(url: str) -> None:
+    """Raises:
+    ValueError: no client could ask there, or the address holds a secret, which is not repeated.
+    """
+    try:
+        parts = urlsplit(url)
+        host, secret = parts.hostname, parts.password or parts.username
+    except ValueError:
+        raise ValueError("teacher.base_url is no URL; write https://host/path") from None
+    named = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if secret or any(SECRET.search(name) for name in named):
+        raise ValueError("teacher.base_url holds a secret, which files would keep; use teacher.api_key_file for it")
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"teacher.base_url is {url!r}; write https://host/path, or `default`")
+    if AZURE_DEPLOYMENT in parts.path and "api-version" not in named:
+        raise ValueError(
+            f"teacher.base_url is {url!r}, an Azure deployment's without its version; add ?api-version=2024-10-21, or "
+            f"use https://{host}/openai/v1"
+        )
 
 
 class PriceConfig(Section):
@@ -117,6 +190,10 @@ class CollectionConfig(Section):
     """Seconds for a whole answer."""
     max_retries: int = Field(5, ge=0)
     """Further attempts at a request that fails; a 429 does not count."""
+    tokenizer: str | None = None
+    """A folder with a tokenizer.json, by which tokens are counted where the API tells no usage. Unset, a token for
+    every 3 bytes.
+    """
     give_up_after_s: float = Field(600.0, gt=0)
     """Seconds without a single answer that end the attempt."""
     hedge_after_s: float | None = Field(None, gt=0)
@@ -142,6 +219,22 @@ class CollectionConfig(Section):
         if self.batch is not None and self.hedge_after_s is not None:
             raise ValueError("collection.hedge_after_s and collection.batch are both set; a batch is not asked twice")
         return self
+
+
+def check_asking(teacher: TeacherConfig, collection: CollectionConfig) -> None:
+    """Raises:
+    ValueError: what is asked cannot be asked so.
+    """
+    budget = collection.budget
+    if "max_tokens" in teacher.leave_out and (budget.tokens is not None or budget.cost is not None):
+        raise ValueError(
+            "teacher.leave_out names max_tokens, so that nothing bounds an answer and collection.budget cannot be "
+            "kept; remove one of them"
+        )
+    if collection.batch is not None and AZURE_DEPLOYMENT in (teacher.base_url or ""):
+        raise ValueError(
+            "collection.batch: an Azure deployment takes no batches; set teacher.base_url to https://HOST/openai/v1"
+        )
 
 
 class QualityConfig(Section):

@@ -8,6 +8,7 @@ import os
 from typing import Any, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from proxykd.config.machines import EngineConfig, RedisConfig, ResourceConfig, TrackingConfig
 from proxykd.config.method import (
@@ -20,11 +21,14 @@ from proxykd.config.method import (
     WhiteBoxConfig,
 )
 from proxykd.config.sections import ModelConfig, Section
-from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig
+from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig, check_asking
 from proxykd.config.teachings import TEACHINGS, Teaching
 
 WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "runs_dir")
 """Sections of a run on which no result depends."""
+
+LEFT_TO_THE_USER = "left_to_the_user"
+"""The type of an error about what a shipped config cannot know."""
 
 
 class RunConfig(Section):
@@ -71,11 +75,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.corpus.path and not self.corpus.prompts:
-            raise ValueError(
-                "corpus.path is not set; set it with --set corpus.path=FILE, or corpus.prompts to collect completions"
+            raise PydanticCustomError(
+                LEFT_TO_THE_USER,
+                "set corpus.path, your text: --set corpus.path=FILE (of a study --set run.corpus.path=FILE), or "
+                "corpus.prompts to collect completions",
             )
         if self.corpus.prompts and not self.teacher.can_be_asked:
             raise ValueError("corpus.prompts needs a teacher to ask; set teacher.base_url or teacher.local")
+        check_asking(self.teacher, self.collection)
         self._check_templates()
         if self.proxy.method != "lora":
             raise ValueError("proxy.method is 'full'; the proxy is aligned by adapters, set it to 'lora'")
@@ -264,6 +271,11 @@ class CollectConfig(Section):
     collection: CollectionConfig = CollectionConfig()
     quality: QualityConfig = QualityConfig()
     redis: RedisConfig = RedisConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_asking(self.teacher, self.collection)
+        return self
 
     @classmethod
     def of_run(cls, run: RunConfig) -> Self:

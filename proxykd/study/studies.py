@@ -19,6 +19,7 @@ from proxykd.config import (
     Section,
     apply_overrides,
     read_yaml,
+    require_kind,
     set_key,
     validate_config,
     validated,
@@ -234,6 +235,7 @@ def load_study(path: str | Path, overrides: tuple[str, ...] = ()) -> StudyConfig
         ConfigError: the file is missing or torn, a key is unknown, or an arm cannot run.
     """
     raw = read_yaml(path)
+    require_kind(raw, path, study=True)
     apply_overrides(raw, overrides)
     return validate_study(raw, str(path))
 

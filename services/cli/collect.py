@@ -25,6 +25,8 @@ from proxykd.text.corpus import read_prompts
 from services.cli.formatting import PLAIN_EVERY_S, bar_columns, clock, figure_table
 
 Facts = dict[str, Any]
+REASONS_SHOWN, REASON_WIDTH = 8, 100
+"""Of the provider's reasons; summary.json has them all, and whole."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,20 @@ class WorkerOptions:
 
 
 def collect(
-    config: CollectConfig, prompts: str, out: str, options: WorkerOptions, limit: int | None, dry_run: bool
+    config: CollectConfig,
+    prompts: str,
+    out: str,
+    options: WorkerOptions,
+    limit: int | None,
+    dry_run: bool,
+    retry: frozenset[str],
 ) -> None:
-    """Collects the data set at `out` as far as it is missing.
+    """Collects the data set at `out` as far as it is missing; what has a flag of `retry` is missing again.
 
     Raises:
         ProxykdError: why it stopped, with what is kept.
     """
-    collection = Collection(out, config, read_prompts(prompts)[:limit])
+    collection = Collection(out, config, read_prompts(prompts)[:limit], retry)
     console = Console(highlight=False)
     estimate = collection.estimate()
     console.print(_estimate_line(estimate))
@@ -56,7 +64,6 @@ def collect(
         _stoppable(console) as stop_requested,
         _Display(console, estimate) as display,
     ):
-        collection.refresh()  # another process may have ended meanwhile
         outcome = _collect(collection, options, display.show, stop_requested)
         summary = collection.conclude(outcome)
     console.print(_summary_table(summary))
@@ -215,10 +222,14 @@ def _summary_table(summary: Facts) -> Table:
         table.add_row(name, str(summary[name]))
     for reason, count in summary["dropped"].items():
         table.add_row(f"apart: {reason}", str(count))
+    for reason, count in list(summary["reasons"].items())[:REASONS_SHOWN]:
+        table.add_row(f"  {reason[:REASON_WIDTH]}", str(count))
     for flag, count in summary["flags"].items():
         table.add_row(f"flag: {flag}", str(count))
     for model, count in summary["models"].items():
         table.add_row(f"answers of {model}", str(count))
+    if summary["estimated"]:
+        table.add_row("answers whose tokens are an estimate", str(summary["estimated"]))
     table.add_row("tokens in, out", f"{summary['prompt_tokens']}, {summary['completion_tokens']}")
     table.add_row("cost", f"{summary['cost']:.4f} {summary['currency']}")
     if summary["unanswered_tokens_at_most"]:

@@ -89,6 +89,7 @@ def run(
 @click.option("--prompts", required=True, metavar="FILE|DIR|hf:NAME", help="JSONL (also .gz) or Parquet of prompts.")
 @click.option("--out", required=True, metavar="DATASET", help="A folder, or s3://bucket/prefix; goes on where it is.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
+@click.option("--retry", metavar="KINDS", help="rejected, failed or both: ask again what is apart for that.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="That ask, on Ray.")
 @ADDRESS
 @click.option("--dry-run", is_flag=True, help="Say what it would take, in tokens, money and time; send nothing.")
@@ -98,17 +99,19 @@ def collect(
     prompts: str,
     out: str,
     limit: int | None,
+    retry: str | None,
     workers: int,
     address: str | None,
     dry_run: bool,
 ) -> None:
     """Ask the teacher of CONFIG for completions of PROMPTS; never twice for the same."""
+    from proxykd.collection.dataset import flags_to_retry
     from proxykd.config import load_collect_config
     from services.cli.collect import WorkerOptions
     from services.cli.collect import collect as collect_dataset
 
-    options = WorkerOptions(workers, address)
-    collect_dataset(load_collect_config(config, overrides), prompts, out, options, limit, dry_run)
+    options, again = WorkerOptions(workers, address), flags_to_retry(retry)
+    collect_dataset(load_collect_config(config, overrides), prompts, out, options, limit, dry_run, again)
 
 
 @main.command()
@@ -287,10 +290,10 @@ def plan(
 def preview(file: str, overrides: tuple[str, ...], records: int) -> None:
     """Show what the models of CONFIG, a run's or a study's first, will see of its corpus: records as they are
     rendered, lengths, what is left out and cut, padding. Starts nothing."""
-    from proxykd.config import load_config, read_yaml
+    from proxykd.config import is_study, load_config, read_yaml
     from services.cli.preview import print_preview
 
-    if "arms" not in read_yaml(file):
+    if not is_study(read_yaml(file)):
         print_preview(load_config(file, overrides), records)
         return
     from proxykd.study.studies import load_study
@@ -308,11 +311,11 @@ def config() -> None:
 @OVERRIDES
 def check(file: str, overrides: tuple[str, ...]) -> None:
     """Validate FILE, a run's or a study's; print what would run and what it would need."""
-    from proxykd.config import load_config, read_yaml
+    from proxykd.config import is_study, load_config, read_yaml
     from proxykd.planning.describe import describe
     from proxykd.study.studies import load_study
 
-    if "arms" not in read_yaml(file):
+    if not is_study(read_yaml(file)):
         click.echo("\n".join(describe(load_config(file, overrides))))
         return
     study = load_study(file, overrides)

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from proxykd.collection.response_log import read_log
+from proxykd.errors import TeacherError
 from proxykd.runs.storage import read_json
 from tests.collecting import PROMPTS, config_for, rows_of, whole
 from tests.teacher_stub import KEY, teacher_stub
@@ -54,3 +56,42 @@ def test_a_process_that_starts_again_waits_for_the_batches_that_are_out(provider
     summary = read_json(tmp_path / "out" / "summary.json")
     assert (stats["batches"], stats["answered"], stats["answered_twice"]) == (3, PROMPTS, 0)
     assert (summary["records"], summary["unanswered_tokens_at_most"]) == (PROMPTS, 0)
+
+
+@pytest.mark.parametrize(
+    ("provider", "habit", "words"),
+    [
+        ("openai", "openai: max_tokens", r"Unsupported parameter.*\n.*max_tokens_field=max_completion_tokens"),
+        ("anthropic", "anthropic: credit", r"credit balance is too low.*\nmend the account"),
+        ("openai", "a bare 400", r"prompts were refused and none was answered since"),
+    ],
+)
+def test_a_batch_that_is_refused_line_by_line_puts_nothing_apart(
+    provider, habit, words, prompts, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    with teacher_stub(habits=[habit]) as stub:
+        teacher = {"provider": provider} | ({"base_url": stub.root} if provider == "anthropic" else {})
+        with pytest.raises(TeacherError, match=words):
+            whole(tmp_path / "out", config_for(stub, teacher, **BATCHED), prompts)
+        assert read_log(tmp_path / "out" / "responses").refused == {}
+        stub.control()
+        assert whole(tmp_path / "out", config_for(stub, teacher, **BATCHED), prompts)["records"] == PROMPTS
+
+
+def test_prompts_that_a_batch_refuses_are_put_apart_and_go_into_another_on_demand(prompts, tmp_path):
+    with teacher_stub(habits=["azure: filter", "a bare 400"], habit_share=0.2) as stub:
+        summary = whole(tmp_path / "out", config_for(stub, **BATCHED), prompts)
+        refused = sum(stub.stats()["faults"].values())
+        assert summary["dropped"] == {"rejected": refused}
+        stub.control()
+        again = whole(tmp_path / "out", config_for(stub, **BATCHED), prompts, retry=frozenset({"rejected"}))
+    assert (again["records"], again["dropped"]) == (PROMPTS, {})
+
+
+def test_a_batch_that_is_refused_as_a_whole_says_why_and_is_submitted_anew(prompts, tmp_path):
+    with teacher_stub(refuses_batches=True) as stub:
+        with pytest.raises(TeacherError, match=r"the batch was refused: Enqueued token limit reached"):
+            whole(tmp_path / "out", config_for(stub, **BATCHED), prompts)
+        stub.control()
+        assert whole(tmp_path / "out", config_for(stub, **BATCHED), prompts)["records"] == PROMPTS

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -18,6 +17,7 @@ from proxykd.collection.job import Collection
 from proxykd.collection.response_log import ResponseLog, read_log
 from proxykd.errors import ConfigError, StorageError, TeacherError
 from proxykd.text.corpus import read_prompts
+from tests.collect_once import main as collect_once
 from tests.collecting import PROMPTS, assert_no_key_in, collect, config_for, digest, rows_of, whole
 from tests.teacher_stub import KEY, RunningStub, teacher_stub
 
@@ -26,6 +26,10 @@ FAULTS = [
     "wrong content type", "no choices",
 ]  # fmt: skip
 KILLS = 50
+HABITS = [
+    "content in parts", "events", "no usage", "lone surrogate", "no id, no model", "ended by error", "ended by max_tokens",
+    "azure: filter", "openrouter: flagged", "openai: too long", "a bare 400", "200: flagged",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -147,32 +151,42 @@ def test_a_torn_line_is_asked_for_again(tmp_path):
 
 
 def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(tmp_path):
-    """SIGKILL at random times to the command line's own process; each start goes on, until it is done."""
-    path = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": f"What is the colour of item {n}?"} for n in range(3000)]
+    """SIGKILL after a few more answers to a process of its own, by providers' habits in half of the prompts; each start
+    goes on, until it is done."""
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "killed"
+    rows = [{"prompt": f"What is the colour of item {n}?"} for n in range(1500)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    starts = multiprocessing.get_context(
+        "forkserver"
+    )  # each start is a new process, without the seconds of its imports
+    starts.set_forkserver_preload(["tests.collect_once", "openai"])
     draw = random.Random(3)
-    with teacher_stub(latency_s=0.02) as stub:
+    with teacher_stub(latency_s=0.02, habits=HABITS, habit_share=0.5) as stub:
+        settings = config_for(stub, quality={"near_duplicate": 1.0}, concurrency=8)  # others would take seconds to find
         config = tmp_path / "config.yaml"
-        config.write_text(json.dumps(config_for(stub, concurrency=8).model_dump(mode="json")))
-        command = [sys.executable, "-m", "tests.collect_once", str(config), str(path), str(tmp_path / "killed")]
-        kills = 0
-        while kills < KILLS:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            assert process.stdout is not None
-            process.stdout.readline()  # it sends
-            time.sleep(draw.uniform(0.0, 0.25))
-            assert process.poll() is None, "it was done before its death; give it more prompts"
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        config.write_text(json.dumps(settings.model_dump(mode="json")))
+        for _ in range(KILLS):
+            process = starts.Process(target=collect_once, args=(str(config), str(path), str(out)))
+            wanted = stub.stats()["answered"] + draw.randrange(12)
+            process.start()
+            while stub.stats()["answered"] < wanted:
+                assert process.is_alive(), "it was done before its death; give it more prompts"
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0.0, 0.05))
+            process.kill()
+            process.join()
+        last = starts.Process(target=collect_once, args=(str(config), str(path), str(out)))
+        last.start()
+        last.join()
+        assert last.exitcode == 0
         stats = stub.stats()
-        whole(tmp_path / "undisturbed", config_for(stub), path)
-    assert content_digest(tmp_path / "killed") == content_digest(tmp_path / "undisturbed")
-    lost = stats["answered"] - len(rows)
+        whole(tmp_path / "undisturbed", settings, path)
+    assert content_digest(out) == content_digest(tmp_path / "undisturbed")
+    kept = read_log(Dataset(out).responses)
+    lost = stats["answered"] - len(kept.replies)
     assert lost <= 8 * KILLS  # what was in flight, of 8 at a time
-    assert len(read_log(Dataset(tmp_path / "killed").responses).replies) == len(rows)
+    assert len(kept.replies) + len(kept.refused) == len(rows)
+    assert all(stats["faults"][habit] > 25 for habit in HABITS)
 
 
 def test_a_full_disk_stops_the_asking_and_loses_no_answer(prompts, tmp_path):

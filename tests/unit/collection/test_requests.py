@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxykd.collection.providers import chat_body, message_body
-from proxykd.collection.requests import Request
+from proxykd.collection.requests import Request, request_identity
 from proxykd.config import TeacherConfig
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"})
@@ -35,3 +35,23 @@ def test_anthropic_hears_what_departs_from_its_own_defaults():
     )
     said = {"temperature": 0.5, "top_p": 0.9, "metadata": {"user_id": "u"}}
     assert message_body(teacher, REQUEST) == plain | {"extra_body": said}
+
+
+def test_what_an_api_does_not_take_is_left_out():
+    teacher = TeacherConfig(model="m", leave_out=("seed", "temperature"))
+    assert chat_body(teacher, REQUEST) == {"model": "m", "messages": list(MESSAGES), "max_tokens": 512}
+    bare = TeacherConfig(model="m", leave_out=("max_tokens",), max_tokens_field="max_completion_tokens")
+    assert chat_body(bare, REQUEST) == {"model": "m", "messages": list(MESSAGES), "temperature": 1.0, "seed": 7}
+
+
+def test_what_shapes_a_request_is_part_of_its_key_and_the_defaults_are_as_they_were():
+    shapes = [
+        {},
+        {"leave_out": ("seed",)},
+        {"leave_out": ("temperature",)},
+        {"max_tokens_field": "max_completion_tokens"},
+    ]
+    identities = [request_identity(TeacherConfig(model="m", **shape)) for shape in shapes]
+    assert len({str(identity) for identity in identities}) == len(shapes)
+    kept = {"model", "max_tokens", "temperature", "top_p", "top_logprobs", "extra_body", "provider", "endpoint"}
+    assert identities[0].keys() == kept  # keys of data sets that were begun before stay
