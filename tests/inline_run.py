@@ -18,6 +18,7 @@ from actors.run.facilities import Facilities, NothingShared, OwnModels, OwnRoute
 from actors.telemetry.events import EventLog
 from actors.training.training_runs import TrainRequest
 from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
+from proxykd.data.ingest import Here
 from proxykd.data.label_shards import LabelledGroup, labelled_rows
 from proxykd.data.soft_labels import LabelSource
 from proxykd.models.loading import load_scorer
@@ -93,7 +94,8 @@ class NoEngines:
 def context_of(run: RunDirectory, trainers: Any, sharing: Any = None) -> Context:
     deployer: Any = Deployer()
     engines: Any = NoEngines()
-    facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, sharing or NothingShared(), deployer)
+    shared = sharing or NothingShared()
+    facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, shared, deployer, lambda _: Here())
     journal = Journal(run.journal, host="here", job=None, cluster_pid=None)
     return Context(run, journal, facilities, EventLog(run), None, lambda: None)  # type: ignore[arg-type]
 

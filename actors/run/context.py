@@ -60,6 +60,7 @@ class Context:
         self.events = events
         self.reporter = reporter
         self.data_pool = self.config.resources.pools.data
+        self.spread = facilities.spread(self.data_pool)
         self.busy_s = 0.0
         """Of the stage in hand, at work on its devices: without what was waited for."""
         self._refused = refused

@@ -16,7 +16,7 @@ from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig, RunConfig
 from proxykd.data import corpus_segments
-from proxykd.data.corpus_segments import reading_of
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
 from proxykd.data.slices import place, require_training_records
 from proxykd.data.unlabelled import held_out_in, held_out_of, read_unlabelled, require_not_held_out
@@ -26,9 +26,7 @@ from proxykd.stages.collect import CollectResult
 from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.models import ModelsResult
 from proxykd.stages.stage import Made
-from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import read_prompts
-from proxykd.text.tokenizer import load_tokenizer
 
 FOLLOW_POLL_S = 2.0
 
@@ -105,9 +103,9 @@ def prepare_corpus(context: Context, _: int | None) -> Made[CorpusResult]:
         config = config.model_copy(update={"corpus": collected})
     if config.corpus.follow:
         _await_records(context, config.corpus.follow)
-    reading, names = reading_of(config)
-    chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
-    facts = write_corpus(context.run, context.config, reading, chat, names)
+    context.events.step("tokenise")
+    proxy = context.run.models / "proxy"
+    facts = write_corpus(context.run, context.config, source_of(config), proxy, context.spread, context.progress)
     _refuse_held_out(context.config, held_out_of(context.run))
     return Made(CorpusResult(records=facts["records"]), facts["records"], facts["tokens"])
 
@@ -124,8 +122,8 @@ def _await_records(context: Context, wanted: int) -> None:
 def take_added(context: Context) -> int:
     """What the data set has added since the last look, as a segment of the corpus; how many segments there are now."""
     if context.config.corpus.follow:
-        chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
-        if (segment := corpus_segments.take_added(context.run, context.config, chat)) is not None:
+        proxy = context.run.models / "proxy"
+        if (segment := corpus_segments.take_added(context.run, context.config, proxy, context.spread)) is not None:
             facts = {key: segment[key] for key in ("segment", "sources", "records", "dropped")}
             context.journal.append("CORPUS_GREW", **facts)
             context.events.emit(CorpusGrew(segment["records"], segment["segment"]))

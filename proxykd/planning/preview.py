@@ -149,10 +149,10 @@ def read(config: RunConfig) -> tuple[Reading, str | None]:
             [replace(p, messages=with_system(p.messages, system), completion=PLACEHOLDER) for p in prompts]
         ), None
     try:
-        return reading_of(config)[0], None
+        return reading_of(config), None
     except CorpusError as error:
         lenient = corpus.model_copy(update={"max_bad_share": 1.0})
-        return reading_of(config.model_copy(update={"corpus": lenient}), may_be_empty=True)[0], str(error)
+        return reading_of(config.model_copy(update={"corpus": lenient}), may_be_empty=True), str(error)
 
 
 def show(measured: Measured, chat: ChatFormat, corpus: CorpusConfig) -> Shown:

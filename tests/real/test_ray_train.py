@@ -15,13 +15,11 @@ from actors.telemetry.progress import Reporter
 from actors.training.training_runs import TrainRequest, train
 from actors.training.worker_loop import LoopCall
 from proxykd.config import AlignmentConfig
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory, read_json, verify_directory
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus
-from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.loops.align import Parity, RoundTask, align
 from proxykd.training.loops.warm_up import WarmupTask
 from proxykd.training.loops.warm_up import warm_up as warm_up_loop
@@ -56,7 +54,7 @@ def prepared(cluster, tiny, tmp_path_factory):
         config = run_config(str(tiny), runs_dir, corpus=corpus, resources=resources, warmup=warmup)
         run = RunDirectory.create(config)
         initialise(config.proxy, run.models / "proxy")
-        write_corpus(run, config, read_corpus(config.corpus), ChatFormat(load_tokenizer(run.models / "proxy")))
+        write_corpus(run, config, source_of(config), run.models / "proxy")
         runs[name] = run
     silent = ray.remote(Silent).options(name="silent", namespace=NAMESPACE, num_cpus=0).remote()
     ray.get(silent.__ray_ready__.remote())

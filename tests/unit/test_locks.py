@@ -85,7 +85,17 @@ def test_no_package_is_pinned_twice():
 def test_what_needs_no_torch_imports_none(tmp_path):
     """In this environment, where torch is there but not let in: as telling as Python 3.12 where no uv installs it."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules |= dict.fromkeys(('torch', 'transformers'))\n")
-    command = [sys.executable, "-m", "pytest", *FILES, "--collect-only", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *FILES,
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_timeout",
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=alone(str(tmp_path)))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 

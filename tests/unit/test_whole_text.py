@@ -12,6 +12,7 @@ import pytest
 from actors.run import alignment, baselines
 from actors.run.pipeline import Pipeline
 from proxykd.collection import dataset as datasets
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import (
     manifest,
     read_shard_rows,
@@ -30,8 +31,6 @@ from proxykd.stages.distil import DISTIL
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
 from proxykd.stages.table import stage_keys
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus
 from tests.inline_run import Lender, Trainers, context_of, make_run
 from tests.teacher_stub import teacher_stub
 from tests.tiny_model import corpus_rows
@@ -110,11 +109,11 @@ def test_the_training_slice_is_stored_once_and_counted_once(finished):
     assert [getattr(found, name) for name in PARTS] == [None] * 3
 
 
-def test_what_is_held_out_is_the_same_as_with_the_split(finished, tiny, tokenizer, tmp_path):
+def test_what_is_held_out_is_the_same_as_with_the_split(finished, tiny, tmp_path):
     run, *_ = finished
     corpus = run.config().corpus.model_copy(update={"whole_text": False})
     split = make_run(tiny, tmp_path, corpus=corpus.model_dump())
-    write_corpus(split, split.config(), read_corpus(corpus), ChatFormat(tokenizer))
+    write_corpus(split, split.config(), source_of(split.config()), tiny)
     for name in HELD_OUT:
         assert read_slice(run, name) == read_slice(split, name) != []
     parts = [row for name in PARTS for row in read_slice(split, name)]
