@@ -58,6 +58,7 @@ class CorpusIndex:
     def admit(self, block: int, rows: list[dict[str, Any]], reading: Reading, limit: int | None) -> bool:
         """Takes the rows of a block in, and counts them in `reading`. False once `limit` records are kept."""
         kept = []
+        self._file.execute("BEGIN")
         for row in rows:
             if limit is not None and reading.kept >= limit:
                 break
@@ -70,7 +71,6 @@ class CorpusIndex:
             self._count += 1
             at = self._slices.index(row["slice"]), row["place"], self._count, block, row["row"], row["prompt_place"]
             kept.append((*at, row["note"], row["tokens"], row["id"], row["detail"]))
-        self._file.execute("BEGIN")
         self._file.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", kept)
         self._file.execute("COMMIT")
         return limit is None or reading.kept < limit

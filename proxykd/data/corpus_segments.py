@@ -8,6 +8,7 @@ with corpus.whole_text there is one training slice, which takes them all.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from proxykd.config import RunConfig
 from proxykd.data.corpus_store import committed_segments, manifest, write_segment
 from proxykd.data.ingest import Source, Spread
 from proxykd.runs.storage import RunDirectory
-from proxykd.text.corpus import Reading, read_corpus
+from proxykd.text.corpus import Reading, Record, records_of
 
 Facts = dict[str, Any]
 
@@ -45,14 +46,25 @@ def reading_of(config: RunConfig, may_be_empty: bool = False) -> Reading:
     """All that a run reads at its beginning at once, for a look at it.
 
     Raises:
-        CorpusError: as read_corpus.
+        CorpusError: as records_of.
     """
-    source, whole = source_of(config), Reading()
-    for path in source.paths:
-        corpus = config.corpus.model_copy(update={"path": path})
-        whole.add(read_corpus(corpus, may_be_empty or source.follows))
-    whole.dropped.update(source.dropped)
+    whole = Reading()
+    whole.records = list(records_at_first(config, whole, may_be_empty))
     return whole
+
+
+def records_at_first(config: RunConfig, whole: Reading, may_be_empty: bool = False) -> Iterator[Record]:
+    """The records that a run reads at its beginning, one after the other; `whole` counts them.
+
+    Raises:
+        CorpusError: as records_of.
+    """
+    source = source_of(config)
+    for path in source.paths:
+        reading = Reading()
+        yield from records_of(config.corpus.model_copy(update={"path": path}), reading, may_be_empty or source.follows)
+        whole.add(reading)
+    whole.dropped.update(source.dropped)
 
 
 def take_added(

@@ -10,15 +10,14 @@ from typing import Any
 from proxykd.config import HELD_OUT, USES, RunConfig
 from proxykd.data.corpus_blocks import SCHEMA, BlockWriter, chat_of
 from proxykd.data.ingest import Here, Progress, Source, Spread, begin, indexed, write_slices
+from proxykd.data.row_ranges import RowRange, paths_of, read_ranges
 from proxykd.data.slices import require_training_records
 from proxykd.errors import CorpusError
 from proxykd.runs.storage import (
     RunDirectory,
     delete,
     read_json,
-    read_table,
     unfinished,
-    verify_shard,
     write_json,
 )
 from proxykd.runs.table_shards import write_rows_as_shard
@@ -146,9 +145,8 @@ def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Pat
     """Rows of the corpus as shards of their own; finished ones stand."""
     paths = []
     for number, start in enumerate(range(0, len(rows), shard_records)):
-        path = directory / f"shard-{number:05d}.parquet"
-        write_rows_shard(path, rows[start : start + shard_records])
-        paths.append(path)
+        paths.append(directory / f"shard-{number:05d}.parquet")
+        write_rows_shard(paths[-1], rows[start : start + shard_records])
     return paths
 
 
@@ -183,12 +181,24 @@ def _segment(run: RunDirectory, number: int) -> Path:
     return run.corpus / "segments" / f"{number:03d}.json"
 
 
+def slice_ranges(run: RunDirectory, name: str, segments: int | None = None) -> list[RowRange]:
+    """All rows of a slice, shard by shard, in order: those it began with, then those of its first `segments` segments
+    (or all). By what was counted: a shard that is missing is missed where it is read."""
+    counts = {"shard": manifest(run, segments=0)[name]}
+    if name in run.config().corpus.growing:
+        for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
+            counts[f"segment-{number:03d}"] = read_json(_segment(run, number))[name]
+    size, folder = run.config().corpus.shard_records, run.corpus / name
+    return [
+        RowRange(str(folder / f"{prefix}-{i:05d}.parquet"), 0, min(size, count - i * size))
+        for prefix, count in counts.items()
+        for i in range(-(-count // size))
+    ]
+
+
 def slice_shards(run: RunDirectory, name: str, segments: int | None = None) -> list[Path]:
-    """The shards of a slice in order: those it began with, then those of its first `segments` segments (or all)."""
-    shards = sorted((run.corpus / name).glob("shard-*.parquet"))
-    for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
-        shards += sorted((run.corpus / name).glob(f"segment-{number:03d}-*.parquet"))
-    return shards
+    """The shards of a slice in order."""
+    return paths_of(slice_ranges(run, name, segments))
 
 
 def answer_shards(run: RunDirectory, adapter: str) -> list[Path]:
@@ -196,15 +206,6 @@ def answer_shards(run: RunDirectory, adapter: str) -> list[Path]:
     return sorted(run.answers(adapter).glob("shard-*.parquet"))
 
 
-def read_shard_rows(path: Path) -> list[Row]:
-    """A corpus shard's rows after its checksum was verified, each with its `length` in tokens."""
-    verify_shard(path)
-    rows: list[Row] = read_table(path).to_pylist()
-    for row in rows:
-        row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
-    return rows
-
-
 def read_slice(run: RunDirectory, name: str, segments: int | None = None) -> list[Row]:
     """All rows of a slice, in order. For the held-out slices and record counts; training streams instead."""
-    return [row for path in slice_shards(run, name, segments) for row in read_shard_rows(path)]
+    return read_ranges(slice_ranges(run, name, segments))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -93,30 +93,47 @@ def indexed(
         CorpusError: no such file, an unknown format, nothing usable, or more bad lines than `max_bad_share`.
         StorageError: the disk has no room for it.
     """
-    folder, parts = run.ingest, source.parts()
+    parts = source.parts()
     _require_room(run, parts)
-    total = sum(part.size for part in parts)
-    whole, reading = Reading(), Reading()
-    with scratch(folder) as here:
-        index = CorpusIndex(Path(here) / "index.sqlite", config.corpus.slices)
-        part = 0
-        pieces = spread.map(writer, spread.items(partial(_pieces, source, writer.folder)))
+    total = sum(part.size for part in parts) / MIB
+
+    def read(piece: Piece) -> None:
+        progress(piece.read / MIB, total, "MiB of text")
+
+    with scratch(run.ingest) as folder:
+        index = CorpusIndex(Path(folder) / "index.sqlite", config.corpus.slices)
         try:
-            for piece in pieces:
-                if source.follows and piece.part != part:
-                    _conclude(reading, whole, source.paths[part], config, True)
-                    index.forget_known()
-                    reading, part = Reading(), piece.part
-                progress(piece.read / MIB, total / MIB, "MiB of text")
-                if not index.admit(piece.number, read_index(writer.folder, piece.number), reading, source.limit):
-                    break
-            _conclude(reading, whole, source.paths[part], config, source.follows)
-            whole.dropped.update(source.dropped)
-            yield index, whole
+            pieces = spread.map(writer, spread.items(partial(_pieces, source, writer.folder)))
+            with closing(_told(pieces, read)) as told:
+                reading = _take_in(index, told, config, source, writer.folder)
+            yield index, reading
         finally:
-            if close := getattr(pieces, "close", None):
-                close()
             index.close()
+
+
+def _told(pieces: Iterator[Piece], tell: Callable[[Piece], None]) -> Generator[Piece, None, None]:
+    """The pieces; closed before its end, it ends the work on those that follow."""
+    try:
+        for piece in pieces:
+            tell(piece)
+            yield piece
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
+
+
+def _take_in(index: CorpusIndex, pieces: Iterator[Piece], config: RunConfig, source: Source, folder: str) -> Reading:
+    whole, reading, part = Reading(), Reading(), 0
+    for piece in pieces:
+        if source.follows and piece.part != part:
+            _conclude(reading, whole, source.paths[part], config, True)
+            index.forget_known()
+            reading, part = Reading(), piece.part
+        if not index.admit(piece.number, read_index(folder, piece.number), reading, source.limit):
+            break
+    _conclude(reading, whole, source.paths[part], config, source.follows)
+    whole.dropped.update(source.dropped)
+    return whole
 
 
 def _conclude(reading: Reading, whole: Reading, path: str, config: RunConfig, may_be_empty: bool) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from proxykd.config import RunConfig
-from proxykd.data.slices import place, require_training_records
-from proxykd.data.unlabelled import held_out_in, read_unlabelled, require_not_held_out
-from proxykd.errors import CorpusError
-from proxykd.planning.preview import read, records_of_one
+from proxykd.config import HELD_OUT, CorpusConfig, RunConfig
+from proxykd.data.slices import require_training_records
+from proxykd.data.unlabelled import read_unlabelled, require_not_held_out
+from proxykd.planning.preview import records_in, records_of_one
 from proxykd.runs.storage import location
-from proxykd.text.corpus import Record
+from proxykd.text.corpus import Record, prompt_key, slice_of
 
 
 def require_text(configs: Iterable[RunConfig]) -> None:
@@ -21,7 +20,7 @@ def require_text(configs: Iterable[RunConfig]) -> None:
     Raises:
         CorpusError: a limit is beyond what there is, prompts without answers are held out, or a corpus cannot be used.
     """
-    known: dict[str, list[Record]] = {}
+    known: dict[str, tuple[int, dict[str, str]]] = {}
     for config in configs:
         corpus = config.corpus
         asks = corpus.training_limit is not None or corpus.unlabelled is not None
@@ -30,11 +29,19 @@ def require_text(configs: Iterable[RunConfig]) -> None:
         everything = corpus.model_copy(update={"training_limit": None, "whole_text": False, "unlabelled": None})
         source = everything.model_dump_json()
         if source not in known:
-            reading, refusal = read(config)
-            if refusal is not None:
-                raise CorpusError(refusal)
-            known[source] = reading.records
-        training = place(known[source], everything, config.seed).training
+            known[source] = _looked_through(records_in(config), everything)
+        training, held_out = known[source]
         require_training_records(training * records_of_one(config), corpus)
         if corpus.unlabelled is not None:
-            require_not_held_out(read_unlabelled(config), held_out_in(known[source], corpus), corpus.unlabelled)
+            require_not_held_out(read_unlabelled(config), held_out, corpus.unlabelled)
+
+
+def _looked_through(records: Iterable[Record], corpus: CorpusConfig) -> tuple[int, dict[str, str]]:
+    """How many of the records may train, and the keys of the prompts that are held out, each with its slice."""
+    training, held_out = 0, {}
+    for record in records:
+        if (name := slice_of(record.messages, corpus)) in HELD_OUT:
+            held_out[prompt_key(record.messages)] = name
+        else:
+            training += 1
+    return training, held_out

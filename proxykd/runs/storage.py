@@ -201,15 +201,27 @@ def shard_facts(path: Path) -> dict[str, Any] | None:
     return read_json(marker) if marker.exists() and path.exists() else None
 
 
+def finished_facts(path: Path) -> dict[str, Any]:
+    """The marker of a shard that must be there.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    facts = shard_facts(path)
+    if facts is not None:
+        return facts
+    if path.with_suffix(".ok").exists():
+        raise IntegrityError(f"{path} is gone, though it was finished; put it back from a copy of the run")
+    raise IntegrityError(f"{path} has no .ok marker: it was never finished; resume the run to write it again")
+
+
 def verify_shard(path: Path) -> dict[str, Any]:
     """Checks a shard against its marker and returns the marker.
 
     Raises:
         IntegrityError: no marker, or the file's SHA-256 is another.
     """
-    facts = shard_facts(path)
-    if facts is None:
-        raise IntegrityError(f"{path} has no .ok marker: it was never finished; resume the run to write it again")
+    facts = finished_facts(path)
     actual = sha256_file(path)
     if actual != facts["sha256"]:
         raise IntegrityError(

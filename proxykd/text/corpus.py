@@ -9,7 +9,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,22 +144,32 @@ def slice_of(messages: tuple[Message, ...], corpus: CorpusConfig) -> str:
 
 
 def read_corpus(config: CorpusConfig, may_be_empty: bool = False) -> Reading:
-    """Reads `config.path`: JSONL (also .gz, .zst) or Parquet, a folder of them, a data set of `proxykd collect`. All
-    records at once: for a look at a corpus; a run's own reads it block by block (proxykd/data/ingest.py).
+    """All records of `records_of` at once: for a look at a corpus. A run reads its own block by block
+    (proxykd/data/ingest.py).
 
     Raises:
-        CorpusError: no such file, an unknown format, nothing usable, or more bad lines than `max_bad_share`.
+        CorpusError: as records_of.
     """
-    assert config.path is not None
     reading = Reading()
-    reading.records = list(_admitted(rows_of(config.path, "corpus.path"), config, reading))
-    reading.judge(config.path, config, may_be_empty)
+    reading.records = list(records_of(config, reading, may_be_empty))
     return reading
 
 
-def _admitted(rows: Iterable[tuple[str, Any]], config: CorpusConfig, reading: Reading) -> Iterator[Record]:
+def records_of(config: CorpusConfig, reading: Reading, may_be_empty: bool = False) -> Iterator[Record]:
+    """The records of `config.path`, one after the other: JSONL (also .gz, .zst) or Parquet, a folder of them, a data
+    set of `proxykd collect`. `reading` counts them, and what is left out.
+
+    Raises:
+        CorpusError: no such file, an unknown format; at the end nothing usable, or more bad lines than `max_bad_share`.
+    """
+    assert config.path is not None
+    yield from _admitted(config.path, config, reading)
+    reading.judge(config.path, config, may_be_empty)
+
+
+def _admitted(path: str, config: CorpusConfig, reading: Reading) -> Iterator[Record]:
     known = Known(set(), set())
-    for where, row in rows:
+    for where, row in rows_of(path, "corpus.path"):
         if config.limit is not None and reading.kept >= config.limit:
             return
         reading.rows += 1

@@ -16,8 +16,9 @@ from actors.training.training_runs import TrainRequest, train
 from actors.training.worker_loop import LoopCall
 from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_segments import source_of
-from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus
+from proxykd.data.corpus_store import manifest, read_slice, slice_ranges, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.row_ranges import whole
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory, read_json, verify_directory
 from proxykd.training.loops.align import Parity, RoundTask, align
@@ -70,7 +71,7 @@ def run_stage(run, key, loop, task, stream):
 
 
 def warm_up(run):
-    stream, task = stream_corpus(slice_shards(run, "warmup")), WarmupTask(manifest(run)["warmup"])
+    stream, task = stream_corpus(slice_ranges(run, "warmup")), WarmupTask(manifest(run)["warmup"])
     return run_stage(run, "warmup", warm_up_loop, task, stream)["result"]
 
 
@@ -128,7 +129,7 @@ def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
         "align-01",
         align,
         RoundTask(1, adapter, len(kept), run.config().alignment.learning_rate, parity),
-        stream_pairs([path]),
+        stream_pairs(whole([path])),
     )
     assert outcome["error"]["type"] == "GateError"
     assert "parity gate: engine and trainer differ by" in outcome["error"]["message"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from proxykd.data.corpus_segments import source_of
-from proxykd.data.corpus_store import read_shard_rows, read_slice, slice_shards, write_corpus
+from proxykd.data.corpus_store import read_slice, slice_shards, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.evaluation.promotion import decide
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.models.batching import collate

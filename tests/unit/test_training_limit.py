@@ -186,8 +186,8 @@ def test_of_prompts_the_answers_that_they_will_have_are_counted(tiny, tmp_path, 
 
 def test_each_corpus_is_read_once_and_one_that_is_not_here_is_left_to_the_run(tiny, tmp_path, monkeypatch):
     asked = []
-    read = text_checks.read
-    monkeypatch.setattr(text_checks, "read", lambda config: asked.append(config) or read(config))
+    read = text_checks.records_in
+    monkeypatch.setattr(text_checks, "records_in", lambda config: asked.append(config) or read(config))
     limits = [config_of(tiny, tmp_path, training_limit=limit, whole_text=limit > 15) for limit in (10, 20, 30)]
     require_text(limits)
     assert len(asked) == 1
