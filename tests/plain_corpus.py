@@ -1,4 +1,5 @@
-"""A corpus as a run makes it, of a list of all its records: what reading it block by block must give, byte for byte."""
+"""A corpus as a list of all its records, and as a run makes it of such a list: what reading it block by block must give,
+byte for byte."""
 
 from __future__ import annotations
 
@@ -9,18 +10,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxykd.config import RunConfig
+from proxykd.config import CorpusConfig, RunConfig
 from proxykd.data.corpus_blocks import SCHEMA
 from proxykd.data.slices import place, training_order
-from proxykd.data.teacher_logprobs import TokensByText
 from proxykd.errors import TemplateError
 from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import prompt_key, read_corpus
+from proxykd.text.corpus import Reading, prompt_key, records_of
 from proxykd.text.tokenising import tokenise
+
+
+def read_corpus(config: CorpusConfig) -> Reading:
+    reading = Reading()
+    reading.records = list(records_of(config, reading))
+    return reading
 
 
 def write_plain(folder: Path, config: RunConfig, chat: ChatFormat) -> dict[str, Any]:
     """Writes FOLDER/<slice>/shard-*.parquet, and returns what was dropped, refused and read badly."""
+    from proxykd.data.teacher_logprobs import TokensByText  # brings torch
+
     corpus, reading = config.corpus, read_corpus(config.corpus)
     dropped, refused, by_text = Counter(reading.dropped), [], TokensByText(chat)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in corpus.slices}

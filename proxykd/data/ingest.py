@@ -20,11 +20,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from proxykd.config import RunConfig
+from proxykd.data import corpus_blocks
 from proxykd.data.corpus_blocks import BlockWriter, Piece, gather, index_file, read_index, rows_file
 from proxykd.data.corpus_index import CorpusIndex
 from proxykd.errors import StorageError
 from proxykd.runs.storage import RunDirectory, delete, is_remote, location, read_json, scratch, unfinished, write_json
 from proxykd.runs.table_shards import write_table_shard
+from proxykd.text import sources
 from proxykd.text.corpus import Reading
 from proxykd.text.sources import Part, parts_of
 
@@ -142,8 +144,10 @@ def _conclude(reading: Reading, whole: Reading, path: str, config: RunConfig, ma
 
 
 def begin(run: RunDirectory, source: Source, stale: Iterable[Path]) -> None:
-    """Clears away what an earlier attempt has left (`stale` among it), unless it was made of this very source."""
-    versions = [part.version for part in source.parts()]
+    """Clears away what an earlier attempt has left (`stale` among it), unless it was made of this very source, in
+    blocks like ours."""
+    blocks = [sources.BLOCK_ROWS, sources.BLOCK_BYTES, corpus_blocks.BATCH_ROWS]
+    versions = [blocks, *(part.version for part in source.parts())]
     noted = run.ingest / "source.json"
     if not noted.exists() or read_json(noted) != versions:
         for path in (run.ingest, *stale):

@@ -143,18 +143,6 @@ def slice_of(messages: tuple[Message, ...], corpus: CorpusConfig) -> str:
     return corpus.slice_for("alignment" if position < split.warmup + split.alignment else "distillation")
 
 
-def read_corpus(config: CorpusConfig, may_be_empty: bool = False) -> Reading:
-    """All records of `records_of` at once: for a look at a corpus. A run reads its own block by block
-    (proxykd/data/ingest.py).
-
-    Raises:
-        CorpusError: as records_of.
-    """
-    reading = Reading()
-    reading.records = list(records_of(config, reading, may_be_empty))
-    return reading
-
-
 def records_of(config: CorpusConfig, reading: Reading, may_be_empty: bool = False) -> Iterator[Record]:
     """The records of `config.path`, one after the other: JSONL (also .gz, .zst) or Parquet, a folder of them, a data
     set of `proxykd collect`. `reading` counts them, and what is left out.

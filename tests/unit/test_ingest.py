@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
+import os
 import random
+import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -167,6 +170,25 @@ def test_what_a_killed_attempt_has_made_whole_stands(small, tiny, tmp_path, json
     done = [one for one, _, unit in seen if unit == "MiB of text"]
     assert done == sorted(done)
     assert done[-1] * 2**20 == pytest.approx(jsonl.stat().st_size)
+
+
+def killed(config, tiny, after):
+    """Makes the corpus in a process that is killed at the `after`th sign of progress."""
+    sources.BLOCK_ROWS, ingest.BUCKET_RECORDS, corpus_blocks.BATCH_ROWS = 37, 40, 4
+    left = iter(range(after))
+    made(config, tiny, progress=lambda *_: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_process_that_is_killed_is_gone_on_from(small, tiny, tmp_path, jsonl):
+    expected = files(made(config_of(tiny, tmp_path / "whole", jsonl), tiny).corpus)
+    config = config_of(tiny, tmp_path / "killed", jsonl)
+    for after in (9, 20):  # as it reads, and as it writes
+        process = multiprocessing.get_context("spawn").Process(target=killed, args=(config, tiny, after))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert files(RunDirectory.create(config).corpus).keys() < expected.keys()
+    assert files(made(config, tiny).corpus) == expected
 
 
 @pytest.mark.parametrize("name", ["rows", "index"])

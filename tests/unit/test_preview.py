@@ -24,10 +24,11 @@ from proxykd.planning.padding import Epoch, packing
 from proxykd.planning.preview import preview, read
 from proxykd.planning.record_lengths import QUANTILES, Lengths, spread
 from proxykd.runs.storage import RunDirectory, write_json, write_shard
-from proxykd.text.corpus import read_corpus, slice_of
+from proxykd.text.corpus import slice_of
 from proxykd.text.token_spans import Span, spans
 from proxykd.text.tokenizer import load_tokenizer
 from services.cli.main import main
+from tests.plain_corpus import read_corpus
 from tests.tiny_model import CHATML, WORDS, corpus_rows, make_tokenizer
 
 REFUSING = "{% if messages[0]['role'] == 'system' and 'never' in messages[0]['content'] %}{{ raise_exception('no such system') }}{% endif %}"

@@ -20,9 +20,10 @@ from proxykd.planning import text_checks
 from proxykd.planning.text_checks import require_text
 from proxykd.report.blocks import corpus_counts
 from proxykd.runs.storage import RunDirectory
-from proxykd.text.corpus import Record, prompt_key, read_corpus, read_prompts
+from proxykd.text.corpus import Record, prompt_key, read_prompts
 from services.cli.main import main
 from tests.inline_run import context_of
+from tests.plain_corpus import read_corpus
 from tests.small_run import run_config
 from tests.tiny_model import WORDS, corpus_rows
 
