@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ Facts = dict[str, Any]
 def source_of(config: RunConfig) -> Source:
     """What a run's corpus is made of at its beginning."""
     corpus = config.corpus
-    if corpus.follow:
-        return _following(config, finished(config))
     collected = Dataset.is_one(corpus.path)
     dropped = Dataset(str(corpus.path)).counts().dropped if collected else Counter[str]()
-    return Source((str(corpus.path),), corpus.limit, dropped=dropped)
+    source = _following(config, finished(config)) if corpus.follow else Source((str(corpus.path),), corpus.limit)
+    return replace(source, dropped=dropped)
 
 
 def finished(config: RunConfig) -> list[str]:
