@@ -19,15 +19,13 @@ from pathlib import Path
 from statistics import fmean, median
 
 from proxykd.config import USES, RunConfig, validate_config
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.evaluation.fidelity import pair_token_logps, score_records
 from proxykd.models.loading import initialise, load_scorer, save_adapter
 from proxykd.models.parallel import Workers, full_state
 from proxykd.runs.storage import RunDirectory, read_json, write_json
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus
 from proxykd.text.seeds import sample_seed
-from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.sampling import Room
 from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss
 from proxykd.training.trainer import Trainer
@@ -63,8 +61,7 @@ def prepared(args) -> RunDirectory:
     run = RunDirectory.create(config_of(args))
     if not (run.corpus / "manifest.json").exists():
         initialise(run.config().proxy, run.models / "proxy")
-        chat = ChatFormat(load_tokenizer(run.models / "proxy"))
-        write_corpus(run, run.config(), read_corpus(run.config().corpus), chat)
+        write_corpus(run, run.config(), source_of(run.config()), run.models / "proxy")
     return run
 
 

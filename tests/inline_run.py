@@ -17,8 +17,10 @@ from actors.run.context import Context
 from actors.run.facilities import Facilities, NothingShared, OwnModels, OwnRoutes
 from actors.telemetry.events import EventLog
 from actors.training.training_runs import TrainRequest
-from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
+from proxykd.data.corpus_store import write_rows_shard
+from proxykd.data.ingest import Here
 from proxykd.data.label_shards import LabelledGroup, labelled_rows
+from proxykd.data.row_ranges import RowRange, read_ranges
 from proxykd.data.soft_labels import LabelSource
 from proxykd.models.loading import load_scorer
 from proxykd.runs.journal import Journal
@@ -93,7 +95,8 @@ class NoEngines:
 def context_of(run: RunDirectory, trainers: Any, sharing: Any = None) -> Context:
     deployer: Any = Deployer()
     engines: Any = NoEngines()
-    facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, sharing or NothingShared(), deployer)
+    shared = sharing or NothingShared()
+    facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, shared, deployer, lambda _: Here())
     journal = Journal(run.journal, host="here", job=None, cluster_pid=None)
     return Context(run, journal, facilities, EventLog(run), None, lambda: None)  # type: ignore[arg-type]
 
@@ -101,8 +104,8 @@ def context_of(run: RunDirectory, trainers: Any, sharing: Any = None) -> Context
 def stream_rows(patch: pytest.MonkeyPatch) -> None:
     """Streams become plain lists of rows."""
 
-    def corpus(shards: list[Path], _: str | None = None) -> list[Row]:
-        return [row for path in shards for row in read_shard_rows(path)]
+    def corpus(ranges: list[RowRange], _: str | None = None) -> list[Row]:
+        return read_ranges(ranges)
 
     def labelled(groups: list[LabelledGroup], source: LabelSource, trust: Any, _: str | None = None) -> list[Row]:
         return [row for group in groups for row in labelled_rows(group, source, trust)]
@@ -119,10 +122,11 @@ def answer_here(patch: pytest.MonkeyPatch) -> None:
     def engine(_: Context, adapter: str) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(adapter=adapter)
 
-    def complete(shards: dict[Path, list[Row]], draw: Sampler, _: Any, run: RunDirectory) -> None:
+    def complete(shards: dict[Path, list[RowRange]], draw: Sampler, _: Any, run: RunDirectory) -> None:
         proxy = run.adapters / draw.call.adapter
         scorer = load_scorer(run.models / "proxy", run.config().proxy, adapter=proxy, trainable=False)
-        for path, rows in shards.items():
+        for path, ranges in shards.items():
+            rows = read_ranges(ranges)
             drawn = sample_completions(scorer, [row["prompt_ids"] for row in rows], draw.room, draw.seed)
             write_rows_shard(path, [{**row, "completion_ids": ids} for row, ids in zip(rows, drawn, strict=True)])
 

@@ -17,13 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import write_corpus
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory
 from proxykd.stages.stage import Result
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Row, read_corpus
-from proxykd.text.tokenizer import load_tokenizer
+from proxykd.text.corpus import Row
 from proxykd.training.worker import Worker
 from tests import tiny_model
 from tests.small_run import run_config
@@ -44,8 +43,7 @@ def make_run(source: Path, folder: Path, **sections: Any) -> RunDirectory:
     run = RunDirectory.create(config)
     for name, model in config.models.items():
         initialise(model, run.models / name)
-    chat = ChatFormat(load_tokenizer(run.models / "proxy"))
-    write_corpus(run, config, read_corpus(config.corpus), chat)
+    write_corpus(run, config, source_of(config), run.models / "proxy")
     return run
 
 

@@ -6,11 +6,11 @@ A shard is one file with its marker. Only missing shards are asked for, so that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -20,12 +20,13 @@ from actors.cluster.placement import in_pool
 from actors.engine.proxy_engine import Generation
 from actors.telemetry.progress import Reporter
 from proxykd.config import AlignmentConfig
-from proxykd.data.corpus_store import read_shard_rows, write_rows_shard
+from proxykd.data.corpus_store import write_rows_shard
 from proxykd.data.label_shards import LabelledGroup, labelled_rows, write_soft_labels
 from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.row_ranges import RowRange, read_ranges, require_there
 from proxykd.data.soft_labels import LabelSource
 from proxykd.errors import EngineError, ProxykdError
-from proxykd.runs.storage import RunDirectory, location, unfinished, verify_shard
+from proxykd.runs.storage import RunDirectory, finished_facts, location, unfinished
 from proxykd.text.corpus import Row
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room
@@ -33,6 +34,9 @@ from proxykd.training.sampling import Room
 ENGINE_RECOVERY_S = 1200.0
 """How long a request waits for an engine to be replaced: large models take minutes to load."""
 RETRY_S = 2.0
+ByReference = Mapping[Path, Sequence[RowRange]]
+"""Shards to be written, each with where the rows are that it is made of."""
+T = TypeVar("T")
 TWO_AT_ONCE = ray.data.TaskPoolStrategy(size=2)
 
 
@@ -83,7 +87,7 @@ class Sampler:
 
 
 def sample_pairs(
-    shards: dict[Path, list[Row]], draw: Sampler, config: AlignmentConfig, reporter: Reporter, run: RunDirectory
+    shards: ByReference, draw: Sampler, config: AlignmentConfig, reporter: Reporter, run: RunDirectory
 ) -> None:
     """Draws one rejected completion for every row of every unfinished shard, and writes the pairs."""
 
@@ -97,7 +101,7 @@ def sample_pairs(
     _for_each_shard(shards, sample, "pairs", reporter, run)
 
 
-def complete_prompts(shards: dict[Path, list[Row]], draw: Sampler, reporter: Reporter, run: RunDirectory) -> None:
+def complete_prompts(shards: ByReference, draw: Sampler, reporter: Reporter, run: RunDirectory) -> None:
     """Writes every unfinished shard with another model's completions in place of the corpus' own."""
 
     def complete(path: Path, rows: list[Row]) -> None:
@@ -108,7 +112,7 @@ def complete_prompts(shards: dict[Path, list[Row]], draw: Sampler, reporter: Rep
 
 
 def score_with_engine(
-    shards: dict[Path, list[Row]], call: EngineCall, source: LabelSource, reporter: Reporter, run: RunDirectory
+    shards: ByReference, call: EngineCall, source: LabelSource, reporter: Reporter, run: RunDirectory
 ) -> None:
     """Writes the soft labels of every unfinished shard from the engine's prompt log-probs."""
 
@@ -121,50 +125,65 @@ def score_with_engine(
     _for_each_shard(shards, score, "records", reporter, run)
 
 
-def stream_pairs(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
-    """The round's pairs, in order, each row with its place `index`; read by the nodes of `pool`, or any."""
-    return _stream([(path,) for path in shards], _pair_rows, pool)
+def stream_pairs(shards: list[RowRange], pool: str | None = None) -> ray.data.Dataset:
+    """The round's pairs, in order, each row with its place `index`; read by the nodes of `pool`, or any.
+
+    Raises:
+        IntegrityError: a shard has gone.
+    """
+    require_there(shards)
+    return _stream([(shard, len(shard)) for shard in shards], _pair_rows, pool)
 
 
-def stream_corpus(shards: list[Path], pool: str | None = None) -> ray.data.Dataset:
-    """A corpus slice, in order."""
-    return _stream([(path,) for path in shards], _corpus_rows, pool)
+def stream_corpus(ranges: list[RowRange], pool: str | None = None) -> ray.data.Dataset:
+    """Rows of the corpus, in order.
+
+    Raises:
+        IntegrityError: a shard has gone.
+    """
+    require_there(ranges)
+    return _stream([(one, len(one)) for one in ranges], _corpus_rows, pool)
 
 
 def stream_distillation(
     groups: list[LabelledGroup], source: LabelSource, trust: Callable[[float, int], float], pool: str | None = None
 ) -> ray.data.Dataset:
     """Completions joined with their soft labels and trust weights, in order. A label that does not belong is
-    refused."""
-    by_path = {str(group[0].completions): group for group in groups}
+    refused.
 
-    def read(path: Path) -> Iterable[Row]:
-        return labelled_rows(by_path[str(path)], source, trust)
+    Raises:
+        IntegrityError: a shard has gone.
+    """
 
-    return _stream([tuple(shard.completions for shard in group) for group in groups], read, pool)
+    def read(group: LabelledGroup) -> list[Row]:
+        return labelled_rows(group, source, trust)
 
-
-def _pair_rows(path: Path) -> Iterable[Row]:
-    return read_pairs(path)
-
-
-def _corpus_rows(path: Path) -> Iterable[Row]:
-    return read_shard_rows(path)
+    counted = [(group, sum(finished_facts(shard.completions)["records"] for shard in group)) for group in groups]
+    return _stream(counted, read, pool)
 
 
-def _stream(
-    groups: list[tuple[Path, ...]], read: Callable[[Path], Iterable[Row]], pool: str | None
-) -> ray.data.Dataset:
-    """Rows in order, numbered, so that a consumer can see that none is missing or out of place. A group of shards is
-    read as one, by the path of its first."""
-    if not groups:
+def _pair_rows(shard: RowRange) -> list[Row]:
+    return read_pairs(location(shard.path))
+
+
+def _corpus_rows(one: RowRange) -> list[Row]:
+    return read_ranges([one])
+
+
+def _stream(counted: list[tuple[T, int]], read: Callable[[T], list[Row]], pool: str | None) -> ray.data.Dataset:
+    """The rows that `read` finds where the parts say, as many as counted; in order and numbered, so that a consumer can
+    see that none is missing or out of place."""
+    if not counted:
         raise ProxykdError("no shard to stream: the stage before wrote none")
-    counts = [sum(verify_shard(path)["records"] for path in group) for group in groups]
-    placed = zip(groups, accumulate(counts, initial=0), counts, strict=False)
-    items = [{"path": str(group[0]), "first": first} for group, first, count in placed if count]
+    parts, counts = zip(*counted, strict=True)
+    items = [
+        {"part": number, "first": first}
+        for number, (first, count) in enumerate(zip(accumulate(counts, initial=0), counts, strict=False))
+        if count
+    ]
 
     def rows(item: dict[str, Any]) -> list[Row]:
-        return [{"index": item["first"] + i, **row} for i, row in enumerate(read(location(item["path"])))]
+        return [{"index": item["first"] + i, **row} for i, row in enumerate(read(parts[item["part"]]))]
 
     # Two readers keep ahead of any trainer; each more is a process that takes seconds to start.
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -172,28 +191,32 @@ def _stream(
 
 
 def _for_each_shard(
-    shards: dict[Path, list[Row]],
+    shards: ByReference,
     write: Callable[[Path, list[Row]], None],
     unit: str,
     reporter: Reporter,
     run: RunDirectory,
 ) -> None:
-    """Writes every shard that is not finished, and reports its rows as `unit`. A task whose worker died is done again
-    by Ray.
+    """Writes every shard that is not finished, from rows that its task reads where they are, and reports them as
+    `unit`. A task whose worker died is done again by Ray.
 
     Raises:
+        IntegrityError: a shard that rows are in has gone.
         RunStoppedError: somebody asked the run to stop; the shards in hand were finished.
     """
-    total = sum(map(len, shards.values()))
+    total = sum(len(one) for ranges in shards.values() for one in ranges)
+    given = list(shards.items())
 
     def once(item: dict[str, Any]) -> dict[str, Any]:
-        path, rows = location(item["path"]), item["rows"]
+        path, ranges = given[item["shard"]]
         if unfinished(path) and not run.stop_request.exists():
+            rows = read_ranges(ranges)
             write(path, rows)
             reporter().add(len(rows), total, unit)
-        return {"path": item["path"]}
+        return item
 
-    missing = [{"path": str(path), "rows": rows} for path, rows in shards.items() if unfinished(path)]
+    missing = [{"shard": number} for number, (path, _) in enumerate(given) if unfinished(path)]
+    require_there(one for item in missing for one in given[item["shard"]][1])
     if missing:
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
         # Two calls at once: the engine never waits for the next shard while one is written.

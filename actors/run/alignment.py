@@ -8,21 +8,21 @@ from itertools import islice
 from pathlib import Path
 
 from actors.data.streams import EngineCall, Sampler, sample_pairs, stream_corpus, stream_pairs
-from actors.run.context import Context, corpus_completion_tokens
+from actors.run.context import Context
 from actors.run.preparation import take_added, task_as_asked
 from actors.telemetry.event_types import Warned
-from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_rows
+from proxykd.data.corpus_store import manifest, slice_ranges
 from proxykd.data.pairs import count_pairs, read_pairs
 from proxykd.data.round_records import growing_round, require_rounds, round_slice
+from proxykd.data.row_ranges import RowRange, completion_tokens, parts, select, whole
 from proxykd.evaluation.promotion import Change, ScoreChange, decide, round_rate, stop_reason
-from proxykd.evaluation.task import score_change, slices_of
+from proxykd.evaluation.task import prompts_of, score_change
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.report.adapter_catalogue import adapters_in_force
-from proxykd.runs.storage import read_json, shard_facts, unfinished, write_json
+from proxykd.runs.storage import finished_facts, read_json, unfinished, write_json
 from proxykd.stages.align import ALIGN, RoundResult
 from proxykd.stages.stage import Finished, Made
 from proxykd.stages.warmup import WarmupResult
-from proxykd.text.corpus import Row
 from proxykd.training.loops.align import Parity, RoundTask, align_nll
 from proxykd.training.loops.align import align as align_with_preference
 from proxykd.training.loops.warm_up import WarmupTask
@@ -38,10 +38,11 @@ def warm_up(context: Context, _: int | None) -> Made[WarmupResult]:
     """
     _require_records(context)
     name = context.config.corpus.slice_for("warmup")
-    shards, records = slice_shards(context.run, name, segments=0), manifest(context.run, segments=0)[name]
-    task = WarmupTask(records, task_as_asked(context, slices_of(context.run, context.config.corpus.slices)))
-    result = context.train("warmup", warm_up_loop, task, stream_corpus(shards, context.data_pool))
-    return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
+    rows = slice_ranges(context.run, name, segments=0)
+    records = sum(map(len, rows))
+    task = WarmupTask(records, task_as_asked(context, prompts_of(context.run, context.config.corpus.slices)))
+    result = context.train("warmup", warm_up_loop, task, stream_corpus(rows, context.data_pool))
+    return Made(result, result.records, round(completion_tokens(rows) * result.records / records))
 
 
 def _require_records(context: Context) -> None:
@@ -90,18 +91,18 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
     facts = {"reference": reference, "seed": context.config.seed, "segments": segments, "learning_rate": rate}
     context.journal.append("ROUND_STARTED", round=number, **facts)
     began = time.time()
-    shards = _sample(context, number, reference) if config.preference else _records_alone(context, number)
+    shards = _sample(context, number, reference) if config.preference else []
     sampled = time.time()
-    made = [shard_facts(path) or {} for path in shards]
-    records = sum(facts["records"] for facts in made)
-    counts = count_pairs(shards) if config.preference else {"pairs": records, "dropped": {}}
+    counts = count_pairs(shards) if config.preference else {}
+    rows = whole(shards) if config.preference else _rows_of(context, number)
+    records = sum(map(len, rows))
     parity = Parity(**read_json(_parity_file(context, number))) if config.preference else None
     context.events.step("train")
     trained = context.train(
         f"align-{number:02d}",
         align_with_preference if config.preference else align_nll,
         RoundTask(number, reference, records, rate, parity, task_as_asked(context)),
-        (stream_pairs if config.preference else stream_corpus)(shards, context.data_pool),
+        (stream_pairs if config.preference else stream_corpus)(rows, context.data_pool),
     )
     change = _change(context, reference, trained.adapter)
     decision = decide(change)
@@ -111,7 +112,7 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
         context.events.emit(Warned(f"round {number}: {decision.reason}"))
     result = RoundResult(
         **dict(trained) | {"seconds": {"sample": sampled - began, **trained.seconds}},
-        **counts,
+        **{"pairs": records, "dropped": {}} | counts,
         round=number,
         learning_rate=rate,
         reference_adapter=reference,
@@ -121,17 +122,15 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
         task_change=change.measure() if isinstance(change, ScoreChange) else None,
     )
     write_json(run.round(number) / "metrics.json", result.model_dump())
-    return Made(result, records, sum(facts.get("tokens", 0) for facts in made) + corpus_completion_tokens(shards))
+    sampled_tokens = sum(finished_facts(path)["tokens"] for path in shards)
+    return Made(result, records, sampled_tokens + completion_tokens(rows))
 
 
 def _sample(context: Context, number: int, reference: str) -> list[Path]:
     """y^ from the round's own start, through Ray Data onto the deployment; finished shards stand."""
-    config, rows = context.config, _rows_of(context, number)
-    size = config.corpus.shard_records
-    shards = {
-        context.run.pairs(number) / f"shard-{start // size:05d}.parquet": rows[start : start + size]
-        for start in range(0, len(rows), size)
-    }
+    config, folder = context.config, context.run.pairs(number)
+    rows = enumerate(parts(_rows_of(context, number), config.corpus.shard_records))
+    shards = {folder / f"shard-{i:05d}.parquet": part for i, part in rows}
     missing = any(unfinished(path) for path in shards)
     if missing or not _parity_file(context, number).exists():
         with context.proxy_engine(reference) as call:
@@ -144,22 +143,16 @@ def _sample(context: Context, number: int, reference: str) -> list[Path]:
     return list(shards)
 
 
-def _records_alone(context: Context, number: int) -> list[Path]:
-    """The round's records, for rounds without the preference loss."""
-    folder = context.run.round(number) / "records"
-    return write_rows(folder, _rows_of(context, number), context.config.corpus.shard_records)
-
-
-def _rows_of(context: Context, number: int) -> list[Row]:
-    """The round's records of D_p."""
+def _rows_of(context: Context, number: int) -> list[RowRange]:
+    """Where the round's records of D_p are."""
     run, config, corpus = context.run, context.config.alignment, context.config.corpus
     name = corpus.slice_for("alignment")
     segments = [_segments_of(context, each) for each in range(1, number + 1)]
-    rows = read_slice(run, name, segments[-1])
+    rows = slice_ranges(run, name, segments[-1])
     if corpus.follow:
         totals = [manifest(run, many)[name] for many in segments]
-        return [rows[i] for i in growing_round(totals, config)]
-    return [rows[i] for i in round_slice(number, len(rows), config)]
+        return select(rows, growing_round(totals, config))
+    return select(rows, round_slice(number, sum(map(len, rows)), config))
 
 
 def _segments_of(context: Context, number: int) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from actors.data.streams import Sampler, complete_prompts, stream_corpus
-from actors.run.context import Context, corpus_completion_tokens
+from actors.run.context import Context
 from proxykd.config import USES
-from proxykd.data.corpus_store import read_shard_rows, slice_shards
-from proxykd.runs.storage import shard_facts, unfinished
+from proxykd.data.corpus_store import slice_ranges
+from proxykd.data.row_ranges import RowRange, completion_tokens, whole
+from proxykd.runs.storage import location, unfinished
 from proxykd.stages.assist import AssistResult
 from proxykd.stages.complete import CompleteResult
 from proxykd.stages.sft import SftResult
@@ -30,11 +29,10 @@ def assist(context: Context, _: int | None) -> Made[AssistResult]:
     slices = context.config.corpus.slices_for("warmup", "alignment")
     _complete(context, *slices)
     context.stop_open_teacher()
-    shards = [path for name in slices for path in completed(context, name)]
-    records = sum((shard_facts(path) or {})["records"] for path in shards)
-    stream = stream_corpus(shards, context.data_pool)
-    result = context.train("assist", assist_loop, AssistTask(records), stream)
-    return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
+    rows = [one for name in slices for one in completed(context, name)]
+    records = sum(map(len, rows))
+    result = context.train("assist", assist_loop, AssistTask(records), stream_corpus(rows, context.data_pool))
+    return Made(result, result.records, round(completion_tokens(rows) * result.records / records))
 
 
 def sft(context: Context, _: int | None) -> Made[SftResult]:
@@ -42,15 +40,15 @@ def sft(context: Context, _: int | None) -> Made[SftResult]:
     student."""
     context.stop_engines()
     run = context.run
-    shards = [path for name in context.config.corpus.slices_for(*USES) for path in slice_shards(run, name)]
-    records = sum((shard_facts(path) or {})["records"] for path in shards)
-    result = context.train("sft", sft_loop, SftTask(records), stream_corpus(shards, context.data_pool))
-    return Made(result, result.records, round(corpus_completion_tokens(shards) * result.records / records))
+    rows = [one for name in context.config.corpus.slices_for(*USES) for one in slice_ranges(run, name)]
+    records = sum(map(len, rows))
+    result = context.train("sft", sft_loop, SftTask(records), stream_corpus(rows, context.data_pool))
+    return Made(result, result.records, round(completion_tokens(rows) * result.records / records))
 
 
-def completed(context: Context, slice_name: str) -> list[Path]:
-    """The shards of a slice's prompts with the open teacher's completions."""
-    return sorted(context.run.completed(slice_name).glob("shard-*.parquet"))
+def completed(context: Context, slice_name: str) -> list[RowRange]:
+    """A slice's prompts with the open teacher's completions."""
+    return whole(sorted(context.run.completed(slice_name).glob("shard-*.parquet")))
 
 
 def _complete(context: Context, *slices: str) -> tuple[int, int]:
@@ -58,14 +56,14 @@ def _complete(context: Context, *slices: str) -> tuple[int, int]:
     white_box = context.config.white_box
     assert white_box is not None
     shards = {
-        context.run.completed(name) / path.name: read_shard_rows(path)
+        context.run.completed(name) / location(one.path).name: [one]
         for name in slices
-        for path in slice_shards(context.run, name)
+        for one in slice_ranges(context.run, name)
     }
     if any(unfinished(path) for path in shards):
         with context.open_teachers_engine() as call:
             context.events.step("complete")
             draw = Sampler(call, 0, context.config.seed, context.room(white_box.max_new_tokens))
             complete_prompts(shards, draw, context.reporter, context.run)
-    records = sum(map(len, shards.values()))
-    return records, corpus_completion_tokens(list(shards))
+    made = whole(shards)
+    return sum(map(len, made)), completion_tokens(made)

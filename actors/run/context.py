@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from typing import TypeVar, get_type_hints
 
 from ray.data import Dataset
@@ -28,7 +27,7 @@ from proxykd.errors import ProxykdError, RunError, StorageError
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory, delete, read_json, read_table
+from proxykd.runs.storage import RunDirectory, delete, read_json
 from proxykd.stages.stage import R, Result, Stage
 from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.sampling import Room
@@ -60,6 +59,7 @@ class Context:
         self.events = events
         self.reporter = reporter
         self.data_pool = self.config.resources.pools.data
+        self.spread = facilities.spread(self.data_pool)
         self.busy_s = 0.0
         """Of the stage in hand, at work on its devices: without what was waited for."""
         self._refused = refused
@@ -181,10 +181,3 @@ class Context:
         """
         self.run.go_on()
         self.events.progress(done, total, unit, {})
-
-
-def corpus_completion_tokens(shards: list[Path]) -> int:
-    """Returns how many tokens the teacher's completions have in shards of the corpus or of pairs."""
-    import pyarrow.compute as pc
-
-    return sum(pc.sum(pc.list_value_length(read_table(p, columns=["completion_ids"])[0])).as_py() or 0 for p in shards)

@@ -18,11 +18,12 @@ from actors.data.streams import (
     stream_distillation,
 )
 from actors.run.baselines import completed
-from actors.run.context import Context, corpus_completion_tokens
+from actors.run.context import Context
 from actors.run.preparation import take_added
 from actors.telemetry.event_types import Warned
-from proxykd.data.corpus_store import answer_shards, manifest, read_shard_rows, slice_shards
+from proxykd.data.corpus_store import answer_shards, manifest, slice_ranges, slice_shards, write_rows
 from proxykd.data.label_shards import LabelledShard, grouped
+from proxykd.data.row_ranges import RowRange, completion_tokens, whole
 from proxykd.data.unlabelled import held_out_of, read_unlabelled, require_not_held_out, unlabelled_rows
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.report.adapter_catalogue import adapters_in_force
@@ -69,8 +70,8 @@ def answer(context: Context, _: int | None) -> Made[AnswerResult]:
     rows, dropped = unlabelled_rows(prompts, config, ChatFormat(load_tokenizer(run.models / "proxy")))
     taught, folder = slice_shards(run, _slice(context), context.need(SCORE).segments), run.answers(adapter)
     size = min(config.corpus.shard_records, -(-len(rows) // len(taught)))  # so that each has its share of them
-    starts = range(0, len(rows), size)
-    shards = {folder / f"shard-{i:05d}.parquet": rows[start : start + size] for i, start in enumerate(starts)}
+    asked = write_rows(folder / "prompts", rows, size)
+    shards = {folder / path.name: whole([path]) for path in asked}
     if any(unfinished(path) for path in shards):
         with context.proxy_engine(adapter) as call:
             context.events.step("answer")
@@ -78,14 +79,14 @@ def answer(context: Context, _: int | None) -> Made[AnswerResult]:
             complete_prompts(shards, draw, context.reporter, run)
     task = ScoreTask(adapter, context.label_source(adapter), on_answers=True)
     _label(context, "answer", list(shards), run.answer_labels(adapter), task)
-    tokens = corpus_completion_tokens(list(shards))
+    tokens = completion_tokens(whole(shards))
     return Made(AnswerResult(adapter=adapter, records=len(rows), tokens=tokens, dropped=dropped), len(rows), tokens)
 
 
 def _label(context: Context, key: str, shards: list[Path], labels: Path, task: ScoreTask) -> None:
     """The soft labels of every shard that has none yet, by the engine or by the trainers, whose loop takes `task`."""
     run = context.run
-    missing = {labels / p.name: read_shard_rows(p) for p in shards if unfinished(labels / p.name)}
+    missing = {labels / p.name: whole([p]) for p in shards if unfinished(labels / p.name)}
     if missing and context.config.score.source == "engine":
         with context.proxy_engine(task.adapter) as call:
             context.events.step("score")
@@ -138,19 +139,20 @@ def _completed(context: Context) -> Material:
 
 
 def _text_alone(context: Context) -> Material:
-    return _plain(context, slice_shards(context.run, _slice(context)), None)
+    return _plain(context, slice_ranges(context.run, _slice(context)), None)
 
 
-def _plain(context: Context, shards: list[Path], adapter: str | None) -> Material:
-    records = manifest(context.run)[_slice(context)]
-    return DistilTask(records, adapter), stream_corpus(shards, context.data_pool), corpus_completion_tokens(shards)
+def _plain(context: Context, rows: list[RowRange], adapter: str | None) -> Material:
+    task = DistilTask(sum(map(len, rows)), adapter)
+    return task, stream_corpus(rows, context.data_pool), completion_tokens(rows)
 
 
 def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
     """The student on its own samples of D_s's prompts, from where the distillation left it."""
     run, config = context.run, context.config
     segments = context.need(SCORE).segments if config.teaching.labels else None
-    shards, records = slice_shards(run, _slice(context), segments), manifest(run, segments)[_slice(context)]
+    rows = slice_ranges(run, _slice(context), segments)
+    records = sum(map(len, rows))
     assert config.on_policy is not None
     judged = config.on_policy.judge == "proxy"
     adapter = context.aligned_adapter() if judged else None
@@ -159,11 +161,11 @@ def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
     else:
         context.stop_engines()
         task = OnPolicyTask(records, adapter)
-    result = context.train("on_policy", on_policy_loop, task, stream_corpus(shards, context.data_pool))
+    result = context.train("on_policy", on_policy_loop, task, stream_corpus(rows, context.data_pool))
     context.stop_engines()
     if result.drift is not None:
         context.events.emit(Warned(f"the on-policy phase ended after {len(result.steps)} steps: {result.drift}"))
-    chosen = 0 if judged else round(corpus_completion_tokens(shards) * result.records / records)
+    chosen = 0 if judged else round(completion_tokens(rows) * result.records / records)
     return Made(result, result.records, result.sampled_tokens + chosen)
 
 

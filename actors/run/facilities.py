@@ -5,17 +5,19 @@ Each is small and replaceable: a run by itself has the ones here, runs of a stud
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.data.spreading import OnRay
 from actors.data.streams import EngineCall
 from actors.engine.app_names import proxy_app, rest_app, teacher_app
 from actors.engine.proxy_engine import EngineSpec
 from actors.training.training_runs import TrainRequest, train
 from proxykd.config import ModelConfig, ResourceConfig, RunConfig
+from proxykd.data.ingest import Spread
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory
 
@@ -76,6 +78,8 @@ class Facilities:
     trainers: Trainers
     sharing: Sharing
     deployer: Deployer
+    spread: Callable[[str | None], Spread] = OnRay
+    """Over the nodes of a pool, or all: what has no engine and no trainer to ask."""
 
     @classmethod
     def own(cls, deployer: Deployer) -> Facilities:

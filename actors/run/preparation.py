@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,11 +16,11 @@ from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig, RunConfig
 from proxykd.data import corpus_segments
-from proxykd.data.corpus_segments import reading_of
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
 from proxykd.data.slices import place, require_training_records
 from proxykd.data.unlabelled import held_out_in, held_out_of, read_unlabelled, require_not_held_out
-from proxykd.evaluation.task import Asked, as_asked, read_task, require_apart, slices_in
+from proxykd.evaluation.task import Asked, as_asked, read_task, require_apart
 from proxykd.models.loading import require_one_vocabulary
 from proxykd.runs.storage import read_json
 from proxykd.stages.collect import CollectResult
@@ -28,7 +28,7 @@ from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.models import ModelsResult
 from proxykd.stages.stage import Made
 from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_prompts
+from proxykd.text.corpus import prompt_key, read_prompts
 from proxykd.text.tokenizer import load_tokenizer
 
 FOLLOW_POLL_S = 2.0
@@ -63,10 +63,9 @@ def collect(context: Context, _: int | None) -> Made[CollectResult]:
     assert config.corpus.prompts is not None
     prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
     placed = place(prompts, config.corpus, config.seed)
-    training = placed.training
-    require_training_records(training * config.teacher.samples, config.corpus)
+    require_training_records(placed.training * config.teacher.samples, config.corpus)
     _refuse_held_out(config, held_out_in(prompts, config.corpus))
-    task_as_asked(context, slices_in(placed))
+    task_as_asked(context, ((prompt_key(record.messages), name) for record, name in placed.records))
     collection = Collection(context.run.collected, CollectConfig.of_run(config), prompts)
     rate = shared_rate_limit(collection.config, config.redis.url, workers=1) if config.redis.url else None
     with _teacher(context) as base_url:
@@ -83,9 +82,8 @@ def _refuse_held_out(config: RunConfig, held_out: Mapping[str, str]) -> None:
         require_not_held_out(read_unlabelled(config), held_out, config.corpus.unlabelled)
 
 
-def task_as_asked(context: Context, slices: Mapping[str, str] | None = None) -> list[Asked]:
-    """The questions of alignment.task, none where it is unset. `slices` has the slice of each prompt that they must not
-    be.
+def task_as_asked(context: Context, prompts: Iterable[tuple[str, str]] = ()) -> list[Asked]:
+    """The questions of alignment.task, none where it is unset. `prompts` are the corpus', by key and slice.
 
     Raises:
         BenchmarkError: they cannot be asked.
@@ -94,7 +92,7 @@ def task_as_asked(context: Context, slices: Mapping[str, str] | None = None) -> 
     questions = read_task(config.alignment)
     if not questions:
         return []
-    require_apart(questions, slices or {}, config.alignment.task)
+    require_apart(questions, prompts, config.alignment.task)
     return as_asked(questions, ChatFormat(load_tokenizer(context.run.models / "proxy")), config.corpus.max_length)
 
 
@@ -124,9 +122,9 @@ def prepare_corpus(context: Context, _: int | None) -> Made[CorpusResult]:
         config = config.model_copy(update={"corpus": collected})
     if config.corpus.follow:
         _await_records(context, config.corpus.follow)
-    reading, names = reading_of(config)
-    chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
-    facts = write_corpus(context.run, context.config, reading, chat, names)
+    context.events.step("tokenise")
+    proxy = context.run.models / "proxy"
+    facts = write_corpus(context.run, context.config, source_of(config), proxy, context.spread, context.progress)
     _refuse_held_out(context.config, held_out_of(context.run))
     return Made(CorpusResult(records=facts["records"]), facts["records"], facts["tokens"])
 
@@ -143,8 +141,8 @@ def _await_records(context: Context, wanted: int) -> None:
 def take_added(context: Context) -> int:
     """What the data set has added since the last look, as a segment of the corpus; how many segments there are now."""
     if context.config.corpus.follow:
-        chat = ChatFormat(load_tokenizer(context.run.models / "proxy"))
-        if (segment := corpus_segments.take_added(context.run, context.config, chat)) is not None:
+        proxy = context.run.models / "proxy"
+        if (segment := corpus_segments.take_added(context.run, context.config, proxy, context.spread)) is not None:
             facts = {key: segment[key] for key in ("segment", "sources", "records", "dropped")}
             context.journal.append("CORPUS_GREW", **facts)
             context.events.emit(CorpusGrew(segment["records"], segment["segment"]))

@@ -144,6 +144,6 @@ def _questions(path: Path) -> Iterator[str]:
     if path.suffix == ".txt":
         yield from path.read_text().splitlines()
         return
-    for _, row in read_rows(path):
+    for row in read_rows(path):
         if isinstance(row, dict):
             yield from (row[name] for name in TEXT_FIELDS if isinstance(row.get(name), str))

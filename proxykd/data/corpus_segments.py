@@ -7,82 +7,75 @@ with corpus.whole_text there is one training slice, which takes them all.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from proxykd.collection.dataset import Dataset
-from proxykd.config import HELD_OUT, RunConfig
-from proxykd.data.corpus_store import committed_segments, manifest, write_segment_slice
-from proxykd.runs.storage import RunDirectory, delete, write_json
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Reading, read_corpus, slice_of
+from proxykd.config import RunConfig
+from proxykd.data.corpus_store import committed_segments, manifest, write_segment
+from proxykd.data.ingest import Source, Spread
+from proxykd.runs.storage import RunDirectory
+from proxykd.text.corpus import Reading, Record, records_of
 
 Facts = dict[str, Any]
 
 
-def sources(config: RunConfig) -> list[str]:
+def source_of(config: RunConfig) -> Source:
+    """What a run's corpus is made of at its beginning."""
+    corpus = config.corpus
+    collected = Dataset.is_one(corpus.path)
+    dropped = Dataset(str(corpus.path)).counts().dropped if collected else Counter[str]()
+    source = _following(config, finished(config)) if corpus.follow else Source((str(corpus.path),), corpus.limit)
+    return replace(source, dropped=dropped)
+
+
+def finished(config: RunConfig) -> list[str]:
     """The finished shards of the data set that the run follows."""
     return [path.name for path in Dataset(str(config.corpus.path)).finished()]
 
 
-def read_sources(config: RunConfig, names: list[str]) -> Reading:
-    """The records of some of its shards.
+def _following(config: RunConfig, names: list[str]) -> Source:
+    dataset = Dataset(str(config.corpus.path))
+    return Source(tuple(str(dataset.records / name) for name in names), follows=True)
+
+
+def reading_of(config: RunConfig, may_be_empty: bool = False) -> Reading:
+    """All that a run reads at its beginning at once, for a look at it.
 
     Raises:
-        CorpusError: one of them holds too many bad lines.
+        CorpusError: as records_of.
     """
     whole = Reading()
-    for name in names:
-        path = str(Dataset(str(config.corpus.path)).records / name)
-        reading = read_corpus(config.corpus.model_copy(update={"path": path}), may_be_empty=True)
-        whole.records += reading.records
-        whole.dropped.update(reading.dropped)
-        whole.bad_lines += reading.bad_lines
+    whole.records = list(records_at_first(config, whole, may_be_empty))
     return whole
 
 
-def reading_of(config: RunConfig, may_be_empty: bool = False) -> tuple[Reading, list[str]]:
-    """What a run reads at its beginning, and the shards it was made of where the run follows a data set.
+def records_at_first(config: RunConfig, whole: Reading, may_be_empty: bool = False) -> Iterator[Record]:
+    """The records that a run reads at its beginning, one after the other; `whole` counts them.
 
     Raises:
-        CorpusError: as read_corpus.
+        CorpusError: as records_of.
     """
-    names = sources(config) if config.corpus.follow else []
-    reading = read_sources(config, names) if config.corpus.follow else read_corpus(config.corpus, may_be_empty)
-    if Dataset.is_one(config.corpus.path):
-        reading.dropped.update(Dataset(str(config.corpus.path)).counts().dropped)
-    return reading, names
+    source = source_of(config)
+    for path in source.paths:
+        reading = Reading()
+        yield from records_of(config.corpus.model_copy(update={"path": path}), reading, may_be_empty or source.follows)
+        whole.add(reading)
+    whole.dropped.update(source.dropped)
 
 
-def take_added(run: RunDirectory, config: RunConfig, chat: ChatFormat) -> Facts | None:
+def take_added(
+    run: RunDirectory, config: RunConfig, tokenizer: str | Path, spread: Spread | None = None
+) -> Facts | None:
     """Makes a segment of what the data set has added since the last one; None where it has added nothing.
 
-    Idempotent: a segment counts once its marker corpus/segments/NNN.json stands, and what a killed attempt left of one
-    is written anew.
+    Idempotent: a segment counts once its marker corpus/segments/NNN.json stands.
     """
     known = set(manifest(run)["sources"])
-    added = [name for name in sources(config) if name not in known]
+    added = [name for name in finished(config) if name not in known]
     if not added:
         return None
-    number = committed_segments(run) + 1
-    reading, corpus = read_sources(config, added), config.corpus
-    instead = {corpus.slice_for("warmup"): corpus.slice_for("alignment")}
-    slices = [slice_of(record.messages, corpus) for record in reading.records]
-    taken = [(r, instead.get(s, s)) for r, s in zip(reading.records, slices, strict=True) if s not in HELD_OUT]
-    for stale in _left_of(run, corpus.growing, number):
-        delete(stale)
-    facts = write_segment_slice(run, config, number, taken, chat)
-    held_out = len(reading.records) - len(taken)
-    dropped = {**reading.dropped, **facts.pop("dropped"), "held_out": held_out}
-    segment = {
-        "segment": number,
-        "sources": added,
-        **facts,
-        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-    }
-    write_json(run.corpus / "segments" / f"{number:03d}.json", segment)
-    return segment
-
-
-def _left_of(run: RunDirectory, slices: tuple[str, ...], number: int) -> list[Path]:
-    return [path for name in slices for path in (run.corpus / name).glob(f"segment-{number:03d}-*")]
+    return write_segment(run, config, committed_segments(run) + 1, _following(config, added), tokenizer, spread)

@@ -5,75 +5,99 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
+from typing import Any
 
 from proxykd.config import HELD_OUT, USES, RunConfig
-from proxykd.data.slices import place, require_training_records, training_order
+from proxykd.data.corpus_blocks import SCHEMA, BlockWriter, chat_of
+from proxykd.data.ingest import Here, Progress, Source, Spread, begin, indexed, write_slices
+from proxykd.data.row_ranges import RowRange, paths_of, read_ranges
+from proxykd.data.slices import require_training_records
 from proxykd.errors import CorpusError
 from proxykd.runs.storage import (
     RunDirectory,
+    delete,
     read_json,
-    read_table,
     unfinished,
-    verify_shard,
     write_json,
 )
-from proxykd.runs.table_shards import write_rows_as_shard, write_table_shard
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Reading, Record, Row, prompt_key
-from proxykd.text.tokenising import TokenisedRecord, tokenise_all
+from proxykd.runs.table_shards import write_rows_as_shard
+from proxykd.text.corpus import Reading, Row
 from proxykd.text.tokenizer import tokenizer_hash
 
-if TYPE_CHECKING:
-    from proxykd.data.teacher_logprobs import Place, TokensByText
 
-IDS = pa.list_(pa.int32())
-TEACHER_TOP = pa.list_(pa.struct([("position", pa.int32()), ("ids", IDS), ("logps", pa.list_(pa.float32()))]))
-"""The teacher's most likely tokens and their log-probs, where it gives them (proxykd/data/teacher_logprobs.py)."""
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt_ids", IDS),
-        ("completion_ids", IDS),
-        ("teacher_top", TEACHER_TOP),
-        ("prompt", pa.string()),
-        ("completion", pa.string()),
-        ("prompt_key", pa.string()),
-    ]
-)
+def _silent(done: float, total: float, unit: str) -> None:
+    """Where nobody asks how far it is."""
 
 
 def write_corpus(
-    run: RunDirectory, config: RunConfig, reading: Reading, chat: ChatFormat, sources: Sequence[str] = ()
+    run: RunDirectory,
+    config: RunConfig,
+    source: Source,
+    tokenizer: str | Path,
+    spread: Spread | None = None,
+    progress: Progress = _silent,
 ) -> dict[str, Any]:
-    """Splits, tokenises and writes every slice; returns and stores the counts.
-
-    `sources` are the shards of a data set that grows which it was made of, for take_added to know.
+    """Reads, splits, tokenises and writes every slice; returns and stores the counts. `tokenizer` is the folder that
+    has it, with its chat template.
 
     Raises:
-        CorpusError: a slice would be empty, corpus.training_limit is beyond what there is, or alignment.teacher_kl has
-            nothing to go by.
+        CorpusError: nothing usable, or too much that is not; a slice would be empty, corpus.training_limit is beyond
+            what there is, or alignment.teacher_kl has nothing to go by.
+        StorageError: the disk has no room for it.
     """
-    require_teacher_logprobs(config, reading)
-    placed = place(reading.records, config.corpus, config.seed)
-    if not config.corpus.prompts:  # answers that were paid for are used, though some prompts got none
-        require_training_records(placed.training, config.corpus)
-    facts = _write_slices(run, config, config.corpus.slices, placed.records, chat, "shard")
-    require_few_refused(facts["refused"], len(placed.records), config)
-    dropped = Counter(reading.dropped) + Counter(facts["dropped"])
-    value = {
-        **facts,
-        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-        "beyond_limit": placed.beyond_limit,
-        "bad_lines": reading.bad_lines,
-        "thoughts": reading.thoughts,
-        "tokenizer": tokenizer_hash(chat.tokenizer),
-        "sources": list(sources),
-    }
-    require_slices(config, facts, value["dropped"])
+    corpus, spread = config.corpus, spread or Here()
+    begin(run, source, [run.corpus])
+    writer = BlockWriter(str(run.ingest), str(tokenizer), corpus, config.seed)
+    with indexed(run, config, source, writer, spread, progress) as (index, reading):
+        require_teacher_logprobs(config, reading)
+        if not corpus.prompts:  # answers that were paid for are used, though some prompts got none
+            require_training_records(index.training, corpus)
+        if corpus.training_limit is not None:
+            index.draw(corpus.training_limit)
+        facts = index.facts(corpus.slices)
+        require_few_refused(facts["refused"], index.used(corpus.slices), config)
+        dropped = Counter(reading.dropped) + Counter(facts["dropped"])
+        value = {
+            **facts,
+            "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+            "beyond_limit": index.beyond_limit,
+            "bad_lines": reading.bad_lines,
+            "thoughts": reading.thoughts,
+            "tokenizer": tokenizer_hash(chat_of(str(tokenizer)).tokenizer),
+            "sources": source.names,
+        }
+        require_slices(config, facts, value["dropped"])
+        write_slices(run, index, corpus.slices, "shard", corpus.shard_records, spread, progress)
     write_json(run.corpus / "manifest.json", value)
+    delete(run.ingest)
+    return value
+
+
+def write_segment(
+    run: RunDirectory, config: RunConfig, number: int, source: Source, tokenizer: str | Path, spread: Spread | None
+) -> dict[str, Any]:
+    """Segment `number` (from 1) of a corpus that grows: what may still be learned from; returns and stores the counts.
+
+    Raises:
+        CorpusError: a file of the source holds too many bad lines.
+    """
+    corpus, spread, prefix = config.corpus, spread or Here(), f"segment-{number:03d}"
+    begin(run, source, [path for name in corpus.growing for path in (run.corpus / name).glob(f"{prefix}-*")])
+    instead = ((corpus.slice_for("warmup"), corpus.slice_for("alignment")),)
+    writer = BlockWriter(str(run.ingest), str(tokenizer), corpus, config.seed, instead)
+    with indexed(run, config, source, writer, spread, _silent) as (index, reading):
+        facts = index.facts(corpus.growing)
+        held_out = reading.kept - index.used(corpus.growing)
+        dropped = {**reading.dropped, **facts.pop("dropped"), "held_out": held_out}
+        value = {
+            "segment": number,
+            "sources": source.names,
+            **facts,
+            "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        }
+        write_slices(run, index, corpus.growing, prefix, corpus.shard_records, spread, _silent)
+    write_json(_segment(run, number), value)
+    delete(run.ingest)
     return value
 
 
@@ -81,7 +105,7 @@ def require_teacher_logprobs(config: RunConfig, reading: Reading) -> None:
     """Raises:
     CorpusError: alignment.teacher_kl has nothing to go by.
     """
-    if config.alignment.teacher_kl and not any(record.top_logprobs for record in reading.records):
+    if config.alignment.teacher_kl and not reading.told:
         raise CorpusError(
             "alignment.teacher_kl is set, but no record carries the teacher's log-probs; collect them with "
             "teacher.top_logprobs, or set alignment.teacher_kl=0"
@@ -117,74 +141,12 @@ def require_few_refused(refused: Sequence[dict[str, str]], records: int, config:
         )
 
 
-def write_segment_slice(
-    run: RunDirectory, config: RunConfig, number: int, placed: list[tuple[Record, str]], chat: ChatFormat
-) -> dict[str, Any]:
-    """The records of segment `number` (from 1), each with its slice; returns the counts."""
-    return _write_slices(run, config, config.corpus.growing, placed, chat, f"segment-{number:03d}")
-
-
-def _write_slices(
-    run: RunDirectory,
-    config: RunConfig,
-    names: tuple[str, ...],
-    placed: list[tuple[Record, str]],
-    chat: ChatFormat,
-    prefix: str,
-) -> dict[str, Any]:
-    from proxykd.data.teacher_logprobs import TokensByText  # brings torch
-
-    records, slices = [record for record, _ in placed], [name for _, name in placed]
-    found = tokenise_all(records, slices, chat, config.corpus.max_length, config.corpus.overlong)
-    texts, tokens_by_text = {record.id: record for record in records}, TokensByText(chat)
-    counts = {}
-    for name in names:
-        rows = [record for record in found.records if record.slice == name]
-        rows.sort(key=lambda r: training_order(config.seed, r.id))
-        _write_slice(run.corpus / name, prefix, rows, texts, tokens_by_text, config.corpus.shard_records)
-        counts[name] = len(rows)
-    dropped = Counter(found.notes)
-    truncated = dropped.pop("truncated", 0)
-    tokens = sum(len(r.completion_ids) for r in found.records)
-    shape = {"records": len(found.records), **counts, "truncated": truncated, "tokens": tokens}
-    return {**shape, "dropped": dict(dropped), "refused": found.refused}
-
-
-def _write_slice(
-    directory: Path,
-    prefix: str,
-    records: list[TokenisedRecord],
-    texts: dict[str, Record],
-    tokens_by_text: TokensByText,
-    shard_records: int,
-) -> None:
-    for number, start in enumerate(range(0, len(records), shard_records)):
-        part = records[start : start + shard_records]
-        columns = {
-            "id": [r.id for r in part],
-            "prompt_ids": [r.prompt_ids for r in part],
-            "completion_ids": [r.completion_ids for r in part],
-            "teacher_top": [_teacher_top(texts[r.id], len(r.completion_ids), tokens_by_text) for r in part],
-            "prompt": [texts[r.id].messages[-1]["content"] for r in part],
-            "completion": [texts[r.id].completion for r in part],
-            "prompt_key": [prompt_key(texts[r.id].messages) for r in part],
-        }
-        write_table_shard(directory / f"{prefix}-{number:05d}.parquet", pa.table(columns, schema=SCHEMA))
-
-
-def _teacher_top(record: Record, tokens: int, tokens_by_text: TokensByText) -> list[Place] | None:
-    if record.top_logprobs is None:
-        return None
-    return tokens_by_text.places(record.completion, record.top_logprobs, tokens)
-
-
 def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Path]:
     """Rows of the corpus as shards of their own; finished ones stand."""
     paths = []
     for number, start in enumerate(range(0, len(rows), shard_records)):
-        path = directory / f"shard-{number:05d}.parquet"
-        write_rows_shard(path, rows[start : start + shard_records])
-        paths.append(path)
+        paths.append(directory / f"shard-{number:05d}.parquet")
+        write_rows_shard(paths[-1], rows[start : start + shard_records])
     return paths
 
 
@@ -219,12 +181,24 @@ def _segment(run: RunDirectory, number: int) -> Path:
     return run.corpus / "segments" / f"{number:03d}.json"
 
 
+def slice_ranges(run: RunDirectory, name: str, segments: int | None = None) -> list[RowRange]:
+    """All rows of a slice, shard by shard, in order: those it began with, then those of its first `segments` segments
+    (or all). By what was counted: a shard that is missing is missed where it is read."""
+    counts = {"shard": manifest(run, segments=0)[name]}
+    if name in run.config().corpus.growing:
+        for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
+            counts[f"segment-{number:03d}"] = read_json(_segment(run, number))[name]
+    size, folder = run.config().corpus.shard_records, run.corpus / name
+    return [
+        RowRange(str(folder / f"{prefix}-{i:05d}.parquet"), 0, min(size, count - i * size))
+        for prefix, count in counts.items()
+        for i in range(-(-count // size))
+    ]
+
+
 def slice_shards(run: RunDirectory, name: str, segments: int | None = None) -> list[Path]:
-    """The shards of a slice in order: those it began with, then those of its first `segments` segments (or all)."""
-    shards = sorted((run.corpus / name).glob("shard-*.parquet"))
-    for number in range(1, 1 + (committed_segments(run) if segments is None else segments)):
-        shards += sorted((run.corpus / name).glob(f"segment-{number:03d}-*.parquet"))
-    return shards
+    """The shards of a slice in order."""
+    return paths_of(slice_ranges(run, name, segments))
 
 
 def answer_shards(run: RunDirectory, adapter: str) -> list[Path]:
@@ -232,15 +206,6 @@ def answer_shards(run: RunDirectory, adapter: str) -> list[Path]:
     return sorted(run.answers(adapter).glob("shard-*.parquet"))
 
 
-def read_shard_rows(path: Path) -> list[Row]:
-    """A corpus shard's rows after its checksum was verified, each with its `length` in tokens."""
-    verify_shard(path)
-    rows: list[Row] = read_table(path).to_pylist()
-    for row in rows:
-        row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
-    return rows
-
-
 def read_slice(run: RunDirectory, name: str, segments: int | None = None) -> list[Row]:
     """All rows of a slice, in order. For the held-out slices and record counts; training streams instead."""
-    return [row for path in slice_shards(run, name, segments) for row in read_shard_rows(path)]
+    return read_ranges(slice_ranges(run, name, segments))

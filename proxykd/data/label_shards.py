@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from proxykd.data.corpus_store import read_shard_rows
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.data.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_label_shard
 from proxykd.runs.storage import read_table, verify_shard
 from proxykd.text.corpus import Row

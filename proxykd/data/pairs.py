@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from proxykd.config import AlignmentConfig
-from proxykd.data.corpus_store import IDS, TEACHER_TOP
+from proxykd.data.corpus_blocks import IDS, TEACHER_TOP
 from proxykd.errors import CorpusError
 from proxykd.runs.storage import read_table, shard_facts, verify_shard
 from proxykd.runs.table_shards import write_rows_as_shard

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from proxykd.collection.requests import with_system
 from proxykd.config import HELD_OUT, CorpusConfig, RunConfig
-from proxykd.data.corpus_store import read_slice
+from proxykd.data.corpus_store import slice_shards
 from proxykd.data.slices import training_order
 from proxykd.errors import CorpusError, TemplateError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.storage import RunDirectory, read_table, verify_shard
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Record, Row, prompt_key, read_prompts, slice_of
 
@@ -40,7 +41,14 @@ def held_out_in(records: Iterable[Record], corpus: CorpusConfig) -> dict[str, st
 
 def held_out_of(run: RunDirectory) -> dict[str, str]:
     """The same of the run's corpus, which has been split."""
-    return {row["prompt_key"]: name for name in HELD_OUT for row in read_slice(run, name)}
+    keys = {name: [_keys_of(path) for path in slice_shards(run, name)] for name in HELD_OUT}
+    return {key: name for name, shards in keys.items() for shard in shards for key in shard}
+
+
+def _keys_of(path: Path) -> list[str]:
+    verify_shard(path)
+    keys: list[str] = read_table(path, columns=["prompt_key"])[0].to_pylist()
+    return keys
 
 
 def require_not_held_out(prompts: Sequence[Record], held_out: Mapping[str, str], path: str) -> None:

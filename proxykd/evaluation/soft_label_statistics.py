@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from proxykd.runs.storage import read_table, verify_shard
 
 def label_statistics(shards: list[Path], source: LabelSource, trust: str) -> LabelStatistics:
     """Reads every shard once. mu and gamma are over D_s: of sequence sums, or of token means where trust says so."""
-    sums: list[float] = []
-    tokens: list[int] = []
+    sums, tokens = array("d"), array("q")
     mass = np.zeros(source.top_k)
     for path in shards:
         verify_shard(path)

@@ -6,7 +6,7 @@ validation/<adapter>/task.parquet, in the file's order: what was answered, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_store import slice_shards
-from proxykd.data.slices import Placed
 from proxykd.errors import BenchmarkError, RunError
 from proxykd.evaluation.answers import MAX_TOKENS, Question
 from proxykd.evaluation.benchmarks import Grade, question_file
@@ -69,41 +68,29 @@ def read_task(config: AlignmentConfig) -> list[Question]:
     return questions
 
 
-def require_apart(questions: Sequence[Question], slices: Mapping[str, str], path: str | None) -> None:
-    """`slices` has the slice of each prompt of the corpus, by its key.
+def require_apart(questions: Sequence[Question], prompts: Iterable[tuple[str, str]], path: str | None) -> None:
+    """`prompts` are the corpus', each by its key and its slice.
 
     Raises:
         BenchmarkError: a question, with or without the words on how to answer, is a prompt that is trained on, or one
             of the test slice, by its normalised text.
     """
-    repeated = [
-        (question, slices[key])
-        for question in questions
-        for key in (_asked_as(question.question), _asked_as(question.prompt))
-        if slices.get(key, ALLOWED) != ALLOWED
-    ]
+    asked = {_asked_as(text): question for question in questions for text in (question.question, question.prompt)}
+    repeated = {asked[key].id: (asked[key], name) for key, name in prompts if key in asked and name != ALLOWED}
     if repeated:
-        first, name = repeated[0]
-        many = len({question.id for question, _ in repeated})
+        first, name = next(iter(repeated.values()))
         raise BenchmarkError(
-            f"alignment.task {path}: {many} of its questions are prompts of the corpus that nothing may be chosen by: "
-            f"{first.id} ({first.question[:60]!r}) is in the slice {name}; remove them from alignment.task"
+            f"alignment.task {path}: {len(repeated)} of its questions are prompts of the corpus that nothing may be "
+            f"chosen by: {first.id} ({first.question[:60]!r}) is in the slice {name}; remove them from alignment.task"
         )
 
 
-def slices_in(placed: Placed) -> dict[str, str]:
-    """The slice of each prompt of a corpus, by its key."""
-    return {prompt_key(record.messages): name for record, name in placed.records}
-
-
-def slices_of(run: RunDirectory, names: Iterable[str]) -> dict[str, str]:
-    """The same of the run's corpus, which has been split."""
-    return {
-        key: name
-        for name in names
-        for path in slice_shards(run, name)
-        for key in read_table(path, columns=["prompt_key"])["prompt_key"].to_pylist()
-    }
+def prompts_of(run: RunDirectory, slices: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The prompts of the run's corpus, which has been split, by key and slice; a shard of them at a time."""
+    for name in slices:
+        for path in slice_shards(run, name):
+            for key in read_table(path, columns=["prompt_key"])["prompt_key"].to_pylist():
+                yield key, name
 
 
 def as_asked(questions: Sequence[Question], chat: ChatFormat, max_length: int) -> list[Asked]:

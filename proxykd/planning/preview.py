@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from proxykd.collection.requests import with_system
 from proxykd.config import CorpusConfig, Reasoning, RunConfig
-from proxykd.data.corpus_segments import reading_of
+from proxykd.data.corpus_segments import reading_of, records_at_first
 from proxykd.data.corpus_store import require_few_refused, require_slices, require_teacher_logprobs
 from proxykd.data.slices import Placed, place, require_training_records, training_order
 from proxykd.errors import CorpusError
@@ -19,7 +19,7 @@ from proxykd.planning.padding import Packing, Tokens, packings
 from proxykd.planning.record_lengths import Lengths, Measured, SampleRoom, measure, sample_rooms, spread, typical
 from proxykd.text.chat import ChatFormat
 from proxykd.text.control_tokens import control_tokens
-from proxykd.text.corpus import Reading, read_prompts
+from proxykd.text.corpus import Reading, Record, read_prompts
 from proxykd.text.token_spans import Span, spans
 from proxykd.text.tokenising import tokenise
 
@@ -143,16 +143,26 @@ def read(config: RunConfig) -> tuple[Reading, str | None]:
     """
     corpus = config.corpus
     if corpus.prompts is not None:
-        prompts = read_prompts(corpus.prompts)[: corpus.limit]
-        system = config.teacher.system
-        return Reading(
-            [replace(p, messages=with_system(p.messages, system), completion=PLACEHOLDER) for p in prompts]
-        ), None
+        return Reading(list(records_in(config))), None
     try:
-        return reading_of(config)[0], None
+        return reading_of(config), None
     except CorpusError as error:
         lenient = corpus.model_copy(update={"max_bad_share": 1.0})
-        return reading_of(config.model_copy(update={"corpus": lenient}), may_be_empty=True)[0], str(error)
+        return reading_of(config.model_copy(update={"corpus": lenient}), may_be_empty=True), str(error)
+
+
+def records_in(config: RunConfig) -> Iterator[Record]:
+    """The records that a run of `config` would read, one after the other; of prompts as `read` has them.
+
+    Raises:
+        CorpusError: as read_prompts, or records_of.
+    """
+    if config.corpus.prompts is None:
+        yield from records_at_first(config, Reading())
+        return
+    system = config.teacher.system
+    for prompt in read_prompts(config.corpus.prompts)[: config.corpus.limit]:
+        yield replace(prompt, messages=with_system(prompt.messages, system), completion=PLACEHOLDER)
 
 
 def show(measured: Measured, chat: ChatFormat, corpus: CorpusConfig) -> Shown:

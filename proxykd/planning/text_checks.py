@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from proxykd.config import RunConfig
-from proxykd.data.slices import place, require_training_records
-from proxykd.data.unlabelled import held_out_in, read_unlabelled, require_not_held_out
-from proxykd.errors import CorpusError
-from proxykd.evaluation.task import read_task, require_apart, slices_in
-from proxykd.planning.preview import read, records_of_one
+from proxykd.config import HELD_OUT, CorpusConfig, RunConfig
+from proxykd.data.slices import require_training_records
+from proxykd.data.unlabelled import read_unlabelled, require_not_held_out
+from proxykd.evaluation.task import read_task, require_apart
+from proxykd.planning.preview import records_in, records_of_one
 from proxykd.runs.storage import location
-from proxykd.text.corpus import Record
+from proxykd.text.corpus import Record, prompt_key, slice_of
 
 
 def require_text(configs: Iterable[RunConfig]) -> None:
@@ -24,7 +23,7 @@ def require_text(configs: Iterable[RunConfig]) -> None:
         CorpusError: a limit is beyond what there is, prompts without answers are held out, or a corpus cannot be used.
         BenchmarkError: the task cannot be asked, or asks what is trained or reported on.
     """
-    known: dict[str, list[Record]] = {}
+    known: dict[str, tuple[int, dict[str, str]]] = {}
     for config in configs:
         corpus, questions = config.corpus, read_task(config.alignment)
         asks = corpus.training_limit is not None or corpus.unlabelled is not None or questions
@@ -33,13 +32,22 @@ def require_text(configs: Iterable[RunConfig]) -> None:
         everything = corpus.model_copy(update={"training_limit": None, "whole_text": False, "unlabelled": None})
         source = everything.model_dump_json()
         if source not in known:
-            reading, refusal = read(config)
-            if refusal is not None:
-                raise CorpusError(refusal)
-            known[source] = reading.records
-        each = records_of_one(config)
-        placed = place(known[source], corpus, config.seed, each)
-        require_training_records(placed.training * each, corpus)
-        require_apart(questions, slices_in(placed), config.alignment.task)
+            known[source] = _looked_through(records_in(config), everything)
+        training, held_out = known[source]
+        require_training_records(training * records_of_one(config), corpus)
+        if questions:
+            prompts = ((prompt_key(r.messages), slice_of(r.messages, corpus)) for r in records_in(config))
+            require_apart(questions, prompts, config.alignment.task)
         if corpus.unlabelled is not None:
-            require_not_held_out(read_unlabelled(config), held_out_in(known[source], corpus), corpus.unlabelled)
+            require_not_held_out(read_unlabelled(config), held_out, corpus.unlabelled)
+
+
+def _looked_through(records: Iterable[Record], corpus: CorpusConfig) -> tuple[int, dict[str, str]]:
+    """How many of the records may train, and the keys of the prompts that are held out, each with its slice."""
+    training, held_out = 0, {}
+    for record in records:
+        if (name := slice_of(record.messages, corpus)) in HELD_OUT:
+            held_out[prompt_key(record.messages)] = name
+        else:
+            training += 1
+    return training, held_out

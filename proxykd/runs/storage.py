@@ -177,10 +177,18 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=columns)
 
 
+def scratch(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder to build in: beside the target, so that a rename suffices, or on this machine for an object store."""
+    if is_remote(parent):
+        return tempfile.TemporaryDirectory(prefix="proxykd-")
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix=".")
+
+
 def write_shard(path: Path, write: Callable[[Path], None], facts: dict[str, Any]) -> None:
     """Writes one shard and, when it is whole, its marker `.ok` with the file's checksum and `facts`."""
-    with _scratch(path.parent) as scratch:
-        temporary = Path(scratch) / path.name
+    with scratch(path.parent) as folder:
+        temporary = Path(folder) / path.name
         write(temporary)
         sha256 = sha256_file(temporary)
         _move(temporary, path)
@@ -193,15 +201,27 @@ def shard_facts(path: Path) -> dict[str, Any] | None:
     return read_json(marker) if marker.exists() and path.exists() else None
 
 
+def finished_facts(path: Path) -> dict[str, Any]:
+    """The marker of a shard that must be there.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    facts = shard_facts(path)
+    if facts is not None:
+        return facts
+    if path.with_suffix(".ok").exists():
+        raise IntegrityError(f"{path} is gone, though it was finished; put it back from a copy of the run")
+    raise IntegrityError(f"{path} has no .ok marker: it was never finished; resume the run to write it again")
+
+
 def verify_shard(path: Path) -> dict[str, Any]:
     """Checks a shard against its marker and returns the marker.
 
     Raises:
         IntegrityError: no marker, or the file's SHA-256 is another.
     """
-    facts = shard_facts(path)
-    if facts is None:
-        raise IntegrityError(f"{path} has no .ok marker: it was never finished; resume the run to write it again")
+    facts = finished_facts(path)
     actual = sha256_file(path)
     if actual != facts["sha256"]:
         raise IntegrityError(
@@ -231,8 +251,8 @@ def publish_directory(
     Where a directory cannot be moved in one act (object stores), READY is the last file to arrive, and until then
     the directory counts for nothing.
     """
-    with _scratch(final.parent) as scratch:
-        staged = Path(scratch) / final.name
+    with scratch(final.parent) as folder:
+        staged = Path(folder) / final.name
         staged.mkdir()
         facts = build(staged)
         files = {str(p.relative_to(staged)): digest(p) for p in sorted(staged.rglob("*")) if p.is_file()}
@@ -297,14 +317,6 @@ def _ready_manifest(directory: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = read_json(directory / "manifest.json")
     return manifest
-
-
-def _scratch(parent: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder to build in: beside the target, so that a rename suffices, or on this machine for an object store."""
-    if is_remote(parent):
-        return tempfile.TemporaryDirectory(prefix="proxykd-")
-    parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=parent, prefix=".")
 
 
 def _move(built: Path, target: Path) -> None:
@@ -383,6 +395,11 @@ class RunDirectory:
     @property
     def corpus(self) -> Path:
         return self.root / "corpus"
+
+    @property
+    def ingest(self) -> Path:
+        """What the corpus is being made of (data/ingest.py); once it is there, nothing."""
+        return self.root / "ingest"
 
     @property
     def models(self) -> Path:

@@ -9,15 +9,17 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from proxykd.config import CorpusConfig, Reasoning
 from proxykd.errors import CorpusError
 from proxykd.text.layouts import Message, layout_of, read_conversation, split_thoughts, without_thoughts
 from proxykd.text.sources import BadRow, rows_of
 
+BAD_LINE = "bad_line"
 Row = dict[str, Any]
 """A tokenised record with what its stage adds, as shards keep it and training streams it."""
 
@@ -40,15 +42,68 @@ class Record:
     """The functions that the teacher could call."""
 
 
+@dataclass(frozen=True)
+class RowRead:
+    """What a row gave: a record, or why it is left out."""
+
+    record: Record | None
+    left_out: str = ""
+    """The reason by which it is counted."""
+    detail: str = ""
+    """Of a bad line: what is wrong with it."""
+    thoughtful: bool = False
+    """Whether it had thoughts before its answer."""
+
+
 @dataclass
 class Reading:
-    """What reading a corpus gave: records, and what was left out and why."""
+    """What reading a corpus gave: how many records, and what was left out and why."""
 
     records: list[Record] = field(default_factory=list)
+    """Where they are asked for as a list."""
     dropped: Counter[str] = field(default_factory=Counter)
     bad_lines: list[dict[str, Any]] = field(default_factory=list)
     thoughts: int = 0
     """How many kept records had thoughts before their answer."""
+    rows: int = 0
+    kept: int = 0
+    told: int = 0
+    """How many kept records carry the teacher's log-probs."""
+
+    def leave_out(self, where: str, reason: str, detail: str) -> None:
+        """Counts a row that gave no record; a bad line is listed too."""
+        if reason == BAD_LINE:
+            self.bad_lines.append({"line": where, "reason": detail})
+        else:
+            self.dropped[reason] += 1
+
+    def keep(self, thoughtful: bool, told: bool) -> None:
+        self.kept += 1
+        self.thoughts += thoughtful
+        self.told += told
+
+    def add(self, other: Reading) -> None:
+        """Takes in what another file gave."""
+        self.records += other.records
+        self.dropped.update(other.dropped)
+        self.bad_lines += other.bad_lines
+        for name in ("thoughts", "rows", "kept", "told"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def judge(self, path: str, config: CorpusConfig, may_be_empty: bool = False) -> None:
+        """Raises CorpusError where nothing is usable, or more lines are bad than `max_bad_share`."""
+        bad = len(self.bad_lines)
+        self.dropped[BAD_LINE] += bad
+        if bad > config.max_bad_share * self.rows:
+            listed = "\n".join(f"  {b['line']}: {b['reason']}" for b in self.bad_lines[:10])
+            raise CorpusError(
+                f"{bad} of {self.rows} lines of {path} cannot be used, above corpus.max_bad_share "
+                f"{config.max_bad_share:g}; mend them or raise the share:\n{listed}"
+            )
+        if not self.kept and not may_be_empty:
+            raise CorpusError(
+                f"{path} holds no usable record; expected `messages`, or `prompt` and `completion`, a line"
+            )
 
 
 def normalised_prompt(messages: tuple[Message, ...]) -> str:
@@ -61,6 +116,13 @@ def _said(record: Record) -> str:
     """y as a whole, by which records are the same."""
     calls = json.dumps(record.tool_calls, sort_keys=True) if record.tool_calls else ""
     return f"{record.reasoning or ''}\0{record.completion}\0{calls}"
+
+
+def record_keys(record: Record) -> tuple[bytes, bytes]:
+    """By what a record is known again, 16 bytes each: its normalised prompt with all of y, and its id."""
+    prompt = hashlib.sha256(normalised_prompt(record.messages).encode()).digest()
+    said = hashlib.sha256(prompt + _said(record).encode()).digest()
+    return said[:16], hashlib.sha256(record.id.encode()).digest()[:16]
 
 
 def prompt_key(messages: tuple[Message, ...]) -> str:
@@ -81,58 +143,67 @@ def slice_of(messages: tuple[Message, ...], corpus: CorpusConfig) -> str:
     return corpus.slice_for("alignment" if position < split.warmup + split.alignment else "distillation")
 
 
-def read_corpus(config: CorpusConfig, may_be_empty: bool = False) -> Reading:
-    """Reads `config.path`: JSONL (also .gz) or Parquet, a folder of them, a data set of `proxykd collect`.
+def records_of(config: CorpusConfig, reading: Reading, may_be_empty: bool = False) -> Iterator[Record]:
+    """The records of `config.path`, one after the other: JSONL (also .gz, .zst) or Parquet, a folder of them, a data
+    set of `proxykd collect`. `reading` counts them, and what is left out.
 
     Raises:
-        CorpusError: no such file, an unknown format, nothing usable, or more bad lines than `max_bad_share`.
+        CorpusError: no such file, an unknown format; at the end nothing usable, or more bad lines than `max_bad_share`.
     """
     assert config.path is not None
-    reading = Reading()
-    seen: set[tuple[str, str]] = set()
-    ids: set[str] = set()
-    rows = 0
-    for where, row in rows_of(config.path, "corpus.path"):
-        if config.limit is not None and len(reading.records) >= config.limit:
-            break
-        rows += 1
-        try:
-            record = parse_row(row, config.format)
-        except BadRow as reason:
-            reading.bad_lines.append({"line": where, "reason": str(reason)})
-            continue
-        if record is None:
-            reading.dropped["other_model"] += 1
-            continue
-        thoughtful = record.reasoning is not None
-        if (taught := _as_taught(record, config.reasoning, reading.dropped)) is None:
-            continue
-        record = taught
-        key = (normalised_prompt(record.messages), _said(record))
-        if key in seen:
-            reading.dropped["duplicate"] += 1
-        elif record.id in ids:
-            reading.dropped["duplicate_id"] += 1
+    yield from _admitted(config.path, config, reading)
+    reading.judge(config.path, config, may_be_empty)
+
+
+def _admitted(path: str, config: CorpusConfig, reading: Reading) -> Iterator[Record]:
+    known = Known(set(), set())
+    for where, row in rows_of(path, "corpus.path"):
+        if config.limit is not None and reading.kept >= config.limit:
+            return
+        reading.rows += 1
+        read = read_row(row, config)
+        reason = known.repeats(*record_keys(read.record)) if read.record else read.left_out
+        if read.record is None or reason:
+            reading.leave_out(where, reason, read.detail)
         else:
-            seen.add(key)
-            ids.add(record.id)
-            reading.records.append(record)
-            reading.thoughts += thoughtful
-    _judge(config.path, rows, reading, config, may_be_empty)
-    return reading
+            reading.keep(read.thoughtful, read.record.top_logprobs is not None)
+            yield read.record
 
 
-def _judge(path: str, rows: int, reading: Reading, config: CorpusConfig, may_be_empty: bool) -> None:
-    reading.dropped["bad_line"] += len(reading.bad_lines)
-    bad = len(reading.bad_lines)
-    if bad > config.max_bad_share * rows:
-        listed = "\n".join(f"  {b['line']}: {b['reason']}" for b in reading.bad_lines[:10])
-        raise CorpusError(
-            f"{bad} of {rows} lines of {path} cannot be used, above corpus.max_bad_share {config.max_bad_share:g}; "
-            f"mend them or raise the share:\n{listed}"
-        )
-    if not reading.records and not may_be_empty:
-        raise CorpusError(f"{path} holds no usable record; expected `messages`, or `prompt` and `completion`, a line")
+class Keys(Protocol):
+    """A set of hashes, in memory or on disk."""
+
+    def __contains__(self, key: bytes) -> bool: ...
+
+    def add(self, key: bytes) -> None: ...
+
+
+class Known:
+    """The records so far, by `record_keys`."""
+
+    def __init__(self, said: Keys, named: Keys):
+        self._said, self._named = said, named
+
+    def repeats(self, said: bytes, named: bytes) -> str:
+        """Why a record is left out, beside those before it that were kept; empty where it is kept too."""
+        if said in self._said:
+            return "duplicate"
+        if named in self._named:
+            return "duplicate_id"
+        self._said.add(said)
+        self._named.add(named)
+        return ""
+
+
+def read_row(row: Any, config: CorpusConfig) -> RowRead:
+    """A row as the corpus takes it: its record as it is taught, or why it gives none."""
+    try:
+        record = parse_row(row, config.format)
+    except BadRow as reason:
+        return RowRead(None, BAD_LINE, str(reason))
+    if record is None:
+        return RowRead(None, "other_model")
+    return _as_taught(record, config.reasoning)
 
 
 def parse_row(row: Any, layout: str = "auto") -> Record | None:
@@ -169,17 +240,15 @@ def _top_logprobs(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return json.loads(value) if isinstance(value, str) else value
 
 
-def _as_taught(record: Record, reasoning: Reasoning, dropped: Counter[str]) -> Record | None:
-    """The record with what `corpus.reasoning` makes of its thoughts; None where it is left out, and counted."""
+def _as_taught(record: Record, reasoning: Reasoning) -> RowRead:
+    """The record with what `corpus.reasoning` makes of its thoughts, or why it is left out."""
     if record.reasoning is None:
-        return record
+        return RowRead(record)
     if reasoning == "drop_record":
-        dropped["reasoning"] += 1
-        return None
+        return RowRead(None, "reasoning")
     if not record.completion.strip() and not record.tool_calls:
-        dropped["thoughts_without_an_answer"] += 1
-        return None
-    return record if reasoning == "train" else replace(record, reasoning=None)
+        return RowRead(None, "thoughts_without_an_answer")
+    return RowRead(record if reasoning == "train" else replace(record, reasoning=None), thoughtful=True)
 
 
 def read_prompts(source: str | Path, key: str = "prompts") -> list[Record]:

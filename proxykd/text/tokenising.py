@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from proxykd.errors import TemplateError
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Record
 
@@ -21,16 +18,6 @@ class TokenisedRecord:
     slice: str
     prompt_ids: list[int]
     completion_ids: list[int]
-
-
-@dataclass
-class Tokenised:
-    """Every record that fits, in order; counts of what was truncated or dropped, and which the template refuses."""
-
-    records: list[TokenisedRecord] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
-    refused: list[dict[str, str]] = field(default_factory=list)
-    """The id of each, and the reason."""
 
 
 def tokenise(
@@ -52,28 +39,6 @@ def tokenise(
     if not fits and overlong == "drop":
         return None, "completion_too_long"
     return TokenisedRecord(record.id, slice_name, prompt_ids, completion_ids[:room]), None if fits else "truncated"
-
-
-def tokenise_all(
-    records: Sequence[Record],
-    slices: Sequence[str],
-    chat: ChatFormat,
-    max_length: int,
-    overlong: Literal["drop", "truncate"],
-) -> Tokenised:
-    """Every record that fits and that the template takes."""
-    found = Tokenised()
-    for record, slice_name in zip(records, slices, strict=True):
-        try:
-            tokenised, note = tokenise(record, slice_name, chat, max_length, overlong)
-        except TemplateError as error:
-            tokenised, note = None, "template_refuses"
-            found.refused.append({"id": record.id, "reason": str(error)})
-        if tokenised is not None:
-            found.records.append(tokenised)
-        if note is not None:
-            found.notes[note] += 1
-    return found
 
 
 def ids_hash(ids: list[int]) -> str:

@@ -98,6 +98,12 @@ def reference_logps(scorer: CompletionScorer, rows: list[Row]) -> dict[int, Row]
     return {row["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for row, *values in columns}
 
 
+def with_references(rows: Sequence[Row], references_N2: Tensor) -> list[Row]:
+    """The pairs with what AlignmentLoss asks of the reference, from the table of all of a round's by their `index`."""
+    found = references_N2[[row["index"] for row in rows]].tolist()
+    return [{**row, **dict(zip(REFERENCE_KEYS, values, strict=True))} for row, values in zip(rows, found, strict=True)]
+
+
 def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
     """log p(y given x) and log p(y^ given x) of B pairs, in one padded batch of 2B rows: policy and reference alike."""
     batch = pair_batch(scorer, rows)

@@ -18,7 +18,7 @@ from proxykd.planning.machine import available_memory_gib
 from proxykd.planning.requirements import memory_needed, pool_demands, shared_memory_needed
 from proxykd.planning.text_checks import require_text
 from proxykd.planning.time_plan import estimate
-from proxykd.text.corpus import Record, read_corpus, read_prompts
+from proxykd.text.corpus import Reading, Record, read_prompts, records_of
 from services.cli.formatting import figure_table
 
 CHARACTERS_A_TOKEN = 4.0
@@ -77,12 +77,13 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
     """The corpus in numbers: as asked, else from the file that the config names, else from what it will collect."""
     corpus = config.corpus
     if corpus.path and Path(corpus.path).exists():
-        rows = read_corpus(corpus).records
-        count, prompts = len(rows), _prompt_tokens(rows)
-        completions = fmean(len(row.completion) for row in rows) / CHARACTERS_A_TOKEN
+        sizes = [(_characters(one), len(one.completion)) for one in records_of(corpus, Reading())]
+        prompts, completions = (fmean(each) / CHARACTERS_A_TOKEN for each in zip(*sizes, strict=True))
+        count = len(sizes)
     elif corpus.prompts and Path(corpus.prompts).exists():
         rows = read_prompts(corpus.prompts)[: corpus.limit]
-        count, prompts, completions = len(rows), _prompt_tokens(rows), float(config.teacher.max_tokens)
+        prompts = fmean(map(_characters, rows)) / CHARACTERS_A_TOKEN
+        count, completions = len(rows), float(config.teacher.max_tokens)
     elif records is None:
         raise ConfigError(
             f"the corpus {corpus.path or corpus.prompts} is not here; say what it holds: --records N "
@@ -103,8 +104,9 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
     )
 
 
-def _prompt_tokens(rows: list[Record]) -> float:
-    return fmean(sum(len(m["content"]) for m in row.messages) for row in rows) / CHARACTERS_A_TOKEN
+def _characters(row: Record) -> int:
+    """Of a record's prompt."""
+    return sum(len(m["content"]) for m in row.messages)
 
 
 def _memory_table(memory: list[Footprint], device: Device) -> Table:

@@ -15,13 +15,12 @@ from actors.telemetry.progress import Reporter
 from actors.training.training_runs import TrainRequest, train
 from actors.training.worker_loop import LoopCall
 from proxykd.config import AlignmentConfig
-from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus
+from proxykd.data.corpus_segments import source_of
+from proxykd.data.corpus_store import manifest, read_slice, slice_ranges, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.row_ranges import whole
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory, read_json, verify_directory
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus
-from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.loops.align import Parity, RoundTask, align
 from proxykd.training.loops.warm_up import WarmupTask
 from proxykd.training.loops.warm_up import warm_up as warm_up_loop
@@ -56,7 +55,7 @@ def prepared(cluster, tiny, tmp_path_factory):
         config = run_config(str(tiny), runs_dir, corpus=corpus, resources=resources, warmup=warmup)
         run = RunDirectory.create(config)
         initialise(config.proxy, run.models / "proxy")
-        write_corpus(run, config, read_corpus(config.corpus), ChatFormat(load_tokenizer(run.models / "proxy")))
+        write_corpus(run, config, source_of(config), run.models / "proxy")
         runs[name] = run
     silent = ray.remote(Silent).options(name="silent", namespace=NAMESPACE, num_cpus=0).remote()
     ray.get(silent.__ray_ready__.remote())
@@ -72,7 +71,7 @@ def run_stage(run, key, loop, task, stream):
 
 
 def warm_up(run):
-    stream, task = stream_corpus(slice_shards(run, "warmup")), WarmupTask(manifest(run)["warmup"])
+    stream, task = stream_corpus(slice_ranges(run, "warmup")), WarmupTask(manifest(run)["warmup"])
     return run_stage(run, "warmup", warm_up_loop, task, stream)["result"]
 
 
@@ -130,7 +129,7 @@ def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
         "align-01",
         align,
         RoundTask(1, adapter, len(kept), run.config().alignment.learning_rate, parity),
-        stream_pairs([path]),
+        stream_pairs(whole([path])),
     )
     assert outcome["error"]["type"] == "GateError"
     assert "parity gate: engine and trainer differ by" in outcome["error"]["message"]

@@ -10,8 +10,9 @@ import pytest
 from actors.engine.app_names import teacher_app
 from proxykd.collection.job import Collection
 from proxykd.config import CollectConfig, CorpusConfig
-from proxykd.text.corpus import read_corpus, read_prompts
+from proxykd.text.corpus import read_prompts
 from tests import tiny_model
+from tests.plain_corpus import read_corpus
 from tests.small_run import engine_spec
 
 QUESTION = [{"role": "user", "content": "the red dog?"}]

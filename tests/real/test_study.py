@@ -8,7 +8,8 @@ import json
 import pytest
 import yaml
 
-from proxykd.data.corpus_store import read_shard_rows, read_slice, slice_shards
+from proxykd.data.corpus_store import read_slice, slice_shards
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.runs.storage import read_json, read_table, verify_directory
 from proxykd.stages.distil import DISTIL
 from proxykd.study.studies import StudyDirectory

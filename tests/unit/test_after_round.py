@@ -7,16 +7,15 @@ import json
 import pytest
 import torch
 
-from proxykd.data.corpus_store import read_shard_rows, read_slice, slice_shards, write_corpus
+from proxykd.data.corpus_segments import source_of
+from proxykd.data.corpus_store import read_slice, slice_shards, write_corpus
 from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.evaluation.promotion import decide
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.models.batching import collate
 from proxykd.models.loading import initialise, load_scorer
 from proxykd.runs.storage import RunDirectory
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus
-from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training import after_round
 from proxykd.training.loops.align import Parity, RoundTask, align, align_nll
 from proxykd.training.loops.warm_up import WarmupTask, warm_up
@@ -37,7 +36,7 @@ def prepared(tiny, tmp_path_factory):
     config = run_config(str(tiny), str(folder / "runs"), **sections)
     run = RunDirectory.create(config)
     initialise(config.proxy, run.models / "proxy")
-    write_corpus(run, config, read_corpus(config.corpus), ChatFormat(load_tokenizer(run.models / "proxy")))
+    write_corpus(run, config, source_of(config), run.models / "proxy")
     return run
 
 

@@ -12,7 +12,7 @@ from proxykd.errors import ModelError, TemplateError
 from proxykd.text.chat import ChatFormat
 from proxykd.text.chat_template import fitted_template, template_text
 from proxykd.text.corpus import Record
-from proxykd.text.tokenising import tokenise_all
+from proxykd.text.tokenising import tokenise
 from proxykd.text.tokenizer import load_tokenizer, require_same_tokenizer, tokenizer_hash
 
 
@@ -48,14 +48,14 @@ def test_overlong_completions_follow_the_policy(tokenizer, policy):
     chat = ChatFormat(tokenizer)
     prompt = len(chat.prompt_ids(record().messages))
     records = [record(), record("cat " * 50, record_id="long"), record(prompt="dog " * 99, record_id="prompt")]
-    found = tokenise_all(records, ["warmup"] * 3, chat, prompt + 20, policy)
-    kept, notes = found.records, found.notes
+    found = [tokenise(one, "warmup", chat, prompt + 20, policy) for one in records]
+    kept, notes = [one for one, _ in found if one], [note for _, note in found]
     if policy == "drop":
         assert [r.id for r in kept] == ["r"]
-        assert dict(notes) == {"completion_too_long": 1, "prompt_too_long": 1}
+        assert notes == [None, "completion_too_long", "prompt_too_long"]
     else:
         assert [r.id for r in kept] == ["r", "long"]
-        assert dict(notes) == {"truncated": 1, "prompt_too_long": 1}
+        assert notes == [None, "truncated", "prompt_too_long"]
         assert len(kept[1].completion_ids) == 20
         assert kept[1].completion_ids[-1] != chat.stop_token_id
 
@@ -142,10 +142,9 @@ def test_a_template_that_leaves_a_message_out_is_refused_record_by_record(tokeni
     quiet = DROPS_SYSTEM + "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
     chat = ChatFormat(with_template(tokenizer, quiet))
     system = Record("s", ({"role": "system", "content": "be brief"}, *record().messages), "a cat")
-    found = tokenise_all([record(), system], ["warmup"] * 2, chat, 99, "drop")
-    assert [r.id for r in found.records] == ["r"]
-    assert dict(found.notes) == {"template_refuses": 1}
-    assert found.refused == [{"id": "s", "reason": "the chat template leaves out the system message"}]
+    assert tokenise(record(), "warmup", chat, 99, "drop")[1] is None
+    with pytest.raises(TemplateError, match="the chat template leaves out the system message"):
+        tokenise(system, "warmup", chat, 99, "drop")
 
 
 @pytest.mark.parametrize("name", ["llama-2", "fitted"])
@@ -245,5 +244,4 @@ def test_a_template_whose_prompt_opens_thoughts_has_them_closed(tokenizer):
 
 def test_a_reply_cut_off_before_its_first_token_teaches_nothing(tokenizer):
     chat = ChatFormat(tokenizer)
-    found = tokenise_all([record(completion="", stopped=False)], ["warmup"], chat, 99, "drop")
-    assert dict(found.notes) == {"no_supervised_token": 1}
+    assert tokenise(record(completion="", stopped=False), "warmup", chat, 99, "drop") == (None, "no_supervised_token")

@@ -11,8 +11,9 @@ import pytest
 
 from proxykd.config import CorpusConfig
 from proxykd.errors import CorpusError
-from proxykd.text.corpus import normalised_prompt, parse_row, read_corpus, read_prompts, slice_of
+from proxykd.text.corpus import normalised_prompt, parse_row, read_prompts, slice_of
 from proxykd.text.sources import BadRow
+from tests.plain_corpus import read_corpus
 
 
 def write(path, rows):

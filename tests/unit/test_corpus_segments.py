@@ -10,7 +10,7 @@ import pytest
 from proxykd.collection import dataset as datasets
 from proxykd.collection.job import Collection
 from proxykd.config import AlignmentConfig, CollectConfig
-from proxykd.data.corpus_segments import read_sources, sources, take_added
+from proxykd.data.corpus_segments import source_of, take_added
 from proxykd.data.corpus_store import (
     committed_segments,
     manifest,
@@ -23,7 +23,6 @@ from proxykd.data.round_records import growing_round, round_slice
 from proxykd.errors import ConfigError
 from proxykd.runs.storage import RunDirectory, sha256_file
 from proxykd.study.studies import validate_study
-from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import read_prompts, slice_of
 from tests.small_run import run_config
 from tests.teacher_stub import RunningStub, teacher_stub
@@ -47,24 +46,23 @@ def held_out(run: RunDirectory) -> dict[str, str]:
     return {str(p): sha256_file(p) for name in ("validation", "test") for p in slice_shards(run, name)}
 
 
-def test_added_records_join_where_they_may(stub, tiny, tokenizer, tmp_path, monkeypatch):
+def test_added_records_join_where_they_may(stub, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "SHARD_RECORDS", 16)
     collect(stub, tmp_path, 160)
     split = {"validation": 0.15, "test": 0.15, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4}
     corpus = {"path": str(tmp_path / "data"), "follow": 100, "max_length": 256, "shard_records": 8, "split": split}
     config = run_config(str(tiny), str(tmp_path / "runs"), corpus=corpus)
-    run, chat = RunDirectory.create(config), ChatFormat(tokenizer)
-    names = sources(config)
-    write_corpus(run, config, read_sources(config, names), chat, names)
+    run = RunDirectory.create(config)
+    write_corpus(run, config, source_of(config), tiny)
     assert manifest(run)["records"] == 160
-    assert take_added(run, config, chat) is None
+    assert take_added(run, config, tiny) is None
     before, base = held_out(run), {name: read_slice(run, name) for name in ("warmup", "alignment", "distillation")}
 
     collect(stub, tmp_path, 260)
     write_rows_shard(
         run.corpus / "alignment" / "segment-001-00009.parquet", base["alignment"][:3]
     )  # a killed attempt's
-    segment = take_added(run, config, chat)
+    segment = take_added(run, config, tiny)
     assert segment is not None
     assert (segment["segment"], len(segment["sources"])) == (1, 7)
     assert held_out(run) == before
@@ -82,7 +80,7 @@ def test_added_records_join_where_they_may(stub, tiny, tokenizer, tmp_path, monk
     assert read_slice(run, "warmup") == base["warmup"]
     assert manifest(run)["alignment"] == len(alignment)
     assert manifest(run, segments=0)["alignment"] == len(base["alignment"])
-    assert take_added(run, config, chat) is None
+    assert take_added(run, config, tiny) is None
     assert committed_segments(run) == 1
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from proxykd.config import ModelConfig
-from proxykd.data.corpus_store import manifest, read_shard_rows, slice_shards
+from proxykd.data.corpus_store import manifest, slice_shards
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.data.soft_labels import LabelSource, unpack
 from proxykd.errors import IntegrityError
 from proxykd.evaluation.soft_label_statistics import label_statistics

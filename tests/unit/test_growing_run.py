@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from actors.run.pipeline import Pipeline
 from proxykd.collection import dataset as datasets
-from proxykd.data.corpus_store import read_shard_rows
 from proxykd.runs.journal import replay
 from proxykd.stages.score import SCORE
 from tests.inline_run import Trainers, context_of, make_run, stream_rows
@@ -25,10 +24,6 @@ class Collecting(Trainers):
             self.more()
 
 
-def records_of(run, number):
-    return {row["id"] for path in (run.round(number) / "records").glob("*.parquet") for row in read_shard_rows(path)}
-
-
 def test_the_next_round_takes_what_was_added_and_its_labels_are_made(tiny, tmp_path, monkeypatch):
     stream_rows(monkeypatch)
     monkeypatch.setattr(datasets, "SHARD_RECORDS", 16)
@@ -41,7 +36,7 @@ def test_the_next_round_takes_what_was_added_and_its_labels_are_made(tiny, tmp_p
     grown = [entry for entry in replay(run.journal) if entry["event"] == "CORPUS_GREW"]
     assert [entry["segment"] for entry in grown] == [1]
     assert SCORE.finished(run).result.segments == 1
-    first, second = records_of(run, 1), records_of(run, 2)
+    first, second = ({row["id"] for row in trainers.streamed[f"align-0{number}"]} for number in (1, 2))
     assert second
     assert not first & second
     labelled = {path.name for path in run.soft_labels(SCORE.finished(run).result.adapter).glob("*.parquet")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from actors.run import alignment
 from actors.run.pipeline import Pipeline
 from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import write_corpus
+from proxykd.data.ingest import Source
 from proxykd.errors import CorpusError
 from proxykd.evaluation.fidelity import RecordScores
 from proxykd.evaluation.validation_scores import write_validation
@@ -17,8 +19,6 @@ from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.storage import RunDirectory, read_json, write_json
 from proxykd.stages.align import ALIGN, TrainedRound
 from proxykd.stages.warmup import WARMUP, WarmupResult
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Reading, Record
 from tests.inline_run import context_of
 from tests.small_run import run_config
 from tests.stage_results import learned
@@ -83,14 +83,14 @@ class Rounds:
 
 
 @pytest.fixture
-def rounds(tiny, tokenizer, tmp_path, monkeypatch):
+def rounds(tiny, tmp_path, monkeypatch):
     """The pipeline of a run with up to five rounds, whose adapters have the given NLLs; and what was asked of training."""
     five = {"rounds": 5, "preference": False, "max_new_tokens": 12}
     config = run_config(str(tiny), str(tmp_path / "runs"), alignment=five)
     run = RunDirectory.create(config)
-    messages = [({"role": "user", "content": f"Which is {i}?"},) for i in range(60)]
-    records = [Record(str(i), asked, f"It is {i}.") for i, asked in enumerate(messages)]
-    write_corpus(run, config, Reading(records), ChatFormat(tokenizer))
+    rows = [{"id": str(i), "prompt": f"Which is {i}?", "completion": f"It is {i}."} for i in range(60)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_corpus(run, config, Source((str(tmp_path / "c.jsonl"),)), tiny)
     monkeypatch.setattr(alignment, "stream_corpus", lambda *_: None)
 
     def start(nlls):

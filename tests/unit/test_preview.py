@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from proxykd.collection.dataset import Dataset
 from proxykd.config import ModelConfig, ResourceConfig, TrainConfig, validate_config
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.data.round_records import round_slice
 from proxykd.models.batching import plan_micro_batches
@@ -23,11 +24,11 @@ from proxykd.planning.padding import Epoch, packing
 from proxykd.planning.preview import preview, read
 from proxykd.planning.record_lengths import QUANTILES, Lengths, spread
 from proxykd.runs.storage import RunDirectory, write_json, write_shard
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus, slice_of
+from proxykd.text.corpus import slice_of
 from proxykd.text.token_spans import Span, spans
 from proxykd.text.tokenizer import load_tokenizer
 from services.cli.main import main
+from tests.plain_corpus import read_corpus
 from tests.tiny_model import CHATML, WORDS, corpus_rows, make_tokenizer
 
 REFUSING = "{% if messages[0]['role'] == 'system' and 'never' in messages[0]['content'] %}{{ raise_exception('no such system') }}{% endif %}"
@@ -175,7 +176,7 @@ def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenize
     warmup, alignment, distillation = ["training"] * 3 if whole else ["warmup", "alignment", "distillation"]
     seen, _ = seen_of(config, tokenizer)
     run = RunDirectory.create(config)
-    write_corpus(run, config, read_corpus(config.corpus), ChatFormat(tokenizer))
+    write_corpus(run, config, source_of(config), folder)
     pairs = read_slice(run, alignment)
     rounds = [[2 * pairs[i]["length"] for i in round_slice(n, len(pairs), config.alignment)] for n in (1, 2, 3)]
     stages = {

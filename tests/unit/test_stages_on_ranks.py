@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 
-from proxykd.data.corpus_store import manifest, read_shard_rows, read_slice, slice_shards
+from proxykd.data.corpus_store import manifest, read_slice, slice_shards
 from proxykd.data.pairs import read_pairs, write_pairs
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.data.soft_labels import LabelSource, unpack
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.runs.adapter_names import BASE

@@ -11,17 +11,19 @@ from click.testing import CliRunner
 from actors.run.preparation import collect
 from proxykd.collection.requests import requests_for
 from proxykd.config import CorpusConfig
+from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import manifest, read_slice, write_corpus
+from proxykd.data.ingest import Source
 from proxykd.data.slices import place
 from proxykd.errors import ConfigError, CorpusError
 from proxykd.planning import text_checks
 from proxykd.planning.text_checks import require_text
 from proxykd.report.blocks import corpus_counts
 from proxykd.runs.storage import RunDirectory
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Record, prompt_key, read_corpus, read_prompts
+from proxykd.text.corpus import Record, prompt_key, read_prompts
 from services.cli.main import main
 from tests.inline_run import context_of
+from tests.plain_corpus import read_corpus
 from tests.small_run import run_config
 from tests.tiny_model import WORDS, corpus_rows
 
@@ -99,16 +101,16 @@ def config_of(tiny, folder, rows=160, **corpus):
     return run_config(str(tiny), str(folder / "runs"), corpus=settings)
 
 
-def written(config, tokenizer):
+def written(config, tiny):
     run = RunDirectory.create(config)
-    write_corpus(run, config, read_corpus(config.corpus), ChatFormat(tokenizer))
+    write_corpus(run, config, source_of(config), tiny)
     return run
 
 
-def test_the_corpus_on_disk_has_so_many_and_counts_the_others_apart(tiny, tokenizer, tmp_path):
-    everything = written(config_of(tiny, tmp_path / "all"), tokenizer)
-    split = written(config_of(tiny, tmp_path / "split", training_limit=40), tokenizer)
-    whole = written(config_of(tiny, tmp_path / "whole", training_limit=40, whole_text=True), tokenizer)
+def test_the_corpus_on_disk_has_so_many_and_counts_the_others_apart(tiny, tmp_path):
+    everything = written(config_of(tiny, tmp_path / "all"), tiny)
+    split = written(config_of(tiny, tmp_path / "split", training_limit=40), tiny)
+    whole = written(config_of(tiny, tmp_path / "whole", training_limit=40, whole_text=True), tiny)
     facts = manifest(everything)
     training = facts["records"] - facts["validation"] - facts["test"]
     assert facts["beyond_limit"] == 0
@@ -127,12 +129,12 @@ def test_the_corpus_on_disk_has_so_many_and_counts_the_others_apart(tiny, tokeni
     assert corpus_counts(whole).beyond_limit == training - 40
 
 
-def test_a_limit_that_leaves_a_slice_empty_says_so(tiny, tokenizer, tmp_path):
+def test_a_limit_that_leaves_a_slice_empty_says_so(tiny, tmp_path):
     with pytest.raises(
         CorpusError,
         match=r"within corpus\.training_limit 1 \(dropped: none\) leave the slice\(s\) .*; raise the limit, add",
     ):
-        written(config_of(tiny, tmp_path, training_limit=1), tokenizer)
+        written(config_of(tiny, tmp_path, training_limit=1), tiny)
 
 
 def test_a_data_set_that_grows_has_no_limit():
@@ -185,8 +187,8 @@ def test_of_prompts_the_answers_that_they_will_have_are_counted(tiny, tmp_path, 
 
 def test_each_corpus_is_read_once_and_one_that_is_not_here_is_left_to_the_run(tiny, tmp_path, monkeypatch):
     asked = []
-    read = text_checks.read
-    monkeypatch.setattr(text_checks, "read", lambda config: asked.append(config) or read(config))
+    read = text_checks.records_in
+    monkeypatch.setattr(text_checks, "records_in", lambda config: asked.append(config) or read(config))
     limits = [config_of(tiny, tmp_path, training_limit=limit, whole_text=limit > 15) for limit in (10, 20, 30)]
     require_text(limits)
     assert len(asked) == 1
@@ -194,15 +196,14 @@ def test_each_corpus_is_read_once_and_one_that_is_not_here_is_left_to_the_run(ti
     assert len(asked) == 1
 
 
-def test_what_was_collected_is_used_be_it_less_than_the_limit(tiny, tokenizer, tmp_path):
+def test_what_was_collected_is_used_be_it_less_than_the_limit(tiny, tmp_path):
     """What the teacher refused has been asked for all the same."""
     config = prompts_of(tiny, tmp_path, limit=60)
     run = RunDirectory.create(config)
     rows = [{"prompt": f"Which is {i}?", "completion": f"{WORDS[i % 20]}."} for i in range(70)]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reading = read_corpus(CorpusConfig(path=str(path)))
-    write_corpus(run, config, reading, ChatFormat(tokenizer))
+    write_corpus(run, config, Source((str(path),)), tiny)
     assert manifest(run)["beyond_limit"] == 0
     assert manifest(run)["records"] == 70
 

@@ -48,8 +48,9 @@ def run(tmp_path) -> RunDirectory:
     finish(run, SCORE, LabelsResult(**statistics.model_dump(), segments=2))
     late = run.corpus / "distillation" / "segment-003-00000.parquet"
     write_rows_shard(late, [{"id": "late", "prompt_ids": [1], "completion_ids": [2]}])
-    for number in (1, 2, 3):
-        write_json(run.corpus / "segments" / f"{number:03d}.json", {"segment": number})
+    write_json(run.corpus / "manifest.json", {"distillation": len(LOGPS["shard-00000"])})
+    for number, records in enumerate((1, 2, 1), start=1):
+        write_json(run.corpus / "segments" / f"{number:03d}.json", {"segment": number, "distillation": records})
     return run
 
 

@@ -11,8 +11,9 @@ from proxykd.config import DistillationConfig, ModelConfig
 from proxykd.costs.devices import GPUS
 from proxykd.costs.estimator import Estimator, Text
 from proxykd.data import label_shards
-from proxykd.data.corpus_store import answer_shards, read_shard_rows, read_slice
+from proxykd.data.corpus_store import answer_shards, read_slice
 from proxykd.data.label_shards import LabelledShard, grouped, labelled_rows
+from proxykd.data.row_ranges import read_shard_rows
 from proxykd.data.unlabelled import read_unlabelled
 from proxykd.errors import CorpusError
 from proxykd.models.loading import load_scorer

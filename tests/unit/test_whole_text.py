@@ -12,14 +12,9 @@ import pytest
 from actors.run import alignment, baselines
 from actors.run.pipeline import Pipeline
 from proxykd.collection import dataset as datasets
-from proxykd.data.corpus_store import (
-    manifest,
-    read_shard_rows,
-    read_slice,
-    slice_shards,
-    write_corpus,
-    write_rows_shard,
-)
+from proxykd.data.corpus_segments import source_of
+from proxykd.data.corpus_store import manifest, read_slice, slice_shards, write_corpus, write_rows_shard
+from proxykd.data.row_ranges import read_ranges, read_shard_rows
 from proxykd.report.overview import overview
 from proxykd.report.run_report import build_report
 from proxykd.report.trust_examples import trust_examples
@@ -30,13 +25,11 @@ from proxykd.stages.distil import DISTIL
 from proxykd.stages.results import Results
 from proxykd.stages.score import SCORE
 from proxykd.stages.table import stage_keys
-from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import read_corpus
 from tests.inline_run import Lender, Trainers, context_of, make_run
 from tests.teacher_stub import teacher_stub
 from tests.tiny_model import corpus_rows
 from tests.unit.test_corpus_segments import collect
-from tests.unit.test_growing_run import Collecting, records_of
+from tests.unit.test_growing_run import Collecting
 
 TRAINED = ["warmup", "align-01", "align-02", "score", "distil", "evaluate"]
 HELD_OUT = {"validation", "test"}
@@ -110,11 +103,11 @@ def test_the_training_slice_is_stored_once_and_counted_once(finished):
     assert [getattr(found, name) for name in PARTS] == [None] * 3
 
 
-def test_what_is_held_out_is_the_same_as_with_the_split(finished, tiny, tokenizer, tmp_path):
+def test_what_is_held_out_is_the_same_as_with_the_split(finished, tiny, tmp_path):
     run, *_ = finished
     corpus = run.config().corpus.model_copy(update={"whole_text": False})
     split = make_run(tiny, tmp_path, corpus=corpus.model_dump())
-    write_corpus(split, split.config(), read_corpus(corpus), ChatFormat(tokenizer))
+    write_corpus(split, split.config(), source_of(split.config()), tiny)
     for name in HELD_OUT:
         assert read_slice(run, name) == read_slice(split, name) != []
     parts = [row for name in PARTS for row in read_slice(split, name)]
@@ -163,7 +156,7 @@ def test_a_warm_up_takes_what_the_corpus_began_with(streams, tiny, tmp_path, mon
     alignment.warm_up(SimpleNamespace(run=run, config=run.config(), data_pool=None, train=train), None)
     ids = [row["id"] for path in began for row in read_shard_rows(path)]
     assert given == [(len(ids), ids)]
-    first, second = records_of(run, 1), records_of(run, 2)
+    first, second = (set(streamed_ids(trainers, f"align-0{number}")) for number in (1, 2))
     assert first <= set(ids)
     assert second - set(ids)
     assert not first & second
@@ -199,7 +192,8 @@ def run_arm(streams, tiny, tmp_path, monkeypatch):
         completed, engine, trainers = [], OneEngine(), Trainers()
 
         def complete(shards, *_):
-            for path, rows in shards.items():
+            for path, ranges in shards.items():
+                rows = read_ranges(ranges)
                 completed.extend(row["id"] for row in rows)
                 write_rows_shard(path, rows)
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from proxykd.training.after_round import pairs_after_round
 from proxykd.training.asking import Answers, ask
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_proxy
-from proxykd.training.stage_losses import AlignmentLoss, SftLoss, reference_logps
+from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss, reference_logps, with_references
 from proxykd.training.trainer import Step
 from proxykd.training.worker import Worker
 
@@ -68,7 +67,7 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
         training.save()
 
     def step(rows: list[Row]) -> Step:
-        rows = [{**row, **notes["references"][row["index"]]} for row in rows]
+        rows = with_references(rows, notes["references"])
         loss = AlignmentLoss(rows, config, config.teacher_kl)
 
         def gate(losses: dict[str, float], _: dict[str, float]) -> None:
@@ -150,26 +149,28 @@ def _gentle(config: AlignmentConfig, task: RoundTask) -> AlignmentConfig:
 
 def _reference_pass(
     worker: Worker, task: RoundTask, scorer: CompletionScorer, training: ResumableTraining
-) -> tuple[dict[int, Row], dict[str, float]]:
-    """Reference sequence log-probs on exactly training's micro-batches; and the parity of engine and trainer.
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Reference sequence log-probs of all pairs (16 bytes each, REFERENCE_KEYS), on exactly training's micro-batches;
+    and the parity of engine and trainer.
 
     The reference is the policy before its first step, or before it takes up a checkpoint: the same weights in the same
     place, no second copy.
     """
     assert task.parity is not None
-    references: dict[int, Any] = {}
+    references_N2 = torch.zeros(task.records, 2, dtype=torch.float64, device=worker.workers.device)
     steps = training.total_steps // worker.config.alignment.epochs
     for number, rows in enumerate(training.first_epoch(), start=1):
         for part, weight in training.trainer.micro_batches(rows):
             found = reference_logps(scorer, part)
             if weight:
-                references |= found
+                sides = [[values[key] for key in REFERENCE_KEYS] for values in found.values()]
+                references_N2[list(found)] = references_N2.new_tensor(sides)
         worker.progress(number, steps, "reference batches")
-    everyones = [pair for part in worker.workers.gather_objects(references) for pair in part.items()]
+    references_N2 = worker.workers.sum(references_N2).cpu()  # each pair's is one worker's; with all others it is 0
     ours: list[float] = []
     for prompt, completion in zip(task.parity.prompts, task.parity.completions, strict=True):
         batch = collate([prompt], [completion]).to(worker.workers.device)
         ours += scorer.score(batch).token_logps_N.tolist()
     mean_abs, max_abs = worker.workers.of_lead(gates.parity(task.parity.logps, ours))
     gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, task.reference)
-    return dict(everyones), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
+    return references_N2, {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}

@@ -10,8 +10,9 @@ from proxykd.collection.job import Collection
 from proxykd.config import CorpusConfig, load_collect_config
 from proxykd.errors import ConfigError, CorpusError, RunError
 from proxykd.runs.storage import read_json
-from proxykd.text.corpus import read_corpus, read_prompts
+from proxykd.text.corpus import read_prompts
 from tests.collecting import PROMPTS, collect, config_for, rows_of, whole
+from tests.plain_corpus import read_corpus
 from tests.teacher_stub import KEY, teacher_stub
 
 
