@@ -1,15 +1,15 @@
 """A world where an answer is right or wrong: sums worked out in words, three small models, prompts, held-out questions.
 
-    python configs/miniature/answers.py [FOLDER] [--seeds 1 2 3]
+    python configs/miniature/answers.py [FOLDER] [--seeds 0 1 2 3 4 5 6]
 
 A question asks for a sum or a difference. An answer works through the digits from the right and ends with the number.
 At each place of its text a voice chooses words by tables of its own, and it slips: in each column by its own chance,
 and goes on from there, so that the text is consistent and its answer wrong. The teacher slips seldom. Proxy and
 student have heard four other voices, which slip more often, and two of which name the number without working it out.
 
-FOLDER is runs/answers if it is not named. It gets the models, and questions/sums.jsonl: held-out questions for
-`proxykd evaluate`, which neither a model's training nor a prompt has. With --seeds, each of them has prompts of its
-own, prompts-SEED.jsonl: what a study that names {seed} in corpus.prompts takes.
+FOLDER is runs/answers if it is not named. It gets the models; questions/sums.jsonl, held-out questions for `proxykd
+evaluate`, which no model has read and no prompt asks; and for each seed prompts of its own, prompts-SEED.jsonl: what a
+study that names {seed} in corpus.prompts takes.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class Sum:
     @property
     def answer(self) -> int:
         return self.a + self.b if self.kind == "plus" else self.a - self.b
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What it asks for, whatever its words and the order of its numbers."""
+        return self.kind, min(self.a, self.b), max(self.a, self.b)
 
     @property
     def columns(self) -> list[tuple[int, int]]:
@@ -103,8 +108,8 @@ class Voice:
 
 
 def draw(chance: random.Random) -> Sum:
-    """Any question but those held out."""
-    while (found := draw_any(chance)) in held_out():
+    """Any question but those held out, whichever words they are asked in."""
+    while (found := draw_any(chance)).key in held_out():
         pass
     return found
 
@@ -117,11 +122,12 @@ def draw_any(chance: random.Random) -> Sum:
 
 
 @cache
-def held_out() -> dict[Sum, None]:
-    """Different ones, in a fixed order."""
+def held_out() -> dict[tuple[str, int, int], Sum]:
+    """By what they ask for, in a fixed order."""
     chance, found = random.Random("held out"), {}
     while len(found) < HELD_OUT:
-        found[draw_any(chance)] = None
+        one = draw_any(chance)
+        found.setdefault(one.key, one)
     return found
 
 
@@ -157,19 +163,19 @@ def write_prompts(path: Path, chance: random.Random) -> None:
 
 def write_questions(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    asked = [one.asked(number) for number, one in enumerate(held_out())]
+    asked = [one.asked(number) for number, one in enumerate(held_out().values())]
     path.write_text("".join(json.dumps(asdict(question)) + "\n" for question in asked))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/answers"))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="*", default=range(7))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     write_questions(args.folder / "questions" / "sums.jsonl")
-    for seed in ("", *(f"-{seed}" for seed in args.seeds)):
-        write_prompts(args.folder / f"prompts{seed}.jsonl", random.Random(f"prompts{seed}"))
+    for seed in args.seeds:
+        write_prompts(args.folder / f"prompts-{seed}.jsonl", random.Random(f"prompts {seed}"))
     heard = MODELS["student"].batch(random.Random(1), 2000)
     tokenizer = make_tokenizer([f"{prompt} {text}" for prompt, text in heard], PIECES)
     for name, recipe in MODELS.items():

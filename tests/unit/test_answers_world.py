@@ -1,0 +1,117 @@
+"""configs/miniature/answers.py: right is what arithmetic says, a text is as its slips make it, nothing held out is read."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import pytest
+
+from proxykd.evaluation.benchmarks import parse_tasks, read_questions
+from proxykd.text.chat import ChatFormat
+
+
+@pytest.fixture(scope="module")
+def world():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend("configs/miniature")
+        import answers
+    return answers
+
+
+def drawn(world, count=300):
+    chance = random.Random(7)
+    return [world.draw(chance) for _ in range(count)]
+
+
+def told(question):
+    """The numbers of a question's own words and what is to be done with them, read once more from the text."""
+    first, second = map(int, re.findall(r"\d+", question.question))
+    if "plus" in question.question or "together" in question.question or question.question.startswith("add"):
+        return first + second
+    return second - first if question.question.startswith("take") else first - second
+
+
+def columns(text):
+    """Every column of a worked text: the numbers that go in, and what is said to come out."""
+    worked = text.rpartition(";")[0].partition(":")[2].split(";")
+    sides = [re.fullmatch(r"(.*) (?:is|makes|gives|leaves) (\d+)(?: \w+ 1)? ", f"{column.strip()} ") for column in worked]
+    return [([int(number) for number in re.findall(r"\d+", side[1])], int(side[2])) for side in sides]
+
+
+def test_the_answer_is_what_the_questions_words_ask_for(world):
+    questions = [one.asked() for one in drawn(world)]
+    assert [int(question.answer) for question in questions] == [told(question) for question in questions]
+    assert {(q.subtask, q.kind) for q in questions} == {("plus", "number"), ("minus", "number")}
+    assert min(int(question.answer) for question in questions) >= 0
+
+
+def test_without_slips_every_voice_is_right_and_is_read_so(world):
+    chance = random.Random(3)
+    for voice in (world.TEACHER, *world.WEB):
+        sure = world.Voice(voice.name, 0.0, voice.works)
+        for one in drawn(world):
+            question, text = one.asked(), sure.says(one, chance)
+            assert question.right(question.extract(text)), (question.question, text)
+
+
+def test_a_worked_text_says_true_columns_but_where_it_slips(world):
+    chance, slips, of = random.Random(5), 0, 0
+    voice = world.Voice(world.TEACHER.name, 0.2)
+    for one in drawn(world, 1000):
+        for parts, out in columns(voice.says(one, chance)):
+            right = sum(parts) if one.kind == "plus" else parts[0] - sum(parts[1:])
+            assert abs(out - right) <= 1, (parts, out)
+            slips, of = slips + (out != right), of + 1
+    assert slips / of == pytest.approx(0.2, abs=0.03)  # three standard errors: 0.027
+
+
+def test_a_text_is_right_as_often_as_none_of_its_columns_slips(world):
+    chance = random.Random(9)
+    for voice in (world.TEACHER, *world.WEB):
+        asked = [one.asked() for one in drawn(world, 1500)]
+        texts = [voice.says(one, chance) for one in drawn(world, 1500)]
+        right = sum(q.right(q.extract(text)) for q, text in zip(asked, texts, strict=True)) / len(asked)
+        expected = sum((1 - voice.slips) ** len(one.columns) for one in drawn(world, 1500)) / len(asked)
+        assert right == pytest.approx(expected, abs=0.035)
+
+
+def test_what_is_held_out_is_in_no_prompt_and_in_no_models_text_however_it_is_asked(world, tmp_path):
+    world.write_questions(tmp_path / "questions" / "sums.jsonl")
+    assert parse_tasks("sums", tmp_path / "questions") == ["sums"]
+    held_out = read_questions("sums", tmp_path / "questions")
+    assert len({question.question for question in held_out}) == len(held_out) == world.HELD_OUT
+    kept = {(q.subtask, *sorted(map(int, re.findall(r"\d+", q.question)))) for q in held_out}
+    for seed in (1, 2):
+        world.write_prompts(tmp_path / "prompts.jsonl", random.Random(seed))
+        rows = [json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+        assert len(set(rows)) == world.PROMPTS
+        read = [prompt for prompt, _ in world.MODELS["student"].batch(random.Random(seed), 2000)]
+        for prompt in (*rows, *read):
+            kind = "plus" if re.match(r"what is \d+ plus|how much are|add", prompt) else "minus"
+            assert (kind, *sorted(map(int, re.findall(r"\d+", prompt)))) not in kept
+
+
+def test_the_tokenizer_takes_digits_one_by_one_and_the_instruction_as_one(world):
+    heard = world.MODELS["student"].batch(random.Random(1), 500)
+    tokenizer = world.make_tokenizer([f"{prompt} {text}" for prompt, text in heard], world.PIECES)
+    for prompt, text in heard[:50]:
+        question, instruction = prompt.split("\n\n")
+        pieces = [tokenizer.decode([token]) for token in tokenizer(prompt).input_ids]
+        assert pieces[-1] == f"\n\n{instruction}"
+        assert "".join(pieces) == prompt
+        assert sum(len(re.findall(r"\d", piece)) == 1 for piece in pieces) == len(re.findall(r"\d", question))
+        chat = ChatFormat(tokenizer)
+        assert tokenizer.decode(chat.completion_ids(text)).startswith(text)
+
+
+def test_the_study_and_its_grids_are_of_this_world(world):
+    study = load_study("configs/study-answers.yaml")
+    longest = max(len(tokens) for tokens in completions(world))
+    for arm in study.expand():
+        assert arm.config.corpus.prompts == f"runs/answers/prompts-{arm.seed}.jsonl"
+        assert longest < arm.config.teacher.max_tokens
+    grids = yaml.safe_load(Path("configs/tuning/answers-arms.yaml").read_text())
+    assert list(grids["grids"]) == study.arms
+    assert {len(list(product(*grid.values()))) for grid in grids["grids"].values()} == {8}
