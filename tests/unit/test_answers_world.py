@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
+from itertools import product
+from pathlib import Path
 
 import pytest
+import yaml
 
 from proxykd.evaluation.benchmarks import parse_tasks, read_questions
+from proxykd.study.studies import load_study
 from proxykd.text.chat import ChatFormat
 
 
@@ -36,7 +40,9 @@ def told(question):
 def columns(text):
     """Every column of a worked text: the numbers that go in, and what is said to come out."""
     worked = text.rpartition(";")[0].partition(":")[2].split(";")
-    sides = [re.fullmatch(r"(.*) (?:is|makes|gives|leaves) (\d+)(?: \w+ 1)? ", f"{column.strip()} ") for column in worked]
+    sides = [
+        re.fullmatch(r"(.*) (?:is|makes|gives|leaves) (\d+)(?: \w+ 1)? ", f"{column.strip()} ") for column in worked
+    ]
     return [([int(number) for number in re.findall(r"\d+", side[1])], int(side[2])) for side in sides]
 
 
@@ -93,25 +99,37 @@ def test_what_is_held_out_is_in_no_prompt_and_in_no_models_text_however_it_is_as
             assert (kind, *sorted(map(int, re.findall(r"\d+", prompt)))) not in kept
 
 
-def test_the_tokenizer_takes_digits_one_by_one_and_the_instruction_as_one(world):
-    heard = world.MODELS["student"].batch(random.Random(1), 500)
-    tokenizer = world.make_tokenizer([f"{prompt} {text}" for prompt, text in heard], world.PIECES)
-    for prompt, text in heard[:50]:
+@pytest.fixture(scope="module")
+def heard(world):
+    return [pair for name in ("teacher", "student") for pair in world.MODELS[name].batch(random.Random(1), 1000)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world, heard):
+    return world.make_tokenizer([f"{prompt} {text}" for prompt, text in heard], world.PIECES)
+
+
+def test_the_tokenizer_takes_digits_one_by_one_and_the_instruction_as_one(heard, tokenizer):
+    for prompt, text in heard[::40]:
         question, instruction = prompt.split("\n\n")
         pieces = [tokenizer.decode([token]) for token in tokenizer(prompt).input_ids]
         assert pieces[-1] == f"\n\n{instruction}"
         assert "".join(pieces) == prompt
         assert sum(len(re.findall(r"\d", piece)) == 1 for piece in pieces) == len(re.findall(r"\d", question))
-        chat = ChatFormat(tokenizer)
-        assert tokenizer.decode(chat.completion_ids(text)).startswith(text)
+        assert tokenizer.decode(ChatFormat(tokenizer).completion_ids(text)).startswith(text)
 
 
-def test_the_study_and_its_grids_are_of_this_world(world):
-    study = load_study("configs/study-answers.yaml")
-    longest = max(len(tokens) for tokens in completions(world))
+def test_the_study_has_room_for_its_text_and_its_grids_give_every_arm_as_many_settings(heard, tokenizer):
+    study, chat = load_study("configs/study-answers.yaml"), ChatFormat(tokenizer)
+    asked = max(len(chat.prompt_ids(({"role": "user", "content": prompt},))) for prompt, _ in heard)
+    answered = max(len(chat.completion_ids(text)) for _, text in heard)
     for arm in study.expand():
-        assert arm.config.corpus.prompts == f"runs/answers/prompts-{arm.seed}.jsonl"
-        assert longest < arm.config.teacher.max_tokens
-    grids = yaml.safe_load(Path("configs/tuning/answers-arms.yaml").read_text())
-    assert list(grids["grids"]) == study.arms
-    assert {len(list(product(*grid.values()))) for grid in grids["grids"].values()} == {8}
+        config = arm.config
+        assert config.corpus.prompts == f"runs/answers/prompts-{config.seed}.jsonl"
+        sampled = [config.alignment] + ([config.on_policy] if config.on_policy else [])
+        room = [config.teacher.max_tokens, *(phase.max_new_tokens for phase in sampled)]
+        assert answered <= min(room), (arm.name, room)
+        assert asked + max(room) <= config.corpus.max_length, (arm.name, asked, room)
+    grids = yaml.safe_load(Path("configs/tuning/answers-arms.yaml").read_text())["grids"]
+    assert list(grids) == list(study.arms)
+    assert {len(list(product(*grid.values()))) for grid in grids.values()} == {8}
