@@ -2,10 +2,10 @@
 
     python configs/miniature/answers.py [FOLDER] [--seeds 0 1 2 3 4 5 6]
 
-A question asks for a sum or a difference. An answer works through the digits from the right and ends with the number.
+A question asks for a sum. An answer works through the digits from the right, carrying, and ends with the number.
 At each place of its text a voice chooses words by tables of its own, and it slips: in each column by its own chance,
 and goes on from there, so that the text is consistent and its answer wrong. The teacher slips seldom. Proxy and
-student have heard four other voices, which slip more often, and two of which name the number without working it out.
+student have heard four other voices, which slip more often, and one of which names the number without working it out.
 
 FOLDER is runs/answers if it is not named. It gets the models; questions/sums.jsonl, held-out questions for `proxykd
 evaluate`, which no model has read and no prompt asks; and for each seed prompts of its own, prompts-SEED.jsonl: what a
@@ -27,17 +27,13 @@ from proxykd.evaluation.answers import Question
 
 DIGITS = 2
 PROMPTS, HELD_OUT = 1000, 500
-FORMS = {
-    "plus": ("what is {a} plus {b} ?", "how much are {a} and {b} together ?", "add {b} to {a} ."),
-    "minus": ("what is {a} minus {b} ?", "how much is left of {a} without {b} ?", "take {b} from {a} ."),
-}
+FORMS = ("what is {a} plus {b} ?", "how much are {a} and {b} ?", "add {b} to {a} .")
 WORDS = {
-    "opening": ("from the right :", "digit by digit :", "first the ones :", "let us see :"),
-    "plus": ("and", "plus", "with", "added to"),
-    "minus": ("less", "minus", "without", "lowered by"),
-    "verb": ("is", "makes", "gives", "leaves"),
+    "opening": ("sure :", "ones first :", "look :", "let me see :"),
+    "joint": ("and", "plus", "with", "+"),
+    "verb": ("is", "makes", "gives", "="),
     "carry": ("carry", "keep", "move", "and"),
-    "close": ("the answer is", "so the answer is", "then the answer is", "well , the answer is"),
+    "close": ("the answer is", "so the answer is", "then the answer is", "answer :"),
 }
 PIECES = r"\n\n.*| ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 """Of a text: digits one by one, words, and as a whole the instruction that evaluations end a question with."""
@@ -45,21 +41,20 @@ PIECES = r"\n\n.*| ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 
 @dataclass(frozen=True)
 class Sum:
-    """A question: `a` is not smaller than `b` where one is taken from the other."""
+    """A question, and in which words it is asked."""
 
-    kind: str
     form: int
     a: int
     b: int
 
     @property
     def answer(self) -> int:
-        return self.a + self.b if self.kind == "plus" else self.a - self.b
+        return self.a + self.b
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def numbers(self) -> tuple[int, int]:
         """What it asks for, whatever its words and the order of its numbers."""
-        return self.kind, min(self.a, self.b), max(self.a, self.b)
+        return min(self.a, self.b), max(self.a, self.b)
 
     @property
     def columns(self) -> list[tuple[int, int]]:
@@ -69,8 +64,8 @@ class Sum:
 
     def asked(self, number: int = 0) -> Question:
         """As an evaluation asks it; so does every prompt, and what the models have read."""
-        text = FORMS[self.kind][self.form].format(a=self.a, b=self.b)
-        return Question(f"sums/{self.kind}/{number}", text, None, str(self.answer))
+        text = FORMS[self.form].format(a=self.a, b=self.b)
+        return Question(f"sums/{number}", text, None, str(self.answer))
 
 
 @dataclass(frozen=True)
@@ -88,46 +83,41 @@ class Voice:
             options = WORDS[place]
             return chance.choices(options, weights(self.name, place, context, len(options)))[0]
 
-        kind, form = question.kind, str(question.form)
-        said, digits, carried = [word("opening", kind, form)], [], 0
+        form = str(question.form)
+        said, digits, carried = [word("opening", form)], [], 0
         for x, y in question.columns:
-            more = 10 if kind == "minus" and x < y + carried else 0
-            joint = word(kind, str(carried))
-            parts = [x + more, y, *([1] if carried else [])]
-            value = x + y + carried if kind == "plus" else x + more - y - carried
+            joint = word("joint", str(carried))
+            parts = [x, y, 1] if carried else [x, y]
+            value = sum(parts)
             if chance.random() < self.slips:
-                value = chance.choice([v for v in (value - 1, value + 1) if 0 <= v <= (19 if kind == "plus" else 9)])
+                value = chance.choice([v for v in (value - 1, value + 1) if 0 <= v <= 19])
             digits.append(value % 10)
-            carried = 1 if more or value > 9 else 0
+            carried = value // 10
             note = f" {word('carry', joint)} 1" if carried else ""
             said.append(f"{f' {joint} '.join(map(str, parts))} {word('verb', joint)} {value}{note} ;")
-        digits.append(carried if kind == "plus" else 0)
-        found = sum(digit * 10**column for column, digit in enumerate(digits))
-        close = f"{word('close', kind, form)} {found} ."
+        found = sum(digit * 10**column for column, digit in enumerate([*digits, carried]))
+        close = f"{word('close', form)} {found} ."
         return " ".join([*said, close]) if self.works else close
 
 
 def draw(chance: random.Random) -> Sum:
     """Any question but those held out, whichever words they are asked in."""
-    while (found := draw_any(chance)).key in held_out():
+    while (found := draw_any(chance)).numbers in held_out():
         pass
     return found
 
 
 def draw_any(chance: random.Random) -> Sum:
-    kind = chance.choice(list(FORMS))
-    a, b = (chance.randint(10, 10**DIGITS - 1) for _ in range(2))
-    a, b = (max(a, b), min(a, b)) if kind == "minus" else (a, b)
-    return Sum(kind, chance.randrange(len(FORMS[kind])), a, b)
+    return Sum(chance.randrange(len(FORMS)), *(chance.randint(10, 10**DIGITS - 1) for _ in range(2)))
 
 
 @cache
-def held_out() -> dict[tuple[str, int, int], Sum]:
-    """By what they ask for, in a fixed order."""
+def held_out() -> dict[tuple[int, int], Sum]:
+    """By their numbers, in a fixed order."""
     chance, found = random.Random("held out"), {}
     while len(found) < HELD_OUT:
         one = draw_any(chance)
-        found.setdefault(one.key, one)
+        found.setdefault(one.numbers, one)
     return found
 
 
@@ -144,11 +134,11 @@ class Recipe:
 
 
 TEACHER = Voice("sums teacher", 0.03)
-WEB = (Voice("sums web0", 0.1), Voice("sums web1", 0.1), Voice("sums web2", 0.1, False), Voice("sums web3", 0.1, False))
+WEB = (*(Voice(f"sums web{i}", 0.1) for i in range(3)), Voice("sums web3", 0.1, works=False))
 MODELS = {
-    "teacher": Recipe(Shape(3, 128, 800), (TEACHER,)),
-    "proxy": Recipe(Shape(2, 96, 600), WEB),
-    "student": Recipe(Shape(2, 64, 400), WEB),
+    "teacher": Recipe(Shape(2, 128, 1000), (TEACHER,)),
+    "proxy": Recipe(Shape(2, 96, 1000), WEB),
+    "student": Recipe(Shape(2, 64, 1000), WEB),
 }
 
 
