@@ -137,8 +137,8 @@ TEACHER = Voice("sums teacher", 0.03)
 WEB = (*(Voice(f"sums web{i}", 0.1) for i in range(3)), Voice("sums web3", 0.1, works=False))
 MODELS = {
     "teacher": Recipe(Shape(2, 128, 1000), (TEACHER,)),
-    "proxy": Recipe(Shape(2, 96, 1000), WEB),
-    "student": Recipe(Shape(2, 64, 1000), WEB),
+    "proxy": Recipe(Shape(2, 96, 500), WEB),
+    "student": Recipe(Shape(2, 64, 400), WEB),
 }
 
 
