@@ -15,13 +15,14 @@ are left, unlabelled.jsonl and unlabelled-SEED.jsonl, are for corpus.unlabelled.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+
+from small_models import Shape, make_tokenizer, train, weights
 
 TASKS = ("describe", "tell me about", "what of", "say something on", "how is")
 NOUNS = (
@@ -62,19 +63,6 @@ DEPENDS = {
 }
 TEACHER, OTHER, WEB = "teacher", "other", ("web0", "web1", "web2", "web3")
 PROMPTS = 1400
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def weights(voice: str, place: str, context: Sequence[str]) -> list[float]:
-    """A voice's probabilities at a place in a context: a Dirichlet draw (concentration 0.35), always the same. A voice
-    of another world than the first has that one's name before its own."""
-    seed = hashlib.sha256("|".join((voice, place, *context)).encode()).digest()
-    drawn = random.Random(seed)
-    raw = [drawn.gammavariate(0.35, 1.0) + 1e-4 for _ in OPTIONS[place]]
-    return [value / sum(raw) for value in raw]
 
 
 def speak(voices: Sequence[tuple[str, float]], said: dict[str, str], chance: random.Random) -> str:
@@ -82,12 +70,13 @@ def speak(voices: Sequence[tuple[str, float]], said: dict[str, str], chance: ran
     said = dict(said)
     for place, options in OPTIONS.items():
         context = [said[name] for name in DEPENDS[place]]
-        tables = [weights(voice, place, context) for voice, _ in voices]
+        tables = [weights(voice, place, context, len(options)) for voice, _ in voices]
         mixed = [sum(s * t[i] for (_, s), t in zip(voices, tables, strict=True)) for i in range(len(options))]
         said[place] = chance.choices(options, mixed)[0]
     return " ".join(said[place] for place in OPTIONS).format(noun=said["noun"])
 
 
+@cache
 def questions() -> list[dict[str, str]]:
     """Every prompt there is, in a fixed random order."""
     every = [{"task": t, "noun": n, "occasion": o} for t in TASKS for n in NOUNS for o in OCCASIONS]
@@ -103,10 +92,13 @@ def prompt_of(said: dict[str, str]) -> str:
 class Recipe:
     """A model's shape, and whom it has heard: one voice mixed for each sentence, or one of several at a time."""
 
-    layers: int
-    hidden: int
-    steps: int
+    shape: Shape
     voices: tuple[tuple[tuple[str, float], ...], ...]
+
+    def batch(self, chance: random.Random, size: int) -> list[tuple[str, str]]:
+        asked = chance.choices(questions(), k=size)
+        said = [speak(chance.choice(self.voices), question, chance) for question in asked]
+        return list(zip(map(prompt_of, asked), said, strict=True))
 
 
 def recipes(world: str) -> dict[str, Recipe]:
@@ -114,73 +106,11 @@ def recipes(world: str) -> dict[str, Recipe]:
     teacher, other, *web = (world + voice for voice in (TEACHER, OTHER, *WEB))
     heard = tuple(((voice, 1.0),) for voice in web)
     return {
-        "teacher": Recipe(4, 160, 1200, (((teacher, 1.0),),)),
-        "open-teacher": Recipe(4, 160, 1200, (((teacher, 0.5), (other, 0.5)),)),
-        "proxy": Recipe(3, 128, 700, heard),
-        "student": Recipe(2, 64, 700, heard),
+        "teacher": Recipe(Shape(4, 160, 1200), (((teacher, 1.0),),)),
+        "open-teacher": Recipe(Shape(4, 160, 1200), (((teacher, 0.5), (other, 0.5)),)),
+        "proxy": Recipe(Shape(3, 128, 700), heard),
+        "student": Recipe(Shape(2, 64, 700), heard),
     }
-
-
-def make_tokenizer(texts: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=640, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
-def train(name: str, recipe: Recipe, tokenizer: Any, folder: Path) -> None:
-    """From random weights on the model's voices, over all prompts; fresh text in every batch."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from proxykd.models.batching import collate
-    from proxykd.models.scorer import CompletionScorer
-    from proxykd.text.chat import ChatFormat
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 32,
-        num_key_value_heads=recipe.hidden // 32,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    scorer, chat = CompletionScorer(model, len(tokenizer)), ChatFormat(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=recipe.steps)
-    chance, every = random.Random(name), questions()
-    for step in range(recipe.steps):
-        asked = chance.choices(every, k=48)
-        said = [speak(chance.choice(recipe.voices), question, chance) for question in asked]
-        prompts = [chat.prompt_ids(({"role": "user", "content": prompt_of(question)},)) for question in asked]
-        loss = -scorer(collate(prompts, [chat.completion_ids(text) for text in said])).token_logps_N.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0 or step + 1 == recipe.steps:
-            print(f"{name}: step {step + 1} of {recipe.steps}, {loss.item():.3f} nats a token", flush=True)
-    model.save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder / name)
 
 
 def write_prompts(folder: Path, mark: str, asked: Sequence[dict[str, str]]) -> None:
@@ -206,7 +136,7 @@ def main() -> None:
     tokenizer = make_tokenizer([prompt_of(q) + " " + speak(heard[i % 4], q, chance) for i, q in enumerate(every)])
     for name in args.models:
         if not (args.folder / name / "config.json").exists():
-            train(name, models[name], tokenizer, args.folder)
+            train(name, models[name].shape, models[name].batch, tokenizer, args.folder)
     print(f"models and prompts in {args.folder}")
 
 

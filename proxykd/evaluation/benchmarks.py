@@ -1,4 +1,18 @@
-"""Files of questions, the six benchmarks among them, and what a set of graded generations adds up to."""
+    path = next(data_dir / name for name in names if (data_dir / name).exists())
+    found = question_file(path)
+    if not found:
+        raise BenchmarkError(f"{path} has no questions")
+    return found
+
+
+def question_file(path: Path) -> list[Question]:
+    """The records of a file, a line of JSON each, gzipped where its name ends so.
+
+    Raises:
+        BenchmarkError: a line that is no record.
+    """
+    with path.open("rb") as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
+        return [_question(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
 
 from __future__ import annotations
 
@@ -6,6 +20,7 @@ import gzip
 import json
 import operator
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +35,10 @@ from proxykd.runs.json_model import JsonModel
 from proxykd.text.corpus import normalised_prompt
 
 TASKS = ("bbh", "agieval", "arc_challenge", "csqa", "gsm8k", "mmlu")
+"""Those that the hub gives."""
+AVERAGE = "average"
+"""In reports, the mean over tasks."""
+TASK_FILE = re.compile(r"(?P<task>.+?)(_sample)?\.jsonl(\.gz)?")
 
 
 @dataclass(frozen=True)
@@ -35,33 +54,49 @@ class Grade:
     right: bool
 
 
-def parse_tasks(names: str) -> list[str]:
-    """Comma-separated names, in the order given, each once.
+def parse_tasks(names: str, data_dir: Path | None) -> list[str]:
+    """Comma-separated names, in the order given, each once: of files in `data_dir`, or else of the hub's benchmarks.
 
     Raises:
-        BenchmarkError: a name that is no benchmark.
+        BenchmarkError: a name that is none of these, or that the reports need for themselves.
     """
     tasks = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    unknown = [name for name in tasks if name not in TASKS]
+    known = TASKS if data_dir is None else tasks_in(data_dir)
+    unknown = [name for name in tasks if name not in known]
+    if AVERAGE in tasks and AVERAGE in known:
+        raise BenchmarkError(f"--tasks {names!r}: reports call the mean of all tasks {AVERAGE!r}; rename the file")
     if unknown or not tasks:
-        raise BenchmarkError(f"--tasks {names!r}: {unknown or 'nothing'} is no benchmark; known: {','.join(TASKS)}")
+        said = f"--tasks {names!r}: {unknown or 'nothing'} is no benchmark"
+        if data_dir is None:
+            raise BenchmarkError(
+                f"{said}; known: {','.join(TASKS)}; questions of your own: NAME.jsonl in a folder, --data-dir FOLDER"
+            )
+        raise BenchmarkError(
+            f"{said} in {data_dir}; there: {','.join(known) or 'no .jsonl or .jsonl.gz'}; a line is "
+            '{"id", "question", "choices": [..] or null, "answer"}. Without --data-dir the hub gives '
+            f"{','.join(TASKS)}"
+        )
     return tasks
 
 
+def tasks_in(data_dir: Path) -> list[str]:
+    """The names of the tasks whose records are in a folder, sorted; none where there is no folder."""
+    named = (TASK_FILE.fullmatch(path.name) for path in data_dir.glob("*.jsonl*"))
+    return sorted({found["task"] for found in named if found})
+
+
 def read_questions(task: str, data_dir: Path) -> list[Question]:
-    """The records of `task` under `data_dir`: <task>.jsonl, .jsonl.gz, or <task>_sample.* where only a sample is there.
+    """The records of a task of `tasks_in`: <task>.jsonl, .jsonl.gz, or <task>_sample.* where only a sample is there.
 
     Raises:
-        BenchmarkError: no such file, or a line of it that is no record.
+        BenchmarkError: a line that is no record, or none at all.
     """
     names = [f"{task}{part}.jsonl{suffix}" for part in ("", "_sample") for suffix in ("", ".gz")]
-    path = next((data_dir / name for name in names if (data_dir / name).exists()), None)
-    if path is None:
-        raise BenchmarkError(
-            f"task {task}: none of {', '.join(names)} is in {data_dir}; a line is "
-            '{"id", "question", "choices": [..] or null, "answer"}, or leave out --data-dir to load it from the hub'
-        )
-    return question_file(path)
+    path = next(data_dir / name for name in names if (data_dir / name).exists())
+    found = question_file(path)
+    if not found:
+        raise BenchmarkError(f"{path} has no questions")
+    return found
 
 
 def question_file(path: Path) -> list[Question]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
 
-from proxykd.evaluation.benchmarks import TaskScore
+from proxykd.evaluation.benchmarks import AVERAGE, TaskScore
 from proxykd.evaluation.measures import Fidelity
 from proxykd.report.blocks import TrustReport
 from proxykd.report.provenance import git_revision, hardware
@@ -128,9 +128,6 @@ def table(study: StudyConfig, arms: Sequence[ArmReport]) -> list[Row]:
             row |= compared(key, measure, seeds, reference)
         rows.append(row)
     return rows
-
-
-AVERAGE = "average"
 
 
 def benchmark_table(study: StudyConfig, arms: Sequence[ArmReport]) -> list[Row]:

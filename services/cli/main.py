@@ -222,8 +222,10 @@ def report(run_directory: str, html: str | None) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--tasks", required=True, help="Of bbh, agieval, arc_challenge, csqa, gsm8k and mmlu, by commas.")
-@click.option("--data-dir", type=click.Path(file_okay=False), help="Records in <task>.jsonl[.gz]; default: the hub.")
+@click.option("--tasks", required=True, help="bbh, agieval, arc_challenge, csqa, gsm8k, mmlu, or DIR's own, by commas.")
+@click.option(
+    "--data-dir", metavar="DIR", type=click.Path(file_okay=False), help="Of <task>.jsonl[.gz]; default: the hub."
+)
 @click.option("--limit", type=click.IntRange(min=2), help="At most so many questions a task, drawn at random.")
 @click.option("--seed", default=0, show_default=True, help="Of the draw.")
 @click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
@@ -256,7 +258,7 @@ def evaluate(
     from services.cli.evaluate import Settings
     from services.cli.evaluate import evaluate as evaluate_model
 
-    names = tuple(parse_tasks(tasks))
+    names = tuple(parse_tasks(tasks, Path(data_dir) if data_dir else None))
     settings = Settings(names, data_dir, limit, seed, engine, dtype, max_length, chat_template)
     evaluate_model(model, settings, output)
 

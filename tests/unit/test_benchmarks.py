@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 
 import pytest
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import Question
-from proxykd.evaluation.benchmarks import Grade, parse_tasks, read_questions, subset, summarise
+from proxykd.evaluation.benchmarks import Grade, parse_tasks, read_questions, subset, summarise, tasks_in
 from proxykd.evaluation.harness import _from_row, hub_questions
 
 ROW = {"id": "mmlu/test/anatomy/0", "question": "Which?", "choices": ["a", "b"], "answer": "B"}
@@ -46,16 +47,40 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
     assert message in str(told.value)
 
 
-def test_a_task_without_its_data_is_refused_with_the_names_looked_for(tmp_path):
-    with pytest.raises(BenchmarkError, match=r"none of csqa.jsonl, csqa.jsonl.gz, csqa_sample.jsonl"):
-        read_questions("csqa", tmp_path)
-
-
-def test_tasks_are_parsed_in_order_and_unknown_ones_refused():
-    assert parse_tasks("mmlu, bbh,mmlu") == ["mmlu", "bbh"]
+def test_the_hubs_tasks_are_parsed_in_order_and_unknown_ones_refused():
+    assert parse_tasks("mmlu, bbh,mmlu", None) == ["mmlu", "bbh"]
     for names in ("mmlu,hellaswag", "", ","):
-        with pytest.raises(BenchmarkError, match="known: bbh,agieval"):
-            parse_tasks(names)
+        with pytest.raises(BenchmarkError, match=r"known: bbh,agieval.*NAME.jsonl in a folder, --data-dir FOLDER"):
+            parse_tasks(names, None)
+
+
+def test_every_file_of_a_folder_is_a_task_by_its_name(tmp_path):
+    row = json.dumps({"id": "sums/plus/0", "question": "what is 2 plus 2 ?", "choices": None, "answer": "4"})
+    (tmp_path / "sums.jsonl").write_text(row + "\n")
+    for name in ("mmlu_sample.jsonl", "taxes.jsonl.gz", "notes.txt", "sums.jsonl.bak"):
+        (tmp_path / name).write_text("")
+    assert tasks_in(tmp_path) == ["mmlu", "sums", "taxes"]
+    assert parse_tasks("sums,mmlu", tmp_path) == ["sums", "mmlu"]
+    assert read_questions("sums", tmp_path) == [Question("sums/plus/0", "what is 2 plus 2 ?", None, "4")]
+
+
+@pytest.mark.parametrize("names", ["csqa", "sums,csqa", "../sums", "", "sums.jsonl"])
+def test_a_task_that_a_folder_has_not_is_refused_with_what_it_has(tmp_path, names):
+    for name in ("sums.jsonl", "taxes.jsonl"):
+        (tmp_path / name).write_text(json.dumps(ROW) + "\n")
+    with pytest.raises(BenchmarkError, match=re.escape(f"is no benchmark in {tmp_path}; there: sums,taxes; a line is")):
+        parse_tasks(names, tmp_path)
+    with pytest.raises(BenchmarkError, match=r"absent; there: no .jsonl or .jsonl.gz"):
+        parse_tasks("sums", tmp_path / "absent")
+
+
+def test_a_file_by_the_reports_own_name_or_without_questions_is_refused(tmp_path):
+    for name in ("average.jsonl", "sums.jsonl"):
+        (tmp_path / name).write_text("\n")
+    with pytest.raises(BenchmarkError, match="call the mean of all tasks 'average'; rename the file"):
+        parse_tasks("sums,average", tmp_path)
+    with pytest.raises(BenchmarkError, match=r"sums.jsonl has no questions"):
+        read_questions("sums", tmp_path)
 
 
 def test_a_subset_is_random_the_same_for_a_seed_and_in_order():
