@@ -1,18 +1,4 @@
-    path = next(data_dir / name for name in names if (data_dir / name).exists())
-    found = question_file(path)
-    if not found:
-        raise BenchmarkError(f"{path} has no questions")
-    return found
-
-
-def question_file(path: Path) -> list[Question]:
-    """The records of a file, a line of JSON each, gzipped where its name ends so.
-
-    Raises:
-        BenchmarkError: a line that is no record.
-    """
-    with path.open("rb") as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
-        return [_question(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
+"""Benchmarks, the six and one's own: where their questions are, and what a set of graded generations adds up to."""
 
 from __future__ import annotations
 
