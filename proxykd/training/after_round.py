@@ -8,7 +8,7 @@ import torch
 
 from proxykd.models.scorer import CompletionScorer
 from proxykd.training.resumable import ResumableTraining
-from proxykd.training.stage_losses import AlignmentLoss
+from proxykd.training.stage_losses import AlignmentLoss, with_references
 from proxykd.training.worker import Worker
 
 MOST_PAIRS = 1024
@@ -35,12 +35,13 @@ def pairs_after_round(worker: Worker, scorer: CompletionScorer, training: Resuma
     for number, rows in enumerate(training.first_epoch()):
         if number % stride:
             continue
-        rows = [{**row, **references[row["index"]]} for row in rows]
+        rows = with_references(rows, references)
         loss = AlignmentLoss(rows, config, config.teacher_kl)
         for part, weight in training.trainer.micro_batches(rows):
             with torch.no_grad():
                 _, metrics = loss(scorer, part)
-            sums += weight * sums.new_tensor([metrics["correct"], metrics["margin"], len(part)])
+            sums[:2] += weight * torch.stack([metrics["correct"], metrics["margin"]])
+            sums[2] += weight * len(part)
         worker.progress(number + 1, batches, "batches after the round")
     correct, margin, pairs = worker.workers.sum(sums).tolist()
     return PairsAfter(correct / pairs, margin / pairs, int(pairs))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from proxykd.config import AlignmentConfig
 from proxykd.evaluation.fidelity import pair_token_logps
@@ -21,7 +21,7 @@ from proxykd.training import gates
 from proxykd.training.after_round import pairs_after_round
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_proxy
-from proxykd.training.stage_losses import AlignmentLoss, SftLoss, reference_logps
+from proxykd.training.stage_losses import AlignmentLoss, SftLoss, pair_logps, put_references, with_references
 from proxykd.training.trainer import Step
 from proxykd.training.worker import Worker
 
@@ -63,11 +63,11 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
         training.save()
 
     def step(rows: list[Row]) -> Step:
-        rows = [{**row, **notes["references"][row["index"]]} for row in rows]
+        rows = with_references(rows, notes["references"])
         loss = AlignmentLoss(rows, config, config.teacher_kl)
 
         def gate(losses: dict[str, float], _: dict[str, float]) -> None:
-            largest = float(worker.workers.max(torch.tensor(loss.largest_margin, device=worker.workers.device)))
+            largest = float(worker.workers.max(loss.largest_margin.to(worker.workers.device)))
             notes["step0"] = {"step0_margin_max_abs": largest, "step0_dpo_loss": losses["dpo"]}
             gates.check_step0(largest, losses["dpo"])
 
@@ -130,28 +130,30 @@ def _gentle(config: AlignmentConfig, task: RoundTask) -> AlignmentConfig:
     return config.model_copy(update={"learning_rate": task.learning_rate})
 
 
+@torch.no_grad()
 def _reference_pass(
     worker: Worker, task: RoundTask, scorer: CompletionScorer, training: ResumableTraining
-) -> tuple[dict[int, Row], dict[str, float]]:
-    """Reference sequence log-probs on exactly training's micro-batches; and the parity of engine and trainer.
+) -> tuple[Tensor, dict[str, float]]:
+    """Reference sequence log-probs of all pairs, [N, 2], on exactly training's micro-batches; and the parity of engine
+    and trainer.
 
     The reference is the policy before its first step, or before it takes up a checkpoint: the same weights in the same
     place, no second copy.
     """
     assert task.parity is not None
-    references: dict[int, Any] = {}
+    references_N2 = torch.zeros(task.records, 2, dtype=torch.float64, device=worker.workers.device)
     steps = training.total_steps // worker.config.alignment.epochs
     for number, rows in enumerate(training.first_epoch(), start=1):
         for part, weight in training.trainer.micro_batches(rows):
-            found = reference_logps(scorer, part)
             if weight:
-                references |= found
+                put_references(references_N2, scorer, part)
+            else:
+                pair_logps(scorer, part)
         worker.progress(number, steps, "reference batches")
-    everyones = [pair for part in worker.workers.gather_objects(references) for pair in part.items()]
     ours: list[float] = []
     for prompt, completion in zip(task.parity.prompts, task.parity.completions, strict=True):
         batch = collate([prompt], [completion]).to(worker.workers.device)
         ours += scorer.score(batch).token_logps_N.tolist()
     mean_abs, max_abs = worker.workers.of_lead(gates.parity(task.parity.logps, ours))
     gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, task.reference)
-    return dict(everyones), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
+    return worker.workers.sum(references_N2).cpu(), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
