@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from benchmarks.lengths import lengths as corpus_lengths
 from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
 
 
@@ -53,3 +54,16 @@ def test_a_budget_that_rows_fill_badly_takes_a_micro_batch_more():
     assert loads(plan_micro_batches([50, 50, 50, 50], 100), [50] * 4) == [100, 100]
     assert plan_micro_batches([], 100) == []
     assert plan_micro_batches([7], 100, 3) == [[0], [], []]
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_nearly_all_of_eight_workers_time_goes_into_tokens(sides):
+    """On lengths like OpenOrca's, global batches of 32 and 8,192 tokens a micro-batch."""
+    drawn = [sum(row[: 1 + sides]) for row in corpus_lengths(32 * 50)]
+    work = slowest = 0
+    for start in range(0, len(drawn), 32):
+        lengths = drawn[start : start + 32]
+        plan = plan_micro_batches(lengths, 8192, 8)
+        slowest += max(sum(loads(share_of_worker(plan, rank, 8), lengths)) for rank in range(8))
+        work += sum(lengths)
+    assert work / (8 * slowest) > 0.95
