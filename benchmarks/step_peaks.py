@@ -99,10 +99,13 @@ def row(case: Case, shape: Path, tokens: int, measured: int) -> str:
 
 
 def _rows(terms: int, tokens: int, length: int = 64) -> list[dict[str, Any]]:
-    """Micro-batches that are full, prompts and completions half and half."""
-    sides = {"prompt_ids": [5] * (length // 2), "completion_ids": [6] * (length // 2 + 1), "length": terms * length}
+    """Micro-batches that are full: prompts of half a length, and what is left of a length a term for completions. Their
+    last tokens are no inputs."""
+    prompt = length // 2
+    completion = (terms * length - prompt) // terms + 1
+    sides = {"prompt_ids": [5] * prompt, "completion_ids": [6] * completion, "length": terms * length}
     if terms == 2:
-        sides |= {"rejected_ids": [7] * (length // 2 + 1), "reference_chosen": -200.0, "reference_rejected": -200.0}
+        sides |= {"rejected_ids": [7] * completion, "reference_chosen": -200.0, "reference_rejected": -200.0}
     return [{"index": i, **sides} for i in range(tokens // (terms * length))]
 
 

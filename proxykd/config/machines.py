@@ -74,8 +74,8 @@ class ResourceConfig(Section):
     """
     pools: PoolConfig = PoolConfig()
     micro_batch_tokens: int = Field(2048, ge=8)
-    """Tokens of one forward pass in training, padding included: what memory is needed follows from it. No gradient
-    depends on it.
+    """Tokens of one forward pass in training, those of a prompt that two completions share once: what memory is needed
+    follows from it. No gradient depends on it.
     """
     checkpoint_seconds: float = Field(120.0, ge=0)
     """Seconds between a training stage's checkpoints; 0: one each step."""

@@ -38,6 +38,11 @@ class Text:
     def length(self) -> float:
         return self.prompt + self.completion
 
+    @property
+    def pair(self) -> float:
+        """Tokens of a pair, two completions behind one prompt, over those of a record."""
+        return (self.prompt + 2 * self.completion) / self.length
+
 
 @dataclass(frozen=True)
 class StageEstimate:
@@ -81,10 +86,13 @@ class Estimator:
         of_slices: dict[str, float] = {self.config.corpus.slice_for(use): getattr(self, use) for use in uses}
         return sum(of_slices.values())
 
-    def trained(self, stage: str, records: float, seconds: float, starts: int = 1) -> StageEstimate:
-        """Work of the trainers, whose workers start so many times."""
+    def trained(
+        self, stage: str, records: float, seconds: float, starts: int = 1, pairs: bool = False
+    ) -> StageEstimate:
+        """Work of the trainers, whose workers start so many times; the records may be the two sides of `pairs`."""
         seconds += starts * self.device.worker_start_s
-        return StageEstimate(stage, round(records), records * self.text.length, seconds, self.trainers)
+        tokens = records * self.text.length * (self.text.pair / 2 if pairs else 1)
+        return StageEstimate(stage, round(records), tokens, seconds, self.trainers)
 
     def sampled(self, stage: str, arch: Architecture, records: int, starts: int = 1, times: int = 1) -> StageEstimate:
         """Completions that the engines draw, of so many records so many times; the engines start so often."""

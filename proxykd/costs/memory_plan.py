@@ -1,7 +1,7 @@
 """Memory that a run's processes hold on their devices, and its files on disks, from stated formulas.
 
 P parameters, p those that are trained (all, or LoRA's in float32), b bytes of a weight, c of a trained one, S workers
-that share the weights (fsdp2) or 1, t padded tokens of a micro-batch, L layers, H hidden, I intermediate, Q and KV the
+that share the weights (fsdp2) or 1, t tokens of a micro-batch, L layers, H hidden, I intermediate, Q and KV the
 widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddings, and again for a head of its own.
 
     weights        P b / S, LoRA's included; where sharded, two whole layers more (one computes while the next arrives)
@@ -36,6 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxykd.config import LORA_SLOTS, ModelConfig, RunConfig, TrainConfig, lora_slot_rank
+from proxykd.losses.head_chunks import chunk_tokens
 from proxykd.models.architecture import Architecture, architecture, own_dtype, require_architecture
 
 GIB = 2**30
@@ -54,8 +55,6 @@ WORKING = {
     ("bfloat16", "lora"): (20, 4),
 }
 """Bytes a token of the layer in hand, for each unit of H and I, that its backward pass holds beside what was kept."""
-CHUNK_BYTES = 40 * 2**20
-"""head.CHUNK_BYTES, which this module must not import: torch comes with it."""
 FILE_GIB = 5e9 / 2**30
 """Of the largest file of weights: what publishers cut theirs at, and so does this project."""
 FILE_WORK = 1.2
@@ -114,7 +113,7 @@ def trainer_footprint(
     )
     hidden, intermediate = WORKING[model.dtype, model.method]
     layer = tokens * (hidden * arch.hidden + intermediate * arch.intermediate)
-    head = tokens * 4 * size * arch.hidden + 3 * logits_bytes(arch, tokens)
+    head = tokens * 4 * size * arch.hidden + 3 * logits_bytes(arch, tokens, resources.device)
     cache = -(-draws // resources.trainer_workers) * config.corpus.max_length * kv_bytes(arch, model.dtype)
     parts = {
         "weights": placed_bytes(model, config),
@@ -136,7 +135,7 @@ def evaluation_footprint(config: RunConfig, sealed: ModelConfig) -> Footprint:
     layer = tokens * max(hidden * arch.hidden + intermediate * arch.intermediate for arch in (one, other))
     parts = {
         "weights": placed_bytes(largest, config),
-        "working": max(layer, 6 * logits_bytes(one, tokens)),
+        "working": max(layer, 6 * logits_bytes(one, tokens, config.resources.device)),
         "teacher": placed_bytes(sealed, config),
     }
     return Footprint(
@@ -160,9 +159,9 @@ def trained_bytes(model: ModelConfig) -> int:
     return 4 * arch.lora_parameters(model.lora.rank) if model.method == "lora" else BYTES[model.dtype] * arch.parameters
 
 
-def logits_bytes(arch: Architecture, tokens: int) -> int:
+def logits_bytes(arch: Architecture, tokens: int, device: str) -> int:
     """Bytes of one chunk of the head's logits in float32."""
-    return 4 * arch.vocabulary * min(tokens, max(1, CHUNK_BYTES // (4 * arch.vocabulary)))
+    return 4 * arch.vocabulary * min(tokens, chunk_tokens(arch.vocabulary, "cuda" if device == "gpu" else device))
 
 
 def gathered_gib(model: ModelConfig, config: RunConfig) -> float:

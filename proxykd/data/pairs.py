@@ -92,10 +92,9 @@ def count_pairs(shards: Sequence[Path]) -> dict[str, Any]:
 
 
 def read_pairs(path: Path) -> list[Row]:
-    """A shard's rows after its checksum was verified; `length` is the cost of both sides in one padded batch."""
+    """A shard's rows after its checksum was verified; `length` is the cost of both sides behind one prompt."""
     verify_shard(path)
     rows: list[Row] = read_table(path).to_pylist()
     for row in rows:
-        longest = max(len(row["completion_ids"]), len(row["rejected_ids"]))
-        row["length"] = 2 * (len(row["prompt_ids"]) + longest)
+        row["length"] = sum(len(row[key]) for key in ("prompt_ids", "completion_ids", "rejected_ids"))
     return rows

@@ -15,7 +15,8 @@ from proxykd.data.teacher_logprobs import TeacherAt, places_of
 from proxykd.evaluation.measures import Fidelity, MassShares, MeanKl
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.losses.sequence_losses import sequence_sums
-from proxykd.models.batching import CompletionBatch, collate, plan_micro_batches, share_of_worker
+from proxykd.models.batching import CompletionBatch, collate
+from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
 from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
@@ -165,7 +166,7 @@ def _my_batches(
     teacher: SealedTeacher | None = None,
 ) -> Iterator[tuple[int, list[int], CompletionBatch]]:
     """This worker's micro-batches, each with its number and the indices of its rows; the teacher has read them."""
-    plan = plan_micro_batches([row["length"] for row in rows], micro_batch_tokens)
+    plan = plan_micro_batches([row["length"] for row in rows], micro_batch_tokens, workers.world)
     for number, part in enumerate(share_of_worker(plan, workers.rank, workers.world)):
         if not part and workers.mode == "ddp":
             continue

@@ -15,12 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = 40 * 2**20
-"""Float32 logits of one chunk: 213 tokens at vocabulary 49k, 69 at 152k.
-
-Above 32 MiB, so that glibc maps each such block and returns it at once: smaller ones stay in its heap.
-"""
-
+from proxykd.losses.head_chunks import chunk_tokens
 
 WEIGHT_BYTES = 16 * 2**20
 """Of a bfloat16 head, what is held in float32 at a time on a CPU, whose matrix products know one dtype."""
@@ -36,14 +31,14 @@ class Head:
     softcap: float | None = None
 
     def chunks(self, tokens: int) -> Iterator[slice]:
-        size = max(1, CHUNK_BYTES // (4 * self.vocabulary))
+        size = chunk_tokens(self.vocabulary, self.linear.weight.device.type)
         return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
     def logits(self, hidden_nH: Tensor) -> Tensor:
         """Float32 logits of one chunk: [n, V], the caller's to overwrite where no gradient is wanted.
 
-        Exact products of what the model holds, in float32 whatever its dtype: bfloat16 would round a logit of 20 to a
-        multiple of 1/8.
+        Exact products of what the model holds, in float32 at least whatever its dtype: bfloat16 would round a logit of
+        20 to a multiple of 1/8.
         """
         logits_nV: Tensor = _Float32Product.apply(hidden_nH, self.linear.weight[: self.vocabulary])
         if self.linear.bias is not None:
@@ -88,13 +83,19 @@ def _logsumexp_(values_nV: Tensor) -> Tensor:
     return values_nV.sub_(finite).exp_().sum(1).log() + finite[:, 0]
 
 
+def _exact(weight: Tensor) -> torch.dtype:
+    """What logits and log-probs of a head are in."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 class _Float32Product(torch.autograd.Function):
-    """hidden [n, H] times weight [V, H], in float32: [n, V]. Gradients are multiplied in the weight's own dtype."""
+    """hidden [n, H] times weight [V, H], in float32, or float64 where that is the weight's: [n, V]. Gradients are
+    multiplied in the weight's own dtype."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        if weight.dtype == torch.float32:
+        if weight.dtype == _exact(weight):
             return hidden @ weight.T
         if weight.is_cuda:  # tensor cores add up in float32: what is written is not rounded
             return torch.mm(hidden, weight.T, out_dtype=torch.float32)
@@ -119,8 +120,8 @@ class _TokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ids: Tensor, head: Head
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens = hidden.shape[0]
-        token_logps, tail, whole, rest = (hidden.new_empty(tokens, dtype=torch.float32) for _ in range(4))
-        top_logps = hidden.new_empty(ids.shape, dtype=torch.float32)
+        token_logps, tail, whole, rest = (hidden.new_empty(tokens, dtype=_exact(weight)) for _ in range(4))
+        top_logps = hidden.new_empty(ids.shape, dtype=_exact(weight))
         for part in head.chunks(tokens):
             found = normalise_(head.logits(hidden[part]), labels[part], ids[part])
             token_logps[part], top_logps[part], tail[part] = (
@@ -147,8 +148,9 @@ class _TokenLogps(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         total = label_grad + top_grad.sum(1) + tail_grad
         hidden_grad = torch.empty_like(hidden) if wanted[0] else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] else None
+        exact = _exact(weight)
+        weight_grad = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+        bias_grad = torch.zeros_like(bias, dtype=exact) if wanted[2] else None
         outside = tail_grad - total * (rest - whole).exp()
         inside = top_grad - total[:, None] * top_logps.exp()
         finite_rest = rest.nan_to_num(neginf=0.0)
@@ -166,6 +168,6 @@ class _TokenLogps(torch.autograd.Function):
             if hidden_grad is not None:
                 hidden_grad[part] = gradient @ weight[: head.vocabulary]
             if weight_grad is not None:
-                weight_grad[: head.vocabulary].addmm_(gradient.T.float(), hidden[part].float())
+                weight_grad[: head.vocabulary].addmm_(gradient.T.to(exact), hidden[part].to(exact))
         grads = (None if g is None else g.to(x.dtype) for g, x in ((weight_grad, weight), (bias_grad, bias)))
         return hidden_grad, *grads, None, None, None

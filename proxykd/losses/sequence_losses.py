@@ -20,7 +20,7 @@ def sequence_sums(values_N: Tensor, lengths_B: Tensor) -> Tensor:
     In one order, whatever the device: the margins of a policy that equals its reference are 0, however long its
     completions. A float32 sum of 1,000 nats is off by as much as the step-0 gate allows.
     """
-    return torch.segment_reduce(values_N.double(), "sum", lengths=lengths_B)
+    return torch.segment_reduce(values_N.double(), "sum", lengths=lengths_B, unsafe=True)  # a check would wait for them
 
 
 def dpo(
@@ -67,8 +67,9 @@ TOP_K_DIVERGENCES = {
 
 
 def _kl_terms(logp: Tensor, logq: Tensor) -> Tensor:
-    """p * (log p - log q) elementwise in float32; 0 where p is 0, with gradient 0 there."""
-    logp, logq = logp.float(), logq.float()
+    """p * (log p - log q) elementwise, in float32 at least; 0 where p is 0, with gradient 0 there."""
+    exact = torch.promote_types(logq.dtype, torch.float32)
+    logp, logq = logp.to(exact), logq.to(exact)
     present = logp > -torch.inf
     safe_logp = torch.where(present, logp, 0.0)
     safe_logq = torch.where(present, logq, 0.0)

@@ -17,7 +17,12 @@ class TopK:
     tail_logmass_N: Tensor
 
     def to(self, device: torch.device) -> TopK:
-        return TopK(self.ids_NK.to(device), self.logps_NK.to(device), self.tail_logmass_N.to(device))
+        return TopK(*(moved(values, device) for values in (self.ids_NK, self.logps_NK, self.tail_logmass_N)))
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """The same on the device, without waiting for what it is at: a copy from pageable memory would."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def shifted(start: TopK, aligned: TopK, base: TopK) -> TopK:

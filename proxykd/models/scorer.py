@@ -20,6 +20,7 @@ from proxykd.losses.drawn import counted, draw_ids
 from proxykd.losses.head import Head, normalise_
 from proxykd.losses.top_k import TopK
 from proxykd.models.batching import CompletionBatch
+from proxykd.models.packed_attention import pack_attention, run_packed, run_padded
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CompletionScorer(nn.Module):
         self.model = model
         self.vocabulary = vocabulary
         self._recomputes = False
+        self.packs = pack_attention(self._base().get_decoder())
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them; hidden states scaled so give the same.
@@ -113,10 +115,13 @@ class CompletionScorer(nn.Module):
 
     def hidden(self, batch: CompletionBatch) -> Tensor:
         """Final hidden states at the N positions that predict a completion token: [N, H]."""
+        decoder = self._base().get_decoder()
         with self._recomputing():
-            output = self._base().get_decoder()(input_ids=batch.input_ids_BT, use_cache=False)
-        hidden_BTH: Tensor = output.last_hidden_state
-        return self._scaled(hidden_BTH.flatten(0, 1)[batch.positions_N])
+            if self.packs:
+                hidden_TH = run_packed(decoder, batch.input_ids_T, batch.position_ids_T, batch.layout)
+            else:
+                hidden_TH = run_padded(decoder, batch.input_ids_T, batch.layout)
+        return self._scaled(hidden_TH.index_select(0, batch.positions_N))
 
     @torch.no_grad()
     def next_logits(

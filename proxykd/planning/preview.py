@@ -15,7 +15,7 @@ from proxykd.data.corpus_segments import reading_of, records_at_first
 from proxykd.data.corpus_store import require_few_refused, require_slices, require_teacher_logprobs
 from proxykd.data.slices import Placed, place, require_training_records, training_order
 from proxykd.errors import CorpusError
-from proxykd.planning.padding import Packing, Tokens, packings
+from proxykd.planning.packings import Packing, Tokens, packings
 from proxykd.planning.record_lengths import Lengths, Measured, SampleRoom, measure, sample_rooms, spread, typical
 from proxykd.text.chat import ChatFormat
 from proxykd.text.control_tokens import control_tokens

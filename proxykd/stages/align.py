@@ -95,18 +95,19 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
 
 def _cost(by: Estimator) -> list[StageEstimate]:
     """All rounds: sampling and the engine's starts; then the reference's log-probs, training on both sides of each
-    pair, the validation slice, and the task's questions."""
+    pair behind one prompt, the validation slice, and the task's questions."""
     stage, rounds = by.config.alignment, by.config.alignment.rounds
     if not rounds:
         return []
-    found, sides = [], 2 if stage.preference else 1
+    found, sides = [], by.text.pair if stage.preference else 1
     if stage.preference:
         starts = rounds if by.config.resources.engine_while_training == "stop" else 1
         found.append(by.sampled("sample", by.proxy, by.pairs, starts, rounds))
-    references = 2 * by.pairs if stage.preference else 0
+    references = sides * by.pairs if stage.preference else 0
     seconds = by.forward(by.proxy, references + stage.evaluations * by.validation)
     seconds += by.training(by.config.proxy, stage, sides * by.pairs) + by.asking()
-    return [*found, by.trained("align", rounds * by.pairs * stage.epochs * sides, rounds * seconds, rounds)]
+    records = rounds * by.pairs * stage.epochs * (2 if stage.preference else 1)
+    return [*found, by.trained("align", records, rounds * seconds, rounds, stage.preference)]
 
 
 def _rounds(config: RunConfig) -> int:

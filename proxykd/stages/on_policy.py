@@ -53,7 +53,7 @@ def _cost(by: Estimator) -> list[StageEstimate]:
     those are preferences; and the points of the validation curve."""
     phase = by.config.on_policy
     assert phase is not None
-    judge, sides = (by.proxy, 1) if phase.judge == "proxy" else (by.student, 2)
+    judge, sides = (by.proxy, 1) if phase.judge == "proxy" else (by.student, by.text.pair)
     seconds, judged = by.drawing(by.config.student, phase, by.distillation), sides * by.distillation * phase.epochs
     if phase.source == "engine":
         seconds += by.device.engine_start_s + by.scored("on_policy", judge, judged).seconds
@@ -61,7 +61,9 @@ def _cost(by: Estimator) -> list[StageEstimate]:
         seconds += by.forward(judge, judged)
     seconds += by.training(by.config.student, phase, sides * by.distillation)
     seconds += (1 + phase.evaluations) * by.forward(by.student, by.validation)
-    return [by.trained("on_policy", sides * by.distillation * phase.epochs, seconds)]
+    pairs = phase.judge == "preference"
+    records = by.distillation * phase.epochs * (2 if pairs else 1)
+    return [by.trained("on_policy", records, seconds, pairs=pairs)]
 
 
 ON_POLICY = Stage(

@@ -40,7 +40,8 @@ def pairs_after_round(worker: Worker, scorer: CompletionScorer, training: Resuma
         for part, weight in training.trainer.micro_batches(rows):
             with torch.no_grad():
                 _, metrics = loss(scorer, part)
-            sums += weight * sums.new_tensor([metrics["correct"], metrics["margin"], len(part)])
+            sums[:2] += weight * torch.stack([metrics["correct"], metrics["margin"]])
+            sums[2] += weight * len(part)
         worker.progress(number + 1, batches, "batches after the round")
     correct, margin, pairs = worker.workers.sum(sums).tolist()
     return PairsAfter(correct / pairs, margin / pairs, int(pairs))

@@ -19,8 +19,8 @@ from proxykd.data.teacher_logprobs import TeacherAt, places_known
 from proxykd.losses.coarse import coarse_divergence, with_token
 from proxykd.losses.divergences import Divergence, Name
 from proxykd.losses.sequence_losses import TOP_K_DIVERGENCES, dpo, sequence_sums
-from proxykd.losses.top_k import TopK, shifted
-from proxykd.models.batching import CompletionBatch, collate
+from proxykd.losses.top_k import TopK, moved, shifted
+from proxykd.models.batching import CompletionBatch, collate, collate_behind
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
 
@@ -39,7 +39,7 @@ class SftLoss:
     def __init__(self, global_batch: Sequence[Row], by_sequence: bool = False):
         self._unit = len(global_batch) if by_sequence else batch_completion_tokens(global_batch)
 
-    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
         return {"nll": -scorer(batch).token_logps_N.sum() / self._unit}, {}
 
@@ -59,15 +59,15 @@ class AlignmentLoss:
         self._teacher_kl = teacher_kl / max(1, places_known(global_batch))
         self._pairs = len(global_batch)
         self._beta = config.beta
-        self.largest_margin = 0.0
+        self.largest_margin = torch.zeros((), dtype=torch.float64)
         """The largest absolute margin that this worker has met, in nats."""
         sums = config.nll_reduction == "sequence_sum"
         self._nll_unit = self._pairs if sums else batch_completion_tokens(global_batch)
 
-    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         (chosen_B, rejected_B), kl = self._scores(scorer, rows)
         anchor_chosen, anchor_rejected = (
-            torch.tensor([row[key] for row in rows], dtype=torch.float64, device=chosen_B.device)
+            moved(torch.tensor([row[key] for row in rows], dtype=torch.float64), chosen_B.device)
             for key in REFERENCE_KEYS
         )
         losses_B, margin_B = dpo(chosen_B, rejected_B, anchor_chosen, anchor_rejected, self._beta)
@@ -75,13 +75,13 @@ class AlignmentLoss:
         if kl is not None:
             terms["teacher_kl"] = self._teacher_kl * kl
         margin = margin_B.detach()
-        self.largest_margin = max(self.largest_margin, float(margin.abs().max()))
-        return terms, {"correct": float((margin > 0).sum()), "margin": float(margin.sum())}
+        self.largest_margin = torch.maximum(self.largest_margin.to(margin.device), margin.abs().max())
+        return terms, {"correct": (margin > 0).sum(), "margin": margin.sum()}
 
     def _scores(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         if not self._teacher_kl:
             return pair_logps(scorer, rows), None
-        sides = [*rows, *({"completion_ids": row["rejected_ids"]} for row in rows)]
+        sides = [side for row in rows for side in (row, {"completion_ids": row["rejected_ids"]})]
         teacher = TeacherAt(sides, _device(scorer))
         batch = pair_batch(scorer, rows)
         scores = scorer(batch, teacher.top.ids_NK)
@@ -92,10 +92,9 @@ REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
 
 
 @torch.no_grad()
-def reference_logps(scorer: CompletionScorer, rows: list[Row]) -> dict[int, Row]:
-    """What AlignmentLoss asks of the reference, for each pair by its `index`."""
-    columns = zip(rows, *(column.tolist() for column in pair_logps(scorer, rows)), strict=True)
-    return {row["index"]: dict(zip(REFERENCE_KEYS, values, strict=True)) for row, *values in columns}
+def put_references(references_N2: Tensor, scorer: CompletionScorer, rows: list[Row]) -> None:
+    """Puts what AlignmentLoss asks of the reference, in the order of REFERENCE_KEYS, where the pairs' `index` is."""
+    references_N2[[row["index"] for row in rows]] = torch.stack(pair_logps(scorer, rows), 1)
 
 
 def with_references(rows: Sequence[Row], references_N2: Tensor) -> list[Row]:
@@ -105,19 +104,19 @@ def with_references(rows: Sequence[Row], references_N2: Tensor) -> list[Row]:
 
 
 def pair_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
-    """log p(y given x) and log p(y^ given x) of B pairs, in one padded batch of 2B rows: policy and reference alike."""
+    """log p(y given x) and log p(y^ given x) of B pairs: policy and reference alike."""
     batch = pair_batch(scorer, rows)
     return _by_side(scorer(batch).token_logps_N, batch)
 
 
 def pair_batch(scorer: CompletionScorer, rows: list[Row]) -> CompletionBatch:
-    prompts = [row["prompt_ids"] for row in rows]
-    completions = [row["completion_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-    return collate(prompts + prompts, completions).to(_device(scorer))
+    """Each prompt once, with chosen and rejected behind it."""
+    completions = [(row["completion_ids"], row["rejected_ids"]) for row in rows]
+    return collate_behind([row["prompt_ids"] for row in rows], completions).to(_device(scorer))
 
 
 def _by_side(token_logps_N: Tensor, batch: CompletionBatch) -> tuple[Tensor, Tensor]:
-    chosen_B, rejected_B = sequence_sums(token_logps_N, batch.lengths_B).chunk(2)
+    chosen_B, rejected_B = sequence_sums(token_logps_N, batch.lengths_B).unflatten(0, (-1, 2)).unbind(1)
     return chosen_B, rejected_B
 
 
@@ -138,21 +137,21 @@ class DistillationLoss:
         self._alpha = config.alpha
         self._divergence = TOP_K_DIVERGENCES[config.divergence]
 
-    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         device = _device(scorer)
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
         target = self._target(batch, as_top_k([row["soft_labels"] for row in rows]).to(device))
         scores = scorer(batch, target.ids_NK)
         kl_N = self._divergence(target, scores.top)
         kl_B = sequence_sums(kl_N, batch.lengths_B)
-        trust_B = torch.tensor([row["trust"] for row in rows], device=device)
+        trust_B = moved(torch.tensor([row["trust"] for row in rows]), device)
         weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
-        taught_B = torch.tensor([0.0 if row.get("answer") else 1.0 for row in rows], device=device)
+        taught_B = moved(torch.tensor([0.0 if row.get("answer") else 1.0 for row in rows]), device)
         terms = {
             "nll": -(scores.token_logps_N * taught_B[batch.rows_N]).sum() / self._unit,
             "kl": self._alpha * weighted_B.sum() / self._unit,
         }
-        return terms, {"sequence_kl": float(kl_N.detach().sum())}
+        return terms, {"sequence_kl": kl_N.detach().sum()}
 
     def _target(self, _: CompletionBatch, labels: TopK) -> TopK:
         """What the student is to learn, in place of the p of equation (10): the labels as they are."""
@@ -201,7 +200,7 @@ class DenseLoss:
         self._teacher = teacher
         self._divergence = divergence
 
-    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(_device(scorer))
         with torch.no_grad():
             teacher_hidden_NH = self._teacher.hidden(batch)
@@ -226,10 +225,10 @@ class CoarseLoss:
         self._tokens = batch_completion_tokens(global_batch)
         self._divergence = divergence
 
-    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         device, judged = _device(scorer), [row["judged"] for row in rows]
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
-        token_logps_N = torch.from_numpy(np.concatenate([one.token_logps_T for one in judged])).to(device)
+        token_logps_N = moved(torch.from_numpy(np.concatenate([one.token_logps_T for one in judged])), device)
         proxy = with_token(as_top_k(judged).to(device), batch.labels_N, token_logps_N)
         student = scorer(batch, proxy.ids_NK).top
         return {"divergence": coarse_divergence(self._divergence, proxy, student).sum() / self._tokens}, {}

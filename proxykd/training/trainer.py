@@ -6,7 +6,6 @@ over the global batch, so that gradients add up whatever the micro-batches and w
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from proxykd.config import TrainConfig
 from proxykd.errors import GateError
-from proxykd.models.batching import plan_micro_batches, share_of_worker
+from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
 from proxykd.models.parallel import Workers, gathered, placed_like, whole
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
@@ -29,7 +28,7 @@ class StageLoss(Protocol):
     terms: tuple[str, ...]
     metrics: tuple[str, ...]
 
-    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """For one micro-batch: each term as a scalar over its global unit, and each metric as a plain sum."""
 
 
@@ -70,7 +69,7 @@ class Trainer:
         self.micro_batch_tokens = micro_batch_tokens
         self.total_steps = total_steps
         self.parameters = [p for p in scorer.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, foreach=True)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.steps = 0
 
     def micro_batches(self, rows: Sequence[Row]) -> list[tuple[list[Row], float]]:
@@ -78,9 +77,9 @@ class Trainer:
 
         Weight 0 marks a repeat that only keeps fsdp2's collectives in step, where there are fewer than workers.
         """
-        plan = plan_micro_batches([row["length"] for row in rows], self.micro_batch_tokens)
+        plan = plan_micro_batches([row["length"] for row in rows], self.micro_batch_tokens, self.workers.world)
         mine = share_of_worker(plan, self.workers.rank, self.workers.world)
-        filler = plan[0] if self.workers.mode == "fsdp2" else None
+        filler = next(filter(None, reversed(plan))) if self.workers.mode == "fsdp2" else None
         weighted = [(indices or filler, 1.0 if indices else 0.0) for indices in mine]
         return [([rows[i] for i in indices], weight) for indices, weight in weighted if indices]
 
@@ -152,8 +151,8 @@ class Trainer:
         self.take_weights(state["parameters"])
         for parameter, moments in zip(self.parameters, state["moments"], strict=True):
             self.optimizer.state[parameter] = {
-                # Adam counts its steps in a scalar that stays on the CPU.
-                name: value.clone() if value.ndim == 0 else placed_like(parameter, value)
+                # Adam counts its steps in a scalar, which is no part of a sharded tensor.
+                name: value.to(parameter.device, copy=True) if value.ndim == 0 else placed_like(parameter, value)
                 for name, value in moments.items()
             }
         torch.set_rng_state(state["rng"])
@@ -163,18 +162,17 @@ class Trainer:
         self, micro_batches: list[tuple[list[Row], float]], stage: StageLoss, group: tuple[str, ...]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Leaves the gradient of the group's sum on the parameters; losses and metrics are of all terms."""
-        sums: Counter[str] = Counter()
+        sums = torch.zeros(len(stage.terms) + len(stage.metrics), dtype=torch.float64, device=self.workers.device)
         for rows, weight in micro_batches:
             losses, metrics = stage(self.scorer, rows)
             objective = torch.stack([losses[term] for term in group]).sum()
             (objective * (weight * self.workers.gradient_scale)).backward()
-            sums.update({f"loss/{term}": weight * float(loss.detach()) for term, loss in losses.items()})
-            sums.update({name: weight * value for name, value in metrics.items()})
+            values = [*(losses[term].detach() for term in stage.terms), *(metrics[name] for name in stage.metrics)]
+            sums += weight * torch.stack([value.double() for value in values])  # nothing waits for the device here
         self.workers.sum_gradients(self.parameters)
-        names = sorted({f"loss/{term}" for term in stage.terms} | set(stage.metrics))
-        vector = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.workers.device)
-        totals = dict(zip(names, self.workers.sum(vector).tolist(), strict=True))
-        return {term: totals.pop(f"loss/{term}") for term in stage.terms}, totals
+        found = self.workers.sum(sums).tolist()
+        terms = len(stage.terms)
+        return dict(zip(stage.terms, found[:terms], strict=True)), dict(zip(stage.metrics, found[terms:], strict=True))
 
     def _take_gradients(self) -> list[Tensor]:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]

@@ -130,18 +130,19 @@ def _print_steps(console: Console, config: RunConfig, seen: Preview) -> None:
         return
     resources = config.resources
     several = resources.trainer_workers > 1
-    table = _table(
-        "training", "records", "steps", "micro-batches", "largest", "padding", *(["idle"] if several else [])
-    )
+    table = _table("training", "records", "steps", "micro-batches", "largest", *(["idle"] if several else []))
     for each in seen.packings:
-        numbers = [each.records, each.steps, f"{each.micro_batches:.1f}", each.largest, f"{each.padding:.1%}"]
+        numbers = [each.records, each.steps, f"{each.micro_batches:.1f}", each.largest]
         table.add_row(each.stage, *map(str, numbers), *([f"{each.idle:.0%}"] if several else []))
     notes = [
-        f"Micro-batches: a step, on average, each of up to {resources.micro_batch_tokens} tokens with its padding "
+        f"Micro-batches: a step, on average, each of up to {resources.micro_batch_tokens} tokens "
         f"(resources.micro_batch_tokens)."
     ]
     if several:
-        notes.append(f"Idle: the share of the {resources.trainer_workers} workers' turns that have no micro-batch.")
+        notes.append(
+            f"Idle: the share of the {resources.trainer_workers} workers' time spent waiting for the one with the most "
+            f"tokens of a step."
+        )
     notes += [f"{p.over_budget} of {p.stage} are longer and stand alone." for p in seen.packings if p.over_budget]
     if config.teaching.aligned and any(room.slice == config.corpus.slice_for("alignment") for room in seen.rooms):
         notes.append("A pair's sample is taken to be as long as the teacher's completion.")

@@ -8,6 +8,7 @@ import torch
 
 from proxykd.losses.divergences import DENSE_DIVERGENCES, Divergence
 from proxykd.losses.head import Head
+from proxykd.losses.head_chunks import CHUNK_BYTES
 
 
 def softmax(logits):
@@ -107,7 +108,7 @@ def test_chunks_change_neither_values_nor_gradients(name, monkeypatch):
     hidden = [torch.randn(9, 8), torch.randn(9, 8, requires_grad=True)]
     found = []
     for size in (1, 4, 100):
-        monkeypatch.setattr("proxykd.losses.head.CHUNK_BYTES", 4 * 11 * size)
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 11 * size)
         values = Divergence(name).by_token(heads[0], hidden[0], heads[1], hidden[1])
         gradients = torch.autograd.grad(values.sum(), [hidden[1], heads[1].linear.weight])
         found.append((values, *gradients))

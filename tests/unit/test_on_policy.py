@@ -167,10 +167,8 @@ def test_references_are_the_frozen_students_of_the_pairs_that_are_trained_on(tin
     frozen = load_scorer(run.offline_student, run.config().student)
     pairs = [pair for batch in seen for pair in batch]
     assert len(pairs) == 20
-    longest = [max(len(pair["completion_ids"]), len(pair["rejected_ids"])) for pair in pairs]
-    assert [pair["length"] for pair in pairs] == [
-        2 * (len(pair["prompt_ids"]) + most) for pair, most in zip(pairs, longest, strict=True)
-    ]  # what both cost in one padded batch
+    sides = ("prompt_ids", "completion_ids", "rejected_ids")
+    assert [pair["length"] for pair in pairs] == [sum(len(pair[side]) for side in sides) for pair in pairs]
     assert [pair["completion_ids"] for pair in pairs[:10]] == [row["completion_ids"] for row in rows]
     with torch.no_grad():
         expected = torch.stack(pair_logps(frozen, pairs), dim=1)

@@ -13,7 +13,7 @@ from proxykd.errors import BenchmarkError
 from proxykd.evaluation.harness import Answerer
 from proxykd.models.architecture import require_architecture
 from proxykd.planning.describe import describe
-from proxykd.planning.padding import Tokens, packings
+from proxykd.planning.packings import Tokens, packings
 from proxykd.planning.record_lengths import Lengths, Measured, sample_rooms
 from proxykd.planning.time_plan import estimate
 from proxykd.report.run_report import build_report

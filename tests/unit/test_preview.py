@@ -18,9 +18,9 @@ from proxykd.config import ModelConfig, ResourceConfig, TrainConfig, validate_co
 from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.data.round_records import round_slice
-from proxykd.models.batching import plan_micro_batches
+from proxykd.models.micro_batches import plan_micro_batches
 from proxykd.planning.chat_facts import chat_facts, generation_ends
-from proxykd.planning.padding import Epoch, packing
+from proxykd.planning.packings import Epoch, packing
 from proxykd.planning.preview import preview, read
 from proxykd.planning.record_lengths import QUANTILES, Lengths, spread
 from proxykd.runs.storage import RunDirectory, write_json, write_shard
@@ -170,7 +170,7 @@ def test_truncated_completions_are_kept_and_counted(folder, tokenizer, corpus):
 
 
 @pytest.mark.parametrize("whole", [{}, {"whole_text": True}, {"whole_text": True, "training_limit": 100}])
-def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenizer, corpus, tmp_path, whole):
+def test_micro_batches_are_those_that_training_takes(folder, tokenizer, corpus, tmp_path, whole):
     sections = {"runs_dir": str(tmp_path / "runs"), "distillation": {"global_batch": 8, "epochs": 2}, "corpus": whole}
     config = config_of(folder, corpus, **sections)
     warmup, alignment, distillation = ["training"] * 3 if whole else ["warmup", "alignment", "distillation"]
@@ -178,7 +178,8 @@ def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenize
     run = RunDirectory.create(config)
     write_corpus(run, config, source_of(config), folder)
     pairs = read_slice(run, alignment)
-    rounds = [[2 * pairs[i]["length"] for i in round_slice(n, len(pairs), config.alignment)] for n in (1, 2, 3)]
+    taken = [round_slice(n, len(pairs), config.alignment) for n in (1, 2, 3)]
+    rounds = [[pairs[i]["length"] + len(pairs[i]["completion_ids"]) for i in indices] for indices in taken]
     stages = {
         "warm-up": ([[row["length"] for row in read_slice(run, warmup)]], 32, 1),
         "3 rounds": (rounds, 16, 1),
@@ -189,11 +190,10 @@ def test_the_padding_is_that_of_the_batches_that_training_takes(folder, tokenize
         streams, size, epochs = stages[each.stage]
         batches = [lengths[i : i + size] for lengths in streams for i in range(0, len(lengths), size)]
         parts = [[batch[i] for i in part] for batch in batches for part in plan_micro_batches(batch, 256)]
-        blank = sum(max(part) - length for part in parts for length in part)
-        assert each.padding == pytest.approx(blank / sum(len(part) * max(part) for part in parts))
         assert each.steps == epochs * len(batches)
         assert each.micro_batches == pytest.approx(len(parts) / len(batches))
-        assert each.largest == max(len(part) * max(part) for part in parts)
+        assert each.largest == max(map(sum, parts))
+        assert each.idle == 0.0
         assert each.records == sum(map(len, streams))
 
 
@@ -212,13 +212,13 @@ def test_whole_text_is_one_slice_and_what_is_beyond_the_limit_is_left_out(folder
     assert f"training_limit is {training + 1}, but {training} training records are there" in beyond.refusal
 
 
-def test_workers_without_a_micro_batch_are_idle():
+def test_workers_with_less_than_the_most_are_idle():
     resources = ResourceConfig(micro_batch_tokens=40, trainer_workers=4)
     found = packing(Epoch("s", ("warmup",), TrainConfig(), [[30, 30, 10, 10, 50], [20, 20]]), resources)
-    # 50 | 30 | 30 | 10 10, then 20 20: five micro-batches in turns of four and four.
-    assert found.idle == pytest.approx(3 / 8)
+    # 50 | 30 | 30 | 10 10, then 20 | 20: four workers wait for 50 tokens and for 20, and have 170 between them.
+    assert found.idle == pytest.approx(1 - 170 / (4 * 70))
     assert found.over_budget == 1
-    assert found.padding == 0.0
+    assert found.micro_batches == 3.0
 
 
 def test_the_share_of_samples_that_would_be_cut(folder, tokenizer, corpus):

@@ -57,7 +57,7 @@ class Round:
 
     @property
     def references(self):
-        return Checkpoints(self.run.checkpoints / "align-01").latest()["notes"]["references"]
+        return Checkpoints(self.run.checkpoints / "align-01").latest()["notes"]["references"].tolist()
 
 
 @pytest.fixture

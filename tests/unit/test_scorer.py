@@ -10,7 +10,8 @@ import torch
 from proxykd.config import ModelConfig
 from proxykd.losses import head as head_module
 from proxykd.losses.head import Head
-from proxykd.models.batching import collate, plan_micro_batches, share_of_worker
+from proxykd.losses.head_chunks import CHUNK_BYTES
+from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.models.scorer import CompletionScorer
 
@@ -59,7 +60,7 @@ def test_gradient_matches_float64_loops(model):
 def test_chunks_change_nothing(model, monkeypatch):
     batch = collate(PROMPTS, COMPLETIONS)
     whole, whole_scores = model(batch).token_logps_N, model.score(batch, 5)
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * model.vocabulary * 3)
     torch.testing.assert_close(model(batch).token_logps_N, whole)
     torch.testing.assert_close(model.score(batch, 5).top.tail_logmass_N, whole_scores.top.tail_logmass_N)
 
@@ -78,7 +79,7 @@ def test_no_tensor_of_tokens_by_vocabulary_exists_forward_or_backward(model, mon
                     self.rows = max(self.rows, len(value))
             return result
 
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * model.vocabulary * 3)
     batch = collate(PROMPTS, COMPLETIONS)
     ids = torch.arange(40).reshape(10, 4)
     with Longest() as longest:
@@ -94,7 +95,7 @@ def test_the_kl_from_another_model_comes_along_chunk_by_chunk(model, monkeypatch
     ours = model.head().logits(model.hidden(batch)).double().log_softmax(-1)
     theirs = other.double().log_softmax(-1)
     expected = (theirs.exp() * (theirs - ours)).sum(-1)
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * model.vocabulary * 3)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * model.vocabulary * 3)
     kl = model.score(batch, versus=lambda part: other[part]).kl_N
     torch.testing.assert_close(kl.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -130,7 +131,7 @@ def head_of(rows: int, vocabulary: int, softcap=None, bias=False, cut=0) -> tupl
 @pytest.mark.parametrize("top_k", [0, 4])
 def test_head_values_and_gradients_match_a_dense_float64_softmax(monkeypatch, softcap, bias, cut, top_k):
     head, hidden = head_of(11, 30, softcap, bias, cut)
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * 30 * 4)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 30 * 4)
     labels = torch.randint(30, (11,))
     ids = torch.stack([torch.randperm(30)[:top_k] for _ in range(11)])
     weights = [torch.randn(11), torch.randn(11, top_k), torch.randn(11)]
@@ -191,17 +192,6 @@ def test_an_empty_completion_has_no_tokens_and_an_empty_prompt_is_refused(model)
     assert model(batch).token_logps_N.shape == (2,)
     with pytest.raises(ValueError, match="prompt without tokens"):
         collate([[]], [[3]])
-
-
-def test_micro_batches_hold_every_row_once_within_the_budget():
-    lengths = [5, 90, 17, 17, 200, 3, 60]
-    plan = plan_micro_batches(lengths, 100)
-    assert sorted(i for part in plan for i in part) == list(range(7))
-    assert all(len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 100 for part in plan)
-    assert plan[0] == [4]
-    shares = [share_of_worker(plan, rank, 2) for rank in range(2)]
-    assert len(shares[0]) == len(shares[1])
-    assert sorted(i for share in shares for part in share for i in part) == list(range(7))
 
 
 @pytest.mark.parametrize("block_rows", [7, 1000])

@@ -173,7 +173,9 @@ def two(tiny, tmp_path_factory):
 def test_two_ranks_find_what_one_finds(one, two, mode, run):
     found, expected = numbers(two[mode][run]), numbers(one[run])
     assert len(expected) > 10
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    # Micro-batches are cut for the workers, and bfloat16 rounds to 2^-8 what differs in its last digits for it.
+    tolerance = 1e-2 if run == "bfloat16" else 1e-4
+    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
 def numbers(value, at=""):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from proxykd.config import AlignmentConfig
 from proxykd.evaluation.fidelity import RecordScores, pair_token_logps
@@ -23,7 +24,7 @@ from proxykd.training.after_round import pairs_after_round
 from proxykd.training.asking import Answers, ask
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_proxy
-from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss, reference_logps, with_references
+from proxykd.training.stage_losses import AlignmentLoss, SftLoss, pair_logps, put_references, with_references
 from proxykd.training.trainer import Step
 from proxykd.training.worker import Worker
 
@@ -71,7 +72,7 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
         loss = AlignmentLoss(rows, config, config.teacher_kl)
 
         def gate(losses: dict[str, float], _: dict[str, float]) -> None:
-            largest = float(worker.workers.max(torch.tensor(loss.largest_margin, device=worker.workers.device)))
+            largest = float(worker.workers.max(loss.largest_margin.to(worker.workers.device)))
             notes["step0"] = {"step0_margin_max_abs": largest, "step0_dpo_loss": losses["dpo"]}
             gates.check_step0(largest, losses["dpo"])
 
@@ -147,11 +148,12 @@ def _gentle(config: AlignmentConfig, task: RoundTask) -> AlignmentConfig:
     return config.model_copy(update={"learning_rate": task.learning_rate})
 
 
+@torch.no_grad()
 def _reference_pass(
     worker: Worker, task: RoundTask, scorer: CompletionScorer, training: ResumableTraining
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Reference sequence log-probs of all pairs (16 bytes each, REFERENCE_KEYS), on exactly training's micro-batches;
-    and the parity of engine and trainer.
+) -> tuple[Tensor, dict[str, float]]:
+    """Reference sequence log-probs of all pairs, [N, 2], on exactly training's micro-batches; and the parity of engine
+    and trainer.
 
     The reference is the policy before its first step, or before it takes up a checkpoint: the same weights in the same
     place, no second copy.
@@ -161,16 +163,15 @@ def _reference_pass(
     steps = training.total_steps // worker.config.alignment.epochs
     for number, rows in enumerate(training.first_epoch(), start=1):
         for part, weight in training.trainer.micro_batches(rows):
-            found = reference_logps(scorer, part)
             if weight:
-                sides = [[values[key] for key in REFERENCE_KEYS] for values in found.values()]
-                references_N2[list(found)] = references_N2.new_tensor(sides)
+                put_references(references_N2, scorer, part)
+            else:
+                pair_logps(scorer, part)
         worker.progress(number, steps, "reference batches")
-    references_N2 = worker.workers.sum(references_N2).cpu()  # each pair's is one worker's; with all others it is 0
     ours: list[float] = []
     for prompt, completion in zip(task.parity.prompts, task.parity.completions, strict=True):
         batch = collate([prompt], [completion]).to(worker.workers.device)
         ours += scorer.score(batch).token_logps_N.tolist()
     mean_abs, max_abs = worker.workers.of_lead(gates.parity(task.parity.logps, ours))
     gates.check_parity(mean_abs, max_abs, worker.config.parity_threshold, task.reference)
-    return references_N2, {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}
+    return worker.workers.sum(references_N2).cpu(), {"parity_mean_abs": mean_abs, "parity_max_abs": max_abs}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
 from proxykd.config import ENGINE_TOP_K, OnPolicyConfig
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.losses.divergences import Divergence
@@ -17,7 +19,7 @@ from proxykd.training.drift import LENGTH, drift, watched
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.sampling import sample_rows
 from proxykd.training.saving import save_student
-from proxykd.training.stage_losses import AlignmentLoss, CoarseLoss, DenseLoss, reference_logps
+from proxykd.training.stage_losses import AlignmentLoss, CoarseLoss, DenseLoss, put_references, with_references
 from proxykd.training.trainer import StageLoss, Step, Trainer
 from proxykd.training.worker import Worker
 
@@ -97,15 +99,20 @@ class PreferenceJudge:
         return self._before
 
     def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
-        """References are made on the micro-batches that are trained on, as a row's padding moves its last digits."""
+        """References are made on the micro-batches that are trained on: what a row lies with moves its last digits."""
         pairs = [
-            {**row, "rejected_ids": sample["completion_ids"], "length": 2 * max(row["length"], sample["length"])}
-            for row, sample in zip(rows, samples, strict=True)
+            {
+                **row,
+                "index": index,
+                "rejected_ids": sample["completion_ids"],
+                "length": row["length"] + len(sample["completion_ids"]),
+            }
+            for index, (row, sample) in enumerate(zip(rows, samples, strict=True))
         ]
-        references: dict[int, Row] = {}
+        references_N2 = torch.zeros(len(pairs), 2, dtype=torch.float64, device=trainer.workers.device)
         for part, _ in trainer.micro_batches(pairs):
-            references |= reference_logps(self._before, part)
-        pairs = [{**pair, **references.get(pair["index"], {})} for pair in pairs]
+            put_references(references_N2, self._before, part)
+        pairs = with_references(pairs, references_N2)
         return pairs, AlignmentLoss(pairs, self._config)
 
 

@@ -12,7 +12,8 @@ from proxykd.data.corpus_store import answer_shards, slice_shards
 from proxykd.data.label_shards import CompletionLogps, write_soft_labels
 from proxykd.data.row_ranges import read_shard_rows
 from proxykd.data.soft_labels import LabelSource
-from proxykd.models.batching import CompletionBatch, collate, plan_micro_batches
+from proxykd.models.batching import CompletionBatch, collate
+from proxykd.models.micro_batches import plan_micro_batches
 from proxykd.models.scorer import CompletionScorer, TokenScores
 from proxykd.runs.storage import unfinished
 from proxykd.stages.stage import Result

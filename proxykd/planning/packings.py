@@ -1,4 +1,4 @@
-"""What of a stage's micro-batches is padding, from the lengths of its records alone."""
+"""How a stage's global batches fall into micro-batches, and what of the workers' time is left, from lengths alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from proxykd.config import USES, AlignmentConfig, ResourceConfig, RunConfig, TrainConfig, Use
 from proxykd.data.round_records import round_slice
-from proxykd.models.batching import plan_micro_batches
+from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
 
 
 class Tokens(NamedTuple):
@@ -42,14 +42,12 @@ class Packing:
     """Of all epochs."""
     micro_batches: float
     """A step, on average."""
-    padding: float
-    """The share of the tokens in the padded micro-batches that are no record's."""
     largest: int
-    """Tokens of the largest micro-batch, padding included."""
+    """Tokens of the largest micro-batch."""
     over_budget: int
     """Records that are longer than resources.micro_batch_tokens and so stand alone."""
     idle: float
-    """The share of the workers' turns in which a worker has no micro-batch: the others' padding."""
+    """The share of the workers' time in which one waits for the worker with the most tokens of a step."""
 
 
 def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[Packing]:
@@ -82,22 +80,22 @@ def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[
 
 
 def packing(epoch: Epoch, resources: ResourceConfig) -> Packing:
-    """Returns how an epoch's sequences fill the padded micro-batches of the workers."""
+    """Returns how an epoch's sequences fill the micro-batches of the workers."""
     budget, workers = resources.micro_batch_tokens, resources.trainer_workers
-    plans = [[[lengths[i] for i in part] for part in plan_micro_batches(lengths, budget)] for lengths in epoch.batches]
-    padded = [len(part) * max(part) for plan in plans for part in plan]
-    tokens = sum(map(sum, epoch.batches))
-    turns = sum(-(-len(plan) // workers) * workers for plan in plans)
+    plans = [
+        [sum(lengths[i] for i in part) for part in plan_micro_batches(lengths, budget, workers)]
+        for lengths in epoch.batches
+    ]
+    slowest = [max(sum(share_of_worker(plan, rank, workers)) for rank in range(workers)) for plan in plans]
     return Packing(
         stage=epoch.name,
         slices=epoch.slices,
         records=sum(map(len, epoch.batches)),
         steps=epoch.train.epochs * len(epoch.batches),
-        micro_batches=fmean(map(len, plans)),
-        padding=1 - tokens / sum(padded),
-        largest=max(padded),
+        micro_batches=fmean(sum(map(bool, plan)) for plan in plans),
+        largest=max(map(max, plans)),
         over_budget=sum(length > budget for batch in epoch.batches for length in batch),
-        idle=1 - len(padded) / turns,
+        idle=1 - sum(map(sum, plans)) / (workers * sum(slowest)),
     )
 
 
@@ -112,5 +110,5 @@ def _rounds(alignment: AlignmentConfig, records: Sequence[Tokens]) -> list[list[
 
 
 def _batches(records: Sequence[Tokens], train: TrainConfig, sides: int = 1) -> list[list[int]]:
-    lengths = [sides * (record.prompt + record.completion) for record in records]
+    lengths = [record.prompt + sides * record.completion for record in records]
     return [lengths[start : start + train.global_batch] for start in range(0, len(lengths), train.global_batch)]
