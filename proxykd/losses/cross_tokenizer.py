@@ -145,8 +145,9 @@ def aligned_kl(target: AlignedTopK, token_logps_N: Tensor, student: TopK, temper
     """
     student = folded(student, target.kept_NK)
     alone = target.alone_N
-    values_N = torch.zeros_like(token_logps_N, dtype=torch.float32)
-    values_N[alone] = kl_tail(_rows(target.top, alone), _rows(student, alone))
+    one_to_one = kl_tail(_rows(target.top, alone), _rows(student, alone))
+    values_N = torch.zeros_like(token_logps_N, dtype=one_to_one.dtype)
+    values_N[alone] = one_to_one
     logq_S, rest_q_S = chunk_logps(token_logps_N, student.tail_logmass_N, target.firsts_S, target.lengths_S)
     chunks_S = binary_kl(target.logps_S, target.rests_S, logq_S, rest_q_S, temperature)
     return values_N.index_put((target.firsts_S + target.lengths_S - 1,), chunks_S.to(values_N.dtype), accumulate=True)

@@ -57,7 +57,7 @@ class Round:
 
     @property
     def references(self):
-        return Checkpoints(self.run.checkpoints / "align-01").latest()["notes"]["references"].tolist()
+        return Checkpoints(self.run.checkpoints / "align-01").latest()["notes"]["references"]
 
 
 @pytest.fixture
