@@ -7,6 +7,7 @@ JavaScript, has no place in the schema; a new function has to be listed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ READS = {
         "neighbours": {"one": "rounds[]"},
         "numbers": {"round": "rounds[]"},
         "change": {"measured": "rounds[].validation_change"},
-        "answers": {"changed": "rounds[].task_change"},
+        "answered": {"changed": "rounds[].task_change"},
     },
     "format.js": {"stageName": {"stage": "pipeline[]"}},
     "runs.js": {"list": {"run": ""}, "where": {"run": ""}},
@@ -155,3 +156,11 @@ def test_a_field_that_is_not_there_is_found_out():
     assert len(READ) > 80
     for wrong in ("run.teacher.name", "rounds[].steps0", "trust.histogram.bars", "pipeline[].hours"):
         assert not has(PAGE, wrong), wrong
+
+
+def test_no_two_scripts_of_the_page_declare_one_name():
+    """A report has them all in one script, where a second declaration of a name leaves the page empty."""
+    declared = re.compile(r"^(?:export )?(?:async )?(?:function\*?|const|let|class) (\w+)", re.MULTILINE)
+    names = Counter(name for path in STATIC.glob("*.js") for name in declared.findall(path.read_text()))
+    assert names["lineChart"] == 1
+    assert [name for name, count in names.items() if count > 1] == []

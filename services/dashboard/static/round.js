@@ -37,7 +37,7 @@ function numbers(round) {
     ["mean margin after the round", nats(round.margin_mean_after)], ["mean margin over its steps", nats(round.margin_mean)],
     ["pairs judged after the round", round.pairs_after],
     ["validation NLL", number(round.validation?.held_out_nll)], ["its change", change(round.validation_change)], ["top-1", percent(round.validation?.top1_agreement)],
-    ["task score", number(round.task?.score)], ["its change", answers(round.task_change)],
+    ["task score", number(round.task?.score)], ["its change", answered(round.task_change)],
     ["adapter", round.adapter], ["refers to", round.reference_adapter],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return table(facts, [["measure", ([name]) => name, true], ["value", ([, value]) => String(value)]], "The round in numbers");
@@ -53,7 +53,7 @@ function change(measured) {
   return `${signed(measured.nll)}${error} nats a token, over ${plural(measured.prompts, "prompt")}`;
 }
 
-function answers(changed) {
+function answered(changed) {
   return changed && `${whole(changed.won)} won, ${whole(changed.lost)} lost of ${plural(changed.questions, "question")}`;
 }
 
