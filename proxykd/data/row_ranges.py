@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
+import pyarrow as pa
+
 from proxykd.runs.storage import finished_facts, location, read_table, verify_shard
 from proxykd.text.corpus import Row
 
@@ -81,16 +83,29 @@ def parts(ranges: Iterable[RowRange], size: int) -> Iterator[list[RowRange]]:
 
 
 def read_ranges(ranges: Iterable[RowRange]) -> list[Row]:
-    """The rows of all ranges, in order, each with its `length` in tokens, after the checksums were verified."""
-    return [row for one in ranges for row in read_shard_rows(location(one.path), one.start, one.stop)]
+    """The rows of all ranges, in order, each with its `length` in tokens. A shard is verified and read once, however
+    many of the ranges are of it."""
+    tables: dict[str, pa.Table] = {}
+    rows: list[Row] = []
+    for one in ranges:
+        if one.path not in tables:
+            tables[one.path] = _verified(location(one.path))
+        rows += _rows(tables[one.path].slice(one.start, len(one)))
+    return rows
 
 
-def read_shard_rows(path: Path, start: int = 0, stop: int | None = None) -> list[Row]:
-    """A corpus shard's rows (from `start` to before `stop`), each with its `length` in tokens, after its checksum was
-    verified."""
+def read_shard_rows(path: Path) -> list[Row]:
+    """A corpus shard's rows, each with its `length` in tokens, after its checksum was verified."""
+    return _rows(_verified(path))
+
+
+def _verified(path: Path) -> pa.Table:
     verify_shard(path)
-    table = read_table(path)
-    rows: list[Row] = table.slice(start, None if stop is None else stop - start).to_pylist()
+    return read_table(path)
+
+
+def _rows(table: pa.Table) -> list[Row]:
+    rows: list[Row] = table.to_pylist()
     for row in rows:
         row["length"] = len(row["prompt_ids"]) + len(row["completion_ids"])
     return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +17,8 @@ from proxykd.errors import BenchmarkError, RunError
 from proxykd.evaluation.answers import MAX_TOKENS, Question
 from proxykd.evaluation.benchmarks import Grade, question_file
 from proxykd.evaluation.promotion import ScoreChange
-from proxykd.runs.storage import RunDirectory, location, read_table, shard_facts, verify_shard
+from proxykd.evaluation.validation_scores import read_judged
+from proxykd.runs.storage import RunDirectory, location, read_table
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import prompt_key
@@ -128,20 +128,11 @@ def score_change(run: RunDirectory, before: str, after: str) -> ScoreChange:
     Raises:
         RunError: the answers of one of them are not there, or not to the same questions.
     """
-    first, second = _read(run, before), _read(run, after)
+    first, second = (read_judged(run.task_answers(one)) for one in (before, after))
     if any(first[key] != second[key] for key in ("prompt", "answer")):
         raise RunError(f"{before} and {after} were not asked the same questions; begin the run anew with --fresh")
     pairs = list(zip(first["right"], second["right"], strict=True))
     return ScoreChange(sum(first["right"]), pairs.count((False, True)), pairs.count((True, False)), len(pairs))
-
-
-def _read(run: RunDirectory, adapter: str) -> dict[str, list[Any]]:
-    path = run.task_answers(adapter)
-    if shard_facts(path) is None:
-        raise RunError(f"{path} is not there, by which a round is judged; begin the run anew with --fresh")
-    verify_shard(path)
-    columns: dict[str, list[Any]] = read_table(path).to_pydict()
-    return columns
 
 
 def _asked_as(text: str) -> str:

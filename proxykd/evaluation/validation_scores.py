@@ -34,7 +34,7 @@ def validation_change(run: RunDirectory, before: str, after: str) -> NllChange:
     Raises:
         RunError: the scores of one of them are not there, or not of the same records.
     """
-    first, second = _read(run, before), _read(run, after)
+    first, second = (read_judged(_path(run, one)) for one in (before, after))
     if any(first[key] != second[key] for key in ("prompt", "tokens")):
         raise RunError(f"{before} and {after} were not judged by the same validation records; begin the run anew")
     differences = [b - a for a, b in zip(first["nll"], second["nll"], strict=True)]
@@ -43,8 +43,12 @@ def validation_change(run: RunDirectory, before: str, after: str) -> NllChange:
     return NllChange(sum(first["nll"]) / tokens, sum(second["nll"]) / tokens, stderr, len(set(first["prompt"])))
 
 
-def _read(run: RunDirectory, adapter: str) -> dict[str, list[Any]]:
-    path = _path(run, adapter)
+def read_judged(path: Path) -> dict[str, list[Any]]:
+    """The columns of what a round is judged by, after its checksum was verified.
+
+    Raises:
+        RunError: it is not there.
+    """
     if shard_facts(path) is None:
         raise RunError(f"{path} is not there, by which a round is judged; begin the run anew with --fresh")
     verify_shard(path)
