@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 
+from proxykd.data import row_ranges
 from proxykd.data.corpus_store import write_rows
 from proxykd.data.row_ranges import RowRange, completion_tokens, parts, read_ranges, require_there, select, whole
 from proxykd.errors import IntegrityError
@@ -65,3 +67,15 @@ def test_a_shard_that_vanished_is_named(shards, tmp_path):
     path.with_suffix(".ok").unlink()
     with pytest.raises(IntegrityError, match=r"shard-00002\.parquet has no \.ok marker"):
         read_ranges(ranges)
+
+
+def test_a_shard_is_read_and_verified_once_however_many_ranges_are_of_it(shards, monkeypatch):
+    ranges, rows = shards
+    scattered = select(ranges, [0, 7, 2, 9, 4, 5])
+    assert len(scattered) == 6
+    for name in ("read_table", "verify_shard"):
+        monkeypatch.setattr(row_ranges, name, mock.Mock(wraps=getattr(row_ranges, name)))
+    assert ids(scattered) == ["0", "7", "2", "9", "4", "5"]
+    assert row_ranges.verify_shard.call_count == row_ranges.read_table.call_count == 2
+    assert completion_tokens(scattered) == sum(len(rows[i]["completion_ids"]) for i in (0, 7, 2, 9, 4, 5))
+    assert row_ranges.read_table.call_count == 4
