@@ -6,8 +6,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from proxykd.config import TrainConfig
@@ -17,6 +19,7 @@ from proxykd.models.scorer import CompletionScorer
 from proxykd.runs.checkpoints import Checkpoints
 from proxykd.stages.trained import CurvePoint
 from proxykd.text.corpus import Row
+from proxykd.training.epochs import shuffled
 from proxykd.training.trainer import Step, Trainer
 from proxykd.training.worker import Worker
 
@@ -145,7 +148,7 @@ class ResumableTraining:
 
     def first_epoch(self) -> Iterator[list[Row]]:
         """The batches of one epoch, without a step."""
-        return self._epoch(skip=0)
+        return self._epoch(0)
 
     def save(self) -> None:
         """Every worker must call it; rank 0 gathers and writes."""
@@ -237,22 +240,28 @@ class ResumableTraining:
         return due, stop
 
     def _batches(self, after: int) -> Iterator[list[Row]]:
-        """Global batches, one epoch after the other, in order and complete, without the first `after`."""
+        """Global batches, one epoch after the other, each complete, without the first `after`."""
         epochs, skip = divmod(after, self._steps_an_epoch)
-        for _ in range(epochs, self._config.epochs):
-            yield from self._epoch(skip)
+        for epoch in range(epochs, self._config.epochs):
+            yield from self._epoch(epoch, skip)
             skip = 0
 
-    def _epoch(self, skip: int) -> Iterator[list[Row]]:
+    def _epoch(self, epoch: int, skip: int = 0) -> Iterator[list[Row]]:
+        """The batches of an epoch: in the stream's order in the first one, shuffled anew in each later one."""
+        size, tables = self._config.global_batch, self._stream()
+        if epoch:
+            tables = shuffled(tables, self._worker.config.seed, epoch, size)
+        for table in islice(tables, skip, None):
+            yield table.to_pylist()
+
+    def _stream(self) -> Iterator[pa.Table]:
+        """The stage's rows, in order and complete."""
         expected = 0
         for table in self._worker.stream(self._config.global_batch):
             indices = table.column("index").to_pylist()
             if indices != list(range(expected, expected + len(indices))):
                 raise IntegrityError(f"the stream lost or reordered rows near {expected}; resume the run")
             expected += len(indices)
-            if skip:
-                skip -= 1
-            else:
-                yield table.to_pylist()
+            yield table
         if expected != self.records:
             raise IntegrityError(f"the stream gave {expected} rows of {self.records}; resume the run")
