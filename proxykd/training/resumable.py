@@ -6,20 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from proxykd.config import TrainConfig
-from proxykd.errors import IntegrityError, RunStoppedError
+from proxykd.errors import RunStoppedError
 from proxykd.evaluation.fidelity import RecordScores
 from proxykd.models.scorer import CompletionScorer
 from proxykd.runs.checkpoints import Checkpoints
 from proxykd.stages.trained import CurvePoint
 from proxykd.text.corpus import Row
-from proxykd.training.epochs import shuffled
+from proxykd.training.epochs import Epochs
 from proxykd.training.trainer import Step, Trainer
 from proxykd.training.worker import Worker
 
@@ -57,6 +55,7 @@ class ResumableTraining:
         self._start_counts = start_counts
         self._ended = ended
         self.records = records
+        self._epochs = Epochs(worker.stream, records, config.global_batch, worker.config.seed)
         self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens, self.total_steps)
         folder = worker.run.checkpoints / worker.key
         self._checkpoints, self._best = Checkpoints(folder), Checkpoints(folder, "best")
@@ -148,7 +147,7 @@ class ResumableTraining:
 
     def first_epoch(self) -> Iterator[list[Row]]:
         """The batches of one epoch, without a step."""
-        return self._epoch(0)
+        return self._epochs.batches(0)
 
     def save(self) -> None:
         """Every worker must call it; rank 0 gathers and writes."""
@@ -243,25 +242,5 @@ class ResumableTraining:
         """Global batches, one epoch after the other, each complete, without the first `after`."""
         epochs, skip = divmod(after, self._steps_an_epoch)
         for epoch in range(epochs, self._config.epochs):
-            yield from self._epoch(epoch, skip)
+            yield from self._epochs.batches(epoch, skip)
             skip = 0
-
-    def _epoch(self, epoch: int, skip: int = 0) -> Iterator[list[Row]]:
-        """The batches of an epoch: in the stream's order in the first one, shuffled anew in each later one."""
-        size, tables = self._config.global_batch, self._stream()
-        if epoch:
-            tables = shuffled(tables, self._worker.config.seed, epoch, size)
-        for table in islice(tables, skip, None):
-            yield table.to_pylist()
-
-    def _stream(self) -> Iterator[pa.Table]:
-        """The stage's rows, in order and complete."""
-        expected = 0
-        for table in self._worker.stream(self._config.global_batch):
-            indices = table.column("index").to_pylist()
-            if indices != list(range(expected, expected + len(indices))):
-                raise IntegrityError(f"the stream lost or reordered rows near {expected}; resume the run")
-            expected += len(indices)
-            yield table
-        if expected != self.records:
-            raise IntegrityError(f"the stream gave {expected} rows of {self.records}; resume the run")

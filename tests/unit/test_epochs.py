@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from proxykd.data.corpus_store import read_slice
-from proxykd.training.epochs import shuffled
+from proxykd.errors import IntegrityError
+from proxykd.training.epochs import WINDOW_ROWS, Epochs, shuffled
 from proxykd.training.loops.warm_up import WarmupTask, warm_up
 from proxykd.training.trainer import Trainer
 from tests.stage_ranks import make_run, worker_of
@@ -54,7 +55,35 @@ def test_columns_stay_together():
         assert all(ids == [row] * (row % 3) for row, ids in zip(*table.to_pydict().values(), strict=True))
 
 
-class Epochs:
+class Streams:
+    """Counts how often a stage's rows are asked for; `lost` are left out."""
+
+    def __init__(self, records: int, lost: tuple[int, ...] = ()):
+        self.asked, self.rows = 0, [row for row in range(records) if row not in lost]
+
+    def __call__(self, size: int) -> Iterator[pa.Table]:
+        self.asked += 1
+        for start in range(0, len(self.rows), size):
+            yield pa.table({"index": self.rows[start : start + size]})
+
+
+@pytest.mark.parametrize(("records", "asked"), [(100, 1), (WINDOW_ROWS, 1), (WINDOW_ROWS + 1, 3)])
+def test_what_fits_a_window_is_streamed_once(records, asked):
+    streams = Streams(records)
+    epochs = Epochs(streams, records, 16, seed=0)
+    for epoch in range(3):
+        rows = [row["index"] for batch in epochs.batches(epoch) for row in batch]
+        assert sorted(rows) == list(range(records))
+    assert streams.asked == asked
+
+
+@pytest.mark.parametrize(("records", "lost"), [(100, (50,)), (100, (99,)), (WINDOW_ROWS + 20, (3,))])
+def test_a_lost_row_is_refused(records, lost):
+    with pytest.raises(IntegrityError, match="the stream"):
+        list(Epochs(Streams(records, lost), records, 16, seed=0).batches(1))
+
+
+class Stage:
     """A warm-up of three epochs of 10 rows in batches of 4, whose batches are kept as the places of their rows."""
 
     def __init__(self, tiny, folder):
@@ -79,7 +108,7 @@ class Epochs:
 
 
 def test_a_stage_shuffles_all_epochs_but_the_first(tiny, tmp_path):
-    seen = Epochs(tiny, tmp_path).train()
+    seen = Stage(tiny, tmp_path).train()
     assert [len(batch) for batch in seen] == [4, 4, 2] * 3
     first, second, third = ([*chain(*seen[start : start + 3])] for start in (0, 3, 6))
     assert first == list(range(10))
@@ -89,7 +118,7 @@ def test_a_stage_shuffles_all_epochs_but_the_first(tiny, tmp_path):
 
 @pytest.mark.parametrize("die_at", [2, 4, 7])
 def test_a_death_changes_no_order(tiny, tmp_path, die_at):
-    whole, killed = (Epochs(tiny, tmp_path / name) for name in ("whole", "killed"))
+    whole, killed = (Stage(tiny, tmp_path / name) for name in ("whole", "killed"))
     with pytest.raises(InterruptedError):
         killed.train(die_at)
     began_again = len(killed.seen)
