@@ -65,8 +65,10 @@ class ProcessDemands:
 
     @property
     def kept_engine(self) -> list[Demand]:
-        """The proxy's engine beside training, where the config keeps it up."""
-        return [self.engine("proxy")] if self.config.resources.engine_while_training == "keep" else []
+        """The proxy's engine beside training, where something is sampled from it and the config keeps it up."""
+        config = self.config
+        sampled = (config.alignment.rounds and config.alignment.preference) or config.corpus.unlabelled
+        return [self.engine("proxy")] if sampled and config.resources.engine_while_training == "keep" else []
 
     def _host_memory(self) -> dict[str, float]:
         """GiB of the host that one process of each kind holds. With GPUs, weights pass through the page cache."""

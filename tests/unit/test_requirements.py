@@ -49,6 +49,13 @@ def test_engine_and_trainers_side_by_side_or_in_turn():
     assert (cpus_needed(in_turn), gpus_needed(in_turn)) == (10, 8)
 
 
+def test_a_run_that_asks_no_engine_needs_none():
+    text_alone = {"alignment": {"preference": False}, "score": {"source": "trainer"}, "resources": {"device": "gpu"}}
+    assert gpus_needed(validate_config(RAW | text_alone, "test")) == 1
+    assert gpus_needed(validate_config(RAW | text_alone | {"score": {"source": "engine"}}, "test")) == 1
+    assert gpus_needed(validate_config(RAW | text_alone | {"alignment": {}}, "test")) == 2
+
+
 def test_pools_need_what_their_own_parts_do():
     found = pool_demands(gpus(pools={"engine": "vllm", "trainer": "train"}))
     assert {pool: (d.cpus, d.gpus, d.largest) for pool, d in found.items()} == {
