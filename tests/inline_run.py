@@ -6,18 +6,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from threading import Lock
 from typing import Any
 
 import pytest
 
-from actors.data.streams import Sampler
+from actors.engine.proxy_engine import Generation
 from actors.run import alignment, baselines, distillation
 from actors.run.context import Context
 from actors.run.facilities import Facilities, NothingShared, OwnModels, OwnRoutes
 from actors.telemetry.events import EventLog
 from actors.training.training_runs import TrainRequest
-from proxykd.data.corpus_store import write_rows_shard
 from proxykd.data.ingest import Here
 from proxykd.data.label_shards import LabelledGroup, labelled_rows
 from proxykd.data.row_ranges import RowRange, read_ranges
@@ -26,7 +25,7 @@ from proxykd.models.loading import load_scorer
 from proxykd.runs.journal import Journal
 from proxykd.runs.storage import RunDirectory, location, write_json
 from proxykd.text.corpus import Row
-from proxykd.training.sampling import sample_completions
+from proxykd.training.sampling import Room, sample_completions
 from tests import tiny_model
 from tests.small_run import run_config
 from tests.stage_ranks import worker_of
@@ -92,13 +91,20 @@ class NoEngines:
         pass
 
 
+class Untold:
+    """Takes progress, and tells nobody."""
+
+    def add(self, *_: Any) -> None:
+        pass
+
+
 def context_of(run: RunDirectory, trainers: Any, sharing: Any = None) -> Context:
     deployer: Any = Deployer()
     engines: Any = NoEngines()
     shared = sharing or NothingShared()
     facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, shared, deployer, lambda _: Here())
     journal = Journal(run.journal, host="here", job=None, cluster_pid=None)
-    return Context(run, journal, facilities, EventLog(run), None, lambda: None)  # type: ignore[arg-type]
+    return Context(run, journal, facilities, EventLog(run), Untold, lambda: None)  # type: ignore[arg-type]
 
 
 def stream_rows(patch: pytest.MonkeyPatch) -> None:
@@ -115,20 +121,32 @@ def stream_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(distillation, "stream_distillation", labelled)
 
 
+class OwnAnswers:
+    """The proxy's own forward passes, where a run would call its engine."""
+
+    def __init__(self, run: RunDirectory, adapter: str):
+        self.adapter = adapter
+        self._scorer = load_scorer(
+            run.models / "proxy", run.config().proxy, adapter=run.adapters / adapter, trainable=False
+        )
+        self._lock = Lock()
+
+    def __call__(
+        self, method: str, prompts: list[list[int]], max_tokens: list[int], seeds: list[int]
+    ) -> list[Generation]:
+        assert method == "generate"
+        with self._lock:
+            return [
+                Generation(sample_completions(self._scorer, [ids], Room(len(ids) + most), seed)[0], True, self.adapter)
+                for ids, most, seed in zip(prompts, max_tokens, seeds, strict=True)
+            ]
+
+
 def answer_here(patch: pytest.MonkeyPatch) -> None:
-    """Prompts are answered by the proxy's own forward passes, where a run would ask its engine."""
+    """Prompts are answered in this process."""
 
     @contextmanager
-    def engine(_: Context, adapter: str) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(adapter=adapter)
-
-    def complete(shards: dict[Path, list[RowRange]], draw: Sampler, _: Any, run: RunDirectory) -> None:
-        proxy = run.adapters / draw.call.adapter
-        scorer = load_scorer(run.models / "proxy", run.config().proxy, adapter=proxy, trainable=False)
-        for path, ranges in shards.items():
-            rows = read_ranges(ranges)
-            drawn = sample_completions(scorer, [row["prompt_ids"] for row in rows], draw.room, draw.seed)
-            write_rows_shard(path, [{**row, "completion_ids": ids} for row, ids in zip(rows, drawn, strict=True)])
+    def engine(context: Context, adapter: str) -> Iterator[OwnAnswers]:
+        yield OwnAnswers(context.run, adapter)
 
     patch.setattr(Context, "proxy_engine", engine)
-    patch.setattr(distillation, "complete_prompts", complete)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from actors.cluster.placement import POOL_LABEL, in_pool
 from proxykd.errors import ProxykdError
 
+MAX_DEATHS = 16
+"""Of workers at one task, before it fails: one that feeds an engine lasts as long as its stage."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -35,7 +37,7 @@ class OnRay:
 
     def map(self, work: Callable[[T], R], items: Iterable[Any]) -> Iterator[R]:
         """Raises ProxykdError: the work's own, as what it is."""
-        task: Any = ray.remote(_done).options(num_cpus=1, **self._where)
+        task: Any = ray.remote(_done).options(num_cpus=1, max_retries=MAX_DEATHS, **self._where)
         held = ray.put(work)
         running, ahead = deque[Any](), 2 * cores(self._pool)
         try:
@@ -45,8 +47,8 @@ class OnRay:
                     yield _result(running.popleft())
             while running:
                 yield _result(running.popleft())
-        except RayTaskError as error:
-            raise _own(error) from None
+        except RayError as error:
+            raise own(error) from None
         finally:
             if isinstance(items, ray.ObjectRefGenerator):
                 ray.cancel(items)
@@ -77,5 +79,7 @@ def _result(reference: Any) -> Any:
     return ray.get(reference)
 
 
-def _own(error: RayTaskError) -> BaseException:
-    return error.cause if isinstance(error.cause, ProxykdError) else error
+def own(error: RayError) -> BaseException:
+    """A ProxykdError that ended a task as what it is; other errors as Ray tells them."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, ProxykdError) else error

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from actors.data.streams import EngineCall, Sampler, sample_pairs, stream_corpus, stream_pairs
+from actors.data.engine_shards import EngineCall, Sampler
+from actors.data.streams import stream_corpus, stream_pairs
 from actors.run.context import Context
 from actors.run.preparation import take_added, task_as_asked
 from actors.telemetry.event_types import Warned
@@ -137,7 +138,7 @@ def _sample(context: Context, number: int, reference: str) -> list[Path]:
             if missing:
                 context.events.step("sample")
                 draw = Sampler(call, number, config.seed, context.room(config.alignment.max_new_tokens))
-                sample_pairs(shards, draw, config.alignment, context.reporter, context.run)
+                context.shards.pairs(shards, draw, config.alignment)
             context.events.step("parity sample")
             _keep_parity(context, number, list(shards), call)
     return list(shards)

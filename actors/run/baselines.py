@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from actors.data.streams import Sampler, complete_prompts, stream_corpus
+from actors.data.engine_shards import Sampler
+from actors.data.streams import stream_corpus
 from actors.run.context import Context
 from proxykd.config import USES
 from proxykd.data.corpus_store import slice_ranges
@@ -64,6 +65,6 @@ def _complete(context: Context, *slices: str) -> tuple[int, int]:
         with context.open_teachers_engine() as call:
             context.events.step("complete")
             draw = Sampler(call, 0, context.config.seed, context.room(white_box.max_new_tokens))
-            complete_prompts(shards, draw, context.reporter, context.run)
+            context.shards.completions(shards, draw)
     made = whole(shards)
     return sum(map(len, made)), completion_tokens(made)

@@ -12,7 +12,7 @@ from typing import TypeVar, get_type_hints
 from ray.data import Dataset
 from ray.exceptions import RayActorError
 
-from actors.data.streams import EngineCall
+from actors.data.engine_shards import EngineCall, ShardMaker
 from actors.engine.proxy_engine import EngineSpec
 from actors.run.facilities import Facilities
 from actors.telemetry.event_types import Warned
@@ -60,6 +60,7 @@ class Context:
         self.reporter = reporter
         self.data_pool = self.config.resources.pools.data
         self.spread = facilities.spread(self.data_pool)
+        self.shards = ShardMaker(run, self.spread, reporter)
         self.busy_s = 0.0
         """Of the stage in hand, at work on its devices: without what was waited for."""
         self._refused = refused

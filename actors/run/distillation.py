@@ -9,14 +9,8 @@ from pathlib import Path
 
 from ray.data import Dataset
 
-from actors.data.streams import (
-    EngineCall,
-    Sampler,
-    complete_prompts,
-    score_with_engine,
-    stream_corpus,
-    stream_distillation,
-)
+from actors.data.engine_shards import EngineCall, Sampler
+from actors.data.streams import stream_corpus, stream_distillation
 from actors.run.baselines import completed
 from actors.run.context import Context
 from actors.run.preparation import take_added
@@ -76,7 +70,7 @@ def answer(context: Context, _: int | None) -> Made[AnswerResult]:
         with context.proxy_engine(adapter) as call:
             context.events.step("answer")
             draw = Sampler(call, 0, config.seed, context.room(config.alignment.max_new_tokens))
-            complete_prompts(shards, draw, context.reporter, run)
+            context.shards.completions(shards, draw)
     task = ScoreTask(adapter, context.label_source(adapter), on_answers=True)
     _label(context, "answer", list(shards), run.answer_labels(adapter), task)
     tokens = completion_tokens(whole(shards))
@@ -90,7 +84,7 @@ def _label(context: Context, key: str, shards: list[Path], labels: Path, task: S
     if missing and context.config.score.source == "engine":
         with context.proxy_engine(task.adapter) as call:
             context.events.step("score")
-            score_with_engine(missing, call, task.source, context.reporter, run)
+            context.shards.soft_labels(missing, call, task.source)
     elif missing:
         context.events.step("score")
         context.train(key, score_loop, task)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.data.engine_shards import EngineCall
 from actors.data.spreading import OnRay
-from actors.data.streams import EngineCall
 from actors.engine.app_names import proxy_app, rest_app, teacher_app
 from actors.engine.proxy_engine import EngineSpec
 from actors.training.training_runs import TrainRequest, train

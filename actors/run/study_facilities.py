@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from actors.data.streams import EngineCall
+from actors.data.engine_shards import EngineCall
 from actors.engine.app_names import proxy_app, teacher_app
 from actors.engine.engine_turns import EngineTurns
 from actors.engine.proxy_engine import EngineSpec

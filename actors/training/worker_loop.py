@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train.torch import get_device
 
+from actors.data.spreading import own
 from actors.telemetry.logs import log_of
 from actors.telemetry.progress import Progress
 from proxykd.errors import ProxykdError, RunStoppedError
@@ -89,4 +91,7 @@ def run_loop(call: LoopCall) -> bool:
 def _tables(call: LoopCall, size: int) -> Iterator[pa.Table]:
     assert call.stream is not None
     shard = ray.train.get_dataset_shard(call.stream)
-    return iter(shard.iter_batches(batch_size=size, batch_format="pyarrow"))
+    try:
+        yield from shard.iter_batches(batch_size=size, batch_format="pyarrow")
+    except RayError as error:
+        raise own(error) from None

@@ -64,6 +64,10 @@ class ResourceConfig(Section):
     """GPUs a replica."""
     engine_max_seqs: int = Field(64, ge=1)
     """Sequences that a replica works at together, at most."""
+    engine_rows_in_flight: int | None = Field(None, ge=1)
+    """Rows that the run has with a replica at once, at work or waiting for their turn; eight calls have an eighth each.
+    Unset, twice `engine_max_seqs`: as many wait as are worked at, and a slow row holds nobody back.
+    """
     engine_memory_gib: float = Field(1.0, gt=0)
     """GiB of a replica's KV cache on CPUs, rounded up to whole ones; on GPUs `engine_gpu_share` decides."""
     engine_gpu_share: float = Field(0.85, gt=0, le=1.0)
@@ -85,6 +89,11 @@ class ResourceConfig(Section):
     """CPUs that a locally started Ray announces, whatever the machine has: processes that wait for each other share two
     cores well enough.
     """
+
+    @property
+    def rows_in_flight(self) -> int:
+        """What `engine_rows_in_flight` comes to."""
+        return self.engine_rows_in_flight or 2 * self.engine_max_seqs
 
 
 class RedisConfig(Section):

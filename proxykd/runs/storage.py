@@ -170,11 +170,19 @@ def delete(path: Path) -> None:
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file, wherever it lies."""
+    """A Parquet file, wherever it lies.
+
+    Raises:
+        IntegrityError: the file is torn.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
-        return pq.read_table(file, columns=columns)
+    try:
+        with path.open("rb") as file:
+            return pq.read_table(file, columns=columns)
+    except pa.ArrowInvalid as error:
+        raise IntegrityError(f"{path} is torn ({error}); delete it and its .ok, then resume the run") from None
 
 
 def scratch(parent: Path) -> tempfile.TemporaryDirectory[str]:

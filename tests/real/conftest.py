@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.cluster.http_options import HttpOptions
-from actors.data.streams import EngineCall
+from actors.data.engine_shards import EngineCall
 from actors.engine.app_names import proxy_app
 from actors.hosting import local_cluster
 from proxykd.models.loading import initialise

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.data.streams import EngineCall
+from actors.data.engine_shards import EngineCall
 from actors.engine.app_names import proxy_app
 from proxykd.config import ENGINE_TOP_K
 from proxykd.models.batching import collate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,6 +69,17 @@ def run_stage(run, key, loop, task, stream):
     call = LoopCall(str(run.root), key, loop, task, str(outcome), Reporter("silent", NAMESPACE, run.id))
     train(f"{run.root.parent.name}-{key}", [TrainRequest(call, stream)], run.config().resources)
     return read_json(outcome)
+
+
+def test_a_torn_shard_ends_its_stage_and_is_named(prepared, tiny, tmp_path):
+    run = RunDirectory(tmp_path / "torn")
+    shutil.copytree(prepared["one"].root, run.root)
+    stream, task = stream_corpus(slice_ranges(run, "warmup")), WarmupTask(manifest(run)["warmup"])
+    victim = run.corpus / "warmup" / "shard-00001.parquet"
+    victim.write_bytes(victim.read_bytes()[:-9])
+    error = run_stage(run, "warmup", warm_up_loop, task, stream)["error"]
+    assert error["type"] == "IntegrityError"
+    assert "warmup/shard-00001.parquet has sha256" in error["message"]
 
 
 def warm_up(run):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
+from actors.data.engine_shards import Sampler, ShardMaker
 from actors.data.spreading import OnRay
+from actors.engine.proxy_engine import Generation
 from proxykd.data import corpus_blocks, ingest
 from proxykd.data.corpus_segments import source_of
-from proxykd.data.corpus_store import write_corpus
-from proxykd.errors import CorpusError
+from proxykd.data.corpus_store import write_corpus, write_rows
+from proxykd.data.row_ranges import whole
+from proxykd.errors import CorpusError, IntegrityError
 from proxykd.runs.storage import RunDirectory
+from proxykd.training.sampling import Room
+from tests.inline_run import Untold
+from tests.small_run import run_config
 from tests.unit.test_ingest import config_of, files, rows
 
 
@@ -81,3 +88,37 @@ def test_nothing_of_the_text_comes_to_the_caller(cluster, tiny, tmp_path, jsonl,
     monkeypatch.setattr(corpus_blocks, "read_row", refused)
     monkeypatch.setattr(ingest, "gather", refused)
     assert files(made(config_of(tiny, tmp_path, jsonl), tiny, OnRay()).corpus)
+
+
+class Engine:
+    """Answers by the prompt alone, in whichever process it is asked; the process of its tenth call dies."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __call__(self, method, prompts, max_tokens, seeds):
+        calls = len(os.listdir(self.folder))
+        (Path(self.folder) / str(calls)).touch()
+        if calls == 10:
+            os._exit(1)
+        return [Generation([*ids, 2], True, "a") for ids in prompts]
+
+
+def test_tasks_that_feed_an_engine_make_the_same_shards_though_one_dies_and_name_what_is_torn(cluster, tmp_path):
+    run = RunDirectory.create(run_config("any", str(tmp_path / "runs"), resources={"engine_rows_in_flight": 8}))
+    rows = [{"id": f"r{i}", "prompt_ids": [5, i + 10], "completion_ids": [7]} for i in range(40)]
+    source = write_rows(run.corpus / "alignment", rows, 5)
+    (tmp_path / "calls").mkdir()
+    draw = Sampler(Engine(tmp_path / "calls"), 1, 0, Room(64))
+
+    def pairs(name, spread=None):
+        shards = {run.root / name / path.name: whole([path]) for path in source}
+        ShardMaker(run, spread or OnRay(), Untold).pairs(shards, draw, run.config().alignment)
+        run.sweep()
+        return files(run.root / name)
+
+    assert pairs("on-ray") == pairs("on-ray-again")
+    assert len(os.listdir(tmp_path / "calls")) > 80  # some were asked for twice
+    source[3].write_bytes(source[3].read_bytes()[:-9])
+    with pytest.raises(IntegrityError, match=r"alignment/shard-00003\.parquet has sha256"):
+        pairs("torn")

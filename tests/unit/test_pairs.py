@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.data.streams import Sampler
+from actors.data.engine_shards import Sampler
 from actors.engine.proxy_engine import Generation
 from proxykd.config import AlignmentConfig
 from proxykd.data.pairs import count_pairs, read_pairs, similarity, write_pairs
@@ -31,13 +31,12 @@ class Engine:
 )
 def test_a_shards_longest_prompt_takes_nothing_from_the_others(room, expected):
     engine = Engine()
-    drawn = list(Sampler(engine, 3, 7, room)(ROWS))
+    drawn = Sampler(engine, 3, 7, room)(ROWS)
     prompts, max_tokens, seeds = engine.asked
     assert max_tokens == expected
     assert prompts == [row["prompt_ids"] for row in ROWS]
-    assert [row for row, *_ in drawn] == ROWS
-    assert [len(generation.token_ids) for *_, generation in drawn] == expected
-    assert seeds == [seed for _, seed, _ in drawn] == [sample_seed(7, 3, row["id"]) for row in ROWS]
+    assert [len(generation.token_ids) for _, generation in drawn] == expected
+    assert seeds == [seed for seed, _ in drawn] == [sample_seed(7, 3, row["id"]) for row in ROWS]
 
 
 SAMPLES = [([60, STOP], True), ([60, 61, 62], False), ([], True), ([50, 51, STOP], True), ([50, 51], False)]

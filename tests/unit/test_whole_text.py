@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.run import alignment, baselines
+from actors.data.engine_shards import ShardMaker
+from actors.run import alignment
 from actors.run.pipeline import Pipeline
 from proxykd.collection import dataset as datasets
 from proxykd.data.corpus_segments import source_of
@@ -191,13 +192,13 @@ def run_arm(streams, tiny, tmp_path, monkeypatch):
     def start(source, whole_text):
         completed, engine, trainers = [], OneEngine(), Trainers()
 
-        def complete(shards, *_):
+        def complete(_, shards, draw):
             for path, ranges in shards.items():
                 rows = read_ranges(ranges)
                 completed.extend(row["id"] for row in rows)
                 write_rows_shard(path, rows)
 
-        monkeypatch.setattr(baselines, "complete_prompts", complete)
+        monkeypatch.setattr(ShardMaker, "completions", complete)
         folder = tmp_path / f"{source}-{whole_text}"
         white_box = {"teacher": {"source": str(tiny), "dtype": "float32"}, "assistant": {"global_batch": 8}}
         distillation = {"source": source, "global_batch": 8, "evaluations": 1}
