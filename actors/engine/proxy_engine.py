@@ -13,12 +13,14 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.engine.adapter_slot import AdapterSlot
+from actors.engine.sleeping import Door
 from proxykd.config import ENGINE_TOP_K, LORA_SLOTS, RunConfig, lora_slot_rank
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError, ModelError
@@ -27,6 +29,9 @@ from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import UnknownAdapterError, adapter_name
 from proxykd.runs.storage import RunDirectory, fetch, location, verify_directory
 
+GPU_STEP_TOKENS = 8192
+"""Tokens of an engine's step on a GPU, prompts in chunks among them: vLLM's own default for throughput. The float32
+logits of prompt log-probs are those of one request, or of 1,024 tokens at a time, however many a step has."""
 PROBE, RUN, CLIENT = -1, 0, 1
 """Priorities: the run's own requests come before those of clients, and the probe of its life before both."""
 SMALLEST_TAIL = 1e-9
@@ -48,13 +53,16 @@ class EngineSpec:
     tensor_parallel: int
     gpu_share: float
     on_gpu: bool
+    sleeps: bool = False
+    """Whether it gives its devices' memory to the trainers while they work."""
     max_logprobs: int = ENGINE_TOP_K
 
     @classmethod
     def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
         """The engine that answers for every proxy of the run."""
         assert config.engine.adapters is not None  # the whole config resolves it
-        return cls._of(run, config, "proxy", config.engine.adapters)
+        sleeps = config.resources.engine_while_training == "sleep"
+        return replace(cls._of(run, config, "proxy", config.engine.adapters), sleeps=sleeps)
 
     @classmethod
     def of_teacher(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
@@ -111,6 +119,7 @@ class ProxyEngine:
         self._slot: AdapterSlot[Any] = AdapterSlot(
             self._merge if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
         )
+        self._door = Door()
         self._loras: dict[str, Any] = {}
         self._lora_lock = asyncio.Lock()
 
@@ -176,10 +185,20 @@ class ProxyEngine:
         """
         from vllm import SamplingParams
 
-        async with asyncio.timeout(deadline_s), self._slot.hold_loaded() as loaded:
+        async with asyncio.timeout(deadline_s), self._door.within(), self._slot.hold_loaded() as loaded:
             with translated():
                 await self._run([0], SamplingParams(max_tokens=1, detokenize=False), None, PROBE)
             return loaded
+
+    async def sleep(self) -> None:
+        """Once every request is answered, gives back the devices' memory, but for what the process itself needs: the
+        weights wait in the host's, with the adapter that they have."""
+        with translated():
+            await self._door.close(partial(self.client.sleep, level=1))
+
+    async def wake(self) -> None:
+        with translated():
+            await self._door.open(self.client.wake_up)
 
     async def check_health(self) -> None:
         """Raises EngineError once the engine has died: Serve then replaces the replica."""
@@ -197,7 +216,7 @@ class ProxyEngine:
         # tests/real/test_engine.py): there LoRA adapters take turns too. On GPUs they share batches.
         takes_turns = self._spec.mode == "merged" or not self._spec.on_gpu
         with translated():
-            async with self._slot.hold(adapter, priority) if takes_turns else nullcontext():
+            async with self._door.within(), self._slot.hold(adapter, priority) if takes_turns else nullcontext():
                 if self._spec.mode == "merged" or directory is None:
                     yield None
                 else:
@@ -287,17 +306,16 @@ def engine_arguments(spec: EngineSpec, base: Path) -> dict[str, Any]:
         "max_num_seqs": spec.max_seqs,
         "max_logprobs": spec.max_logprobs,
         "tensor_parallel_size": spec.tensor_parallel,
-        # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine; prompt log-probs build
-        # float32 logits for a whole batch of tokens, which this bounds.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(spec.max_length, 2048),
+        # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine, which takes a prompt whole.
+        "enable_chunked_prefill": spec.on_gpu,
+        "max_num_batched_tokens": max(spec.max_seqs, GPU_STEP_TOKENS if spec.on_gpu else max(spec.max_length, 2048)),
         "scheduling_policy": "priority",
         "load_format": "safetensors",
         # Clients sample what was aligned: of the model's generation_config.json the stop tokens alone count.
         "generation_config": "vllm",
     }
     if spec.on_gpu:
-        arguments["gpu_memory_utilization"] = spec.gpu_share
+        arguments |= {"gpu_memory_utilization": spec.gpu_share, "enable_sleep_mode": spec.sleeps}
     else:
         arguments["enforce_eager"] = True
     if spec.mode == "lora":

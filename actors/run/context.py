@@ -117,8 +117,7 @@ class Context:
             ProxykdError: the loop's own, as what it is.
             StorageError: the run's storage takes no more.
         """
-        if self.config.resources.engine_while_training == "stop":
-            self.stop_proxy()
+        self._make_room()
         self.events.step("start the workers")
         self.events.standing(training=True)
         found: type[Found] = get_type_hints(loop)["return"]
@@ -149,6 +148,17 @@ class Context:
                 if attempt == MAX_CONTROLLERS:
                     raise
                 self.events.emit(Warned(f"{key}: Ray Train's controller died ({error}); started again"))
+
+    def _make_room(self) -> None:
+        """Gives the engine's devices to the trainers, where both have the same."""
+        match self.config.resources.engine_while_training:
+            case "stop":
+                self.stop_proxy()
+            case "sleep":
+                self.events.step("put the proxy's engine to sleep")
+                self.events.standing(engine=False)
+                self.facilities.engines.rest(EngineSpec.of_run(self.run, self.config))
+                self._proxy_is_up = False
 
     def stop_proxy(self) -> None:
         """Gives the engine's devices back."""

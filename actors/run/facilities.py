@@ -27,6 +27,8 @@ class Deployer(Protocol):
 
     def deploy_proxy(self, spec: EngineSpec) -> Any: ...
 
+    def rest_proxy(self, spec: EngineSpec) -> None: ...
+
     def deploy_teacher(self, spec: EngineSpec, model_name: str) -> str: ...
 
     def serve_run(self, run: RunDirectory, config: RunConfig) -> str: ...
@@ -58,6 +60,9 @@ class Engines(Protocol):
 
     def release(self, spec: EngineSpec) -> None:
         """This run needs the engine of `spec` no more for now."""
+
+    def rest(self, spec: EngineSpec) -> None:
+        """The trainers need its devices; `proxy` has it back."""
 
 
 class Trainers(Protocol):
@@ -123,6 +128,9 @@ class OwnEngines:
 
     def release(self, spec: EngineSpec) -> None:
         self._deployer.stop(proxy_app(spec.prefix))
+
+    def rest(self, spec: EngineSpec) -> None:
+        self._deployer.rest_proxy(spec)
 
 
 class OwnTrainers:

@@ -89,6 +89,9 @@ class SharedEngines:
     def release(self, spec: EngineSpec) -> None:
         """Another run may need it still: the next that wants another engine stops it."""
 
+    def rest(self, spec: EngineSpec) -> None:
+        """Together stops it, for all runs that train."""
+
     def close(self) -> None:
         """Stops the one that is up, once nobody works with it."""
         self._turns.close()
@@ -244,7 +247,7 @@ class StudyFacilities:
         cls, deployer: Deployer, study: StudyDirectory, runs: list[RunDirectory], resources: ResourceConfig
     ) -> StudyFacilities:
         engines = SharedEngines(deployer, study)
-        stopped_to_train = resources.engine_while_training == "stop"
+        stopped_to_train = resources.engine_while_training != "keep"
         together = Together(study.id, runs, resources, engines.close if stopped_to_train else lambda: None)
         return cls(
             engines, together, Facilities(NoRoutes(), SharedModels(study), engines, together, together, deployer)

@@ -16,6 +16,8 @@ from actors.cluster.placement import in_pool
 from actors.training.worker_loop import LoopCall, run_loops
 from proxykd.config import ResourceConfig
 
+TRAINER_GPU = 0.9
+"""What Ray counts of a worker's GPU where an engine sleeps there: too much for a second worker."""
 MAX_FAILURES = 16
 """Deaths of workers in one stage before the run fails."""
 
@@ -44,6 +46,7 @@ def train(name: str, requests: Sequence[TrainRequest], resources: ResourceConfig
         scaling_config=ScalingConfig(
             num_workers=resources.trainer_workers,
             use_gpu=resources.device == "gpu",
+            resources_per_worker={"GPU": TRAINER_GPU} if resources.engine_while_training == "sleep" else None,
             **in_pool(resources.pools.trainer),
         ),
         run_config=ray.train.RunConfig(

@@ -72,9 +72,10 @@ class ResourceConfig(Section):
     """GiB of a replica's KV cache on CPUs, rounded up to whole ones; on GPUs `engine_gpu_share` decides."""
     engine_gpu_share: float = Field(0.85, gt=0, le=1.0)
     """Share of a GPU's memory that a replica takes for weights and KV cache."""
-    engine_while_training: Literal["keep", "stop"] = "keep"
+    engine_while_training: Literal["keep", "stop", "sleep"] = "keep"
     """`keep`: the engine stays up for all rounds. `stop`: engine and trainers take the same GPUs in turn, for an engine
-    start every round.
+    start every round. `sleep`: the same, but the engine stays up and its weights wait in the host's memory; on GPUs
+    that the run has to itself.
     """
     pools: PoolConfig = PoolConfig()
     micro_batch_tokens: int = Field(2048, ge=8)
@@ -89,6 +90,21 @@ class ResourceConfig(Section):
     """CPUs that a locally started Ray announces, whatever the machine has: processes that wait for each other share two
     cores well enough.
     """
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine_while_training == "sleep" and self.device == "cpu":
+            raise ValueError(
+                "resources.engine_while_training is sleep, by which vLLM gives GPU memory back, and resources.device "
+                "is cpu; set engine_while_training=keep or stop"
+            )
+        if self.engine_while_training == "sleep" and self.pools.engine != self.pools.trainer:
+            raise ValueError(
+                f"resources.engine_while_training is sleep, for engine and trainers on the same GPUs, and their pools "
+                f"are {self.pools.engine} and {self.pools.trainer}; name one pool for both, or set "
+                f"engine_while_training=keep"
+            )
+        return self
 
     @property
     def rows_in_flight(self) -> int:

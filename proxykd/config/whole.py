@@ -194,10 +194,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"on_policy.source is engine, and on_policy.judge {phase.judge} asks no proxy; leave source out"
             )
-        if self.resources.engine_while_training == "stop":
+        if (apart := self.resources.engine_while_training) != "keep":
             raise ValueError(
-                "on_policy.source is engine, which is asked at every step, and resources.engine_while_training is "
-                "stop; set resources.engine_while_training=keep or on_policy.source=trainer"
+                f"on_policy.source is engine, which is asked at every step, and resources.engine_while_training is "
+                f"{apart}; set resources.engine_while_training=keep or on_policy.source=trainer"
             )
 
     def _check_limit(self, section: str, max_new_tokens: int | None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxykd.config import ModelConfig, RunConfig
-from proxykd.costs.memory_plan import file_work_gib, footprints, gathered_gib
-from proxykd.models.architecture import architecture
+from proxykd.costs.memory_plan import BYTES, GIB, file_work_gib, footprints, gathered_gib
+from proxykd.models.architecture import architecture, require_architecture
 
-DATA_CPUS = 2
+READERS = 2
 PROCESS_GIB = 1.0
 """Of a Ray worker that has imported torch and transformers or vLLM, beside what it holds of models."""
 
@@ -53,8 +53,9 @@ class ProcessDemands:
 
     @property
     def data(self) -> Demand:
-        """Ray Data's two tasks."""
-        return Demand(self.config.resources.pools.data, DATA_CPUS, memory_gib=DATA_CPUS * PROCESS_GIB / 2)
+        """Two tasks that read for the trainers, or one a replica that feeds the engine."""
+        tasks = max(READERS, self.config.resources.engine_replicas)
+        return Demand(self.config.resources.pools.data, tasks, memory_gib=tasks * PROCESS_GIB / 2)
 
     @property
     def models(self) -> Demand:
@@ -65,10 +66,18 @@ class ProcessDemands:
 
     @property
     def kept_engine(self) -> list[Demand]:
-        """The proxy's engine beside training, where something is sampled from it and the config keeps it up."""
-        config = self.config
+        """The proxy's engine beside training, where something is sampled from it: all of it where the config keeps it
+        up; where it sleeps, its processes, with the weights in the host's memory."""
+        config, resources = self.config, self.config.resources
         sampled = (config.alignment.rounds and config.alignment.preference) or config.corpus.unlabelled
-        return [self.engine("proxy")] if sampled and config.resources.engine_while_training == "keep" else []
+        if not sampled or resources.engine_while_training == "stop":
+            return []
+        engine = self.engine("proxy")
+        if resources.engine_while_training == "keep":
+            return [engine]
+        parameters = require_architecture(config.proxy).parameters if self._known else 0
+        weights = resources.engine_replicas * parameters * BYTES[config.engine.dtype] / GIB
+        return [replace(engine, gpus=0, largest=0, memory_gib=engine.memory_gib + weights)]
 
     def _host_memory(self) -> dict[str, float]:
         """GiB of the host that one process of each kind holds. With GPUs, weights pass through the page cache."""

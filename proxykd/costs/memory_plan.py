@@ -24,7 +24,7 @@ widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddi
     KV cache       2 L KV b a token, for max_seqs sequences of max_length, shared by tensor parallel devices
     engine LoRA    the slots; on CPUs also t r max(H, I, Q) (b, or b + 4 in bfloat16), for vLLM's kernels gather each
                    token's matrix of a batch
-    engine logits  two float32 copies of [tokens of a batch, V]: prompt log-probs (vLLM)
+    engine logits  two float32 copies of [tokens of one request, or 2,048 if they are fewer, V]: prompt log-probs (vLLM)
 
 Working memory is a bound, all else is counted: a step holds at most the sum, and at least the sum without it
 (tests/unit/test_peaks.py; `python -m benchmarks.plan` prints both).

@@ -29,12 +29,19 @@ from services.dashboard.redis_of_run import redis_of_coordinator
 from services.rest.api import build_app
 from services.rest.proxy_service import ProxyService, ServiceSpec
 
+SLEEP_S = 600.0
+"""How long an engine may take to answer who is within and fall asleep, or to wake up."""
+ASLEEP_GPU = 0.01
+"""What Ray counts of a GPU for a replica that sleeps while others train there (`TRAINER_GPU`, training_runs.py)."""
+
 
 class ProxyReplica:
     """The engine behind a Serve handle. A call carries a batch; vLLM interleaves the rows of all calls."""
 
     async def __init__(self, spec: EngineSpec):  # type: ignore[misc]  # Serve awaits it; the engine needs a loop
         began = time.monotonic()
+        if spec.sleeps:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices_of(serve.get_replica_context().rank.local_rank, spec)
         self._engine = ProxyEngine(spec)
         self._front = OpenAIFront(self._engine)
         self._metrics = ReplicaMetrics(spec.prefix, serve.get_replica_context().replica_id.unique_id)
@@ -55,6 +62,12 @@ class ProxyReplica:
         with self._metrics.call(adapter):
             async for part in self._front.answer(route, adapter, body, deadline_s):
                 yield part
+
+    async def sleep(self) -> None:
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        await self._engine.wake()
 
     async def probe(self, deadline_s: float) -> str:
         return await self._engine.probe(deadline_s)
@@ -92,11 +105,18 @@ class ServeDeployer:
         One that a coordinator before started serves this one too.
         """
         if (handle := self._running(proxy_app(spec.prefix))) is not None:
+            if spec.sleeps:
+                handle.broadcast("wake").results(timeout_s=SLEEP_S)
             return handle
-        options = engine_options(self._resources, self._resources.engine_replicas)
+        options = engine_options(self._resources, self._resources.engine_replicas, spec.sleeps)
         replica: Any = serve.deployment(ProxyReplica)
         app = replica.options(name="ProxyEngine", **options).bind(spec)
         return serve.run(app, name=proxy_app(spec.prefix), route_prefix=None)
+
+    def rest_proxy(self, spec: EngineSpec) -> None:
+        """Puts every replica of the proxy's engine to sleep; nothing where there is none."""
+        if (handle := self._running(proxy_app(spec.prefix))) is not None:
+            handle.broadcast("sleep").results(timeout_s=SLEEP_S)
 
     def deploy_rest(self, spec: ServiceSpec) -> str:
         """Starts the REST front, once for the life of a run, and returns its base URL."""
@@ -155,12 +175,12 @@ class ServeDeployer:
         )
 
 
-def engine_options(resources: ResourceConfig, replicas: int) -> dict[str, Any]:
+def engine_options(resources: ResourceConfig, replicas: int, sleeps: bool = False) -> dict[str, Any]:
     """Serve's options for a replica that holds an engine: its share of the machine and its environment."""
     actor: dict[str, Any] = {"num_cpus": 1, "runtime_env": {"env_vars": engine_environment(resources)}}
     actor |= in_pool(resources.pools.engine)
     if resources.device == "gpu":
-        actor["num_gpus"] = resources.engine_tensor_parallel
+        actor["num_gpus"] = ASLEEP_GPU if sleeps else resources.engine_tensor_parallel
     return {
         "num_replicas": replicas,
         "ray_actor_options": actor,
@@ -169,6 +189,12 @@ def engine_options(resources: ResourceConfig, replicas: int) -> dict[str, Any]:
         "health_check_timeout_s": 120,
         "graceful_shutdown_timeout_s": 5,
     }
+
+
+def devices_of(local_rank: int, spec: EngineSpec) -> str:
+    """The GPUs of a replica that sleeps, which Ray counts as the trainers': by its place among those of its node."""
+    first = local_rank * spec.tensor_parallel
+    return ",".join(str(first + i) for i in range(spec.tensor_parallel))
 
 
 def engine_environment(resources: ResourceConfig) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from actors.data.engine_shards import EngineCall
 from actors.engine.app_names import proxy_app
 from proxykd.config import ENGINE_TOP_K
+from proxykd.errors import EngineError
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.training.stage_losses import CoarseLoss
@@ -71,6 +73,27 @@ def test_a_students_samples_are_judged_as_by_the_proxy_beside_it(engine):
         found[who] = float(terms["divergence"].detach()), gradient
     assert found["engine"][0] == pytest.approx(found["trainer"][0], rel=1e-3)
     assert float((found["engine"][1] - found["trainer"][1]).norm()) < 1e-2 * float(found["trainer"][1].norm())
+
+
+def test_every_replica_sleeps_and_wakes_as_it_was(engine, deployer):
+    """On a CPU vLLM gives no memory back, and does all else that sleeping asks."""
+    from ray import serve
+
+    run, spec, call = engine
+    mine = call(adapters(run)[-1])
+    question = {"prompts": PROMPTS, "completions": COMPLETIONS, "top_k": 5, "deadline_s": 120.0}
+    before = mine("score", prompts=PROMPTS, completions=COMPLETIONS, top_k=5)
+    handle = serve.get_app_handle(proxy_app(spec.prefix))
+    unanswered = [handle.score.remote(mine.adapter, **question) for _ in range(3)]
+    deployer.rest_proxy(spec)
+    assert [len(one.result(timeout_s=0.1)) for one in unanswered] == [24] * 3
+    with pytest.raises(EngineError, match="sleeps while the run trains"):
+        handle.score.remote(mine.adapter, **question).result()
+    deployer.rest_proxy(spec)
+    deployer.deploy_proxy(replace(spec, sleeps=True))
+    after = mine("score", prompts=PROMPTS, completions=COMPLETIONS, top_k=5)
+    for one, other in zip(before, after, strict=True):
+        assert np.abs(one.token_logps_T - other.token_logps_T).max() < 1e-4
 
 
 def test_interleaved_requests_are_answered_each_by_its_own_adapter(engine):

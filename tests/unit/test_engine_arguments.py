@@ -23,6 +23,7 @@ def test_a_cpu_engine_merges_and_has_its_room_from_the_environment(tiny, tmp_pat
     found = arguments_of(tiny, tmp_path, resources=resources, corpus={"path": "none", "max_length": 100})
     assert (found["max_num_seqs"], found["max_model_len"], found["enforce_eager"]) == (48, 101, True)
     assert not {"enable_lora", "gpu_memory_utilization"} & found.keys()
+    assert (found["enable_chunked_prefill"], found["max_num_batched_tokens"]) == (False, 2048)
     told = run_config(str(tiny), str(tmp_path), resources=resources).resources
     assert engine_environment(told)["VLLM_CPU_KVCACHE_SPACE"] == "3"
     options = engine_options(told, told.engine_replicas)
@@ -37,8 +38,20 @@ def test_a_gpu_engine_has_its_share_and_slots_of_the_adapters_rank(tiny, tmp_pat
     assert (found["gpu_memory_utilization"], found["tensor_parallel_size"], found["dtype"]) == (0.4, 2, "bfloat16")
     assert (found["enable_lora"], found["max_loras"], found["max_lora_rank"]) == (True, LORA_SLOTS, 32)
     assert "q_proj" in found["lora_target_modules"]
+    assert (found["enable_chunked_prefill"], found["max_num_batched_tokens"]) == (True, 8192)
     told = run_config(str(tiny), str(tmp_path), resources=resources).resources
     assert engine_options(told, 1)["ray_actor_options"]["num_gpus"] == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize(("max_length", "max_seqs"), [(96, 16), (20_000, 64), (1024, 10_000)])
+def test_a_step_has_room_for_what_vllm_asks(tiny, tmp_path, device, max_length, max_seqs):
+    from vllm.config.scheduler import SchedulerConfig
+
+    resources = {"device": device, "engine_max_seqs": max_seqs}
+    found = arguments_of(tiny, tmp_path, resources=resources, corpus={"path": "none", "max_length": max_length})
+    names = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "enable_chunked_prefill")
+    SchedulerConfig(**{name: found[name] for name in names}, is_encoder_decoder=False)
 
 
 @pytest.mark.parametrize(("rank", "slot"), [(1, 8), (8, 8), (9, 16), (200, 256), (257, 320), (512, 512)])

@@ -368,6 +368,13 @@ def test_a_run_whose_engine_judges_keeps_it_while_it_trains(donor, streams, tiny
             {"on_policy": {"source": "engine"}, "resources": {"engine_while_training": "stop"}},
             r"set resources\.engine_while_training=keep",
         ),
+        (
+            {
+                "on_policy": {"source": "engine"},
+                "resources": {"device": "gpu", "engine_while_training": "sleep"},
+            },
+            r"engine_while_training is sleep; set resources\.engine_while_training=keep",
+        ),
     ],
 )
 def test_an_engine_that_cannot_judge_is_refused(tiny, tmp_path, sections, message):

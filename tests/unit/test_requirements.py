@@ -47,6 +47,12 @@ def test_engine_and_trainers_side_by_side_or_in_turn():
     assert (cpus_needed(gpus()), gpus_needed(gpus())) == (12, 16)
     in_turn = gpus(engine_while_training="stop")
     assert (cpus_needed(in_turn), gpus_needed(in_turn)) == (10, 8)
+    asleep = gpus(engine_while_training="sleep")  # its processes stay, beside the trainers
+    assert (cpus_needed(asleep), gpus_needed(asleep)) == (12, 8)
+
+
+def test_each_replica_has_a_task_that_feeds_it():
+    assert cpus_needed(with_resources(engine_replicas=6)) == 12
 
 
 def test_a_run_that_asks_no_engine_needs_none():
