@@ -47,6 +47,6 @@ TOY = Stage(
     inputs=("corpus",),
     settings=lambda config: [config.corpus.max_length],
     files=lambda run, _: [run.root / "toy"],
-    demands=lambda processes: [[processes.trainer("proxy"), processes.data, processes.data, processes.data]],
+    demands=lambda processes: [[processes.trainer("proxy"), processes.readers, processes.readers, processes.readers]],
     cost=lambda by: [StageEstimate("toy", 5, 50.0, 7200.0, 1)],
 )

@@ -52,10 +52,17 @@ class ProcessDemands:
         return Demand(resources.pools.trainer, workers, gpus, workers * self._host[f"trainer, {what}"] + gathered)
 
     @property
-    def data(self) -> Demand:
-        """Two tasks that read for the trainers, or one a replica that feeds the engine."""
-        tasks = max(READERS, self.config.resources.engine_replicas)
-        return Demand(self.config.resources.pools.data, tasks, memory_gib=tasks * PROCESS_GIB / 2)
+    def readers(self) -> Demand:
+        """Ray Data's two tasks, which read for the trainers."""
+        return self._tasks(READERS)
+
+    @property
+    def feeders(self) -> Demand:
+        """The tasks that ask an engine, one for each of its replicas."""
+        return self._tasks(self.config.resources.engine_replicas)
+
+    def _tasks(self, count: int) -> Demand:
+        return Demand(self.config.resources.pools.data, count, memory_gib=count * PROCESS_GIB / 2)
 
     @property
     def models(self) -> Demand:

@@ -88,8 +88,8 @@ def _files(run: RunDirectory, result: RoundResult) -> list[Path]:
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
     config = processes.config
-    training = [processes.trainer("proxy", config.proxy), processes.data, *processes.kept_engine]
-    sampling = [[processes.engine("proxy"), processes.data]] if config.alignment.preference else []
+    training = [processes.trainer("proxy", config.proxy), processes.readers, *processes.kept_engine]
+    sampling = [[processes.engine("proxy"), processes.feeders]] if config.alignment.preference else []
     return [training, *sampling]
 
 

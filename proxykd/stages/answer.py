@@ -20,7 +20,7 @@ class AnswerResult(Result):
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    answering = [processes.engine("proxy"), processes.data]
+    answering = [processes.engine("proxy"), processes.feeders]
     if processes.config.score.source == "engine":
         return [answering]
     return [answering, [processes.trainer("proxy"), *processes.kept_engine]]

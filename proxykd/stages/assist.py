@@ -30,7 +30,7 @@ def _files(run: RunDirectory, result: AssistResult) -> list[Path]:
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    return [[processes.trainer("assistant", processes.config.proxy), processes.data]]
+    return [[processes.trainer("assistant", processes.config.proxy), processes.readers]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:

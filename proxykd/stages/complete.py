@@ -22,7 +22,7 @@ def _settings(config: RunConfig) -> list[object]:
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    return [[processes.engine("open teacher"), processes.data]]
+    return [[processes.engine("open teacher"), processes.feeders]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:

@@ -35,7 +35,7 @@ def _files(run: RunDirectory, _: DistilResult) -> list[Path]:
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    return [[processes.trainer("student", processes.config.student), processes.data]]
+    return [[processes.trainer("student", processes.config.student), processes.readers]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:

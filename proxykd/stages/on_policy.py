@@ -45,7 +45,7 @@ def _demands(processes: ProcessDemands) -> list[list[Demand]]:
     config = processes.config
     asked = config.on_policy is not None and config.on_policy.source == "engine"
     engine = [processes.engine("proxy")] if asked else []
-    return [[processes.trainer("student on-policy", config.student), processes.data, *engine]]
+    return [[processes.trainer("student on-policy", config.student), processes.readers, *engine]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:

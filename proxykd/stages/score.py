@@ -20,7 +20,7 @@ class LabelsResult(Result, LabelStatistics):
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
     if processes.config.score.source == "engine":
-        return [[processes.engine("proxy"), processes.data]]
+        return [[processes.engine("proxy"), processes.feeders]]
     return [[processes.trainer("proxy"), *processes.kept_engine]]
 
 

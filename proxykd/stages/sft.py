@@ -18,7 +18,7 @@ def _settings(config: RunConfig) -> list[object]:
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    return [[processes.trainer("student by SFT", processes.config.student), processes.data]]
+    return [[processes.trainer("student by SFT", processes.config.student), processes.readers]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:

@@ -17,7 +17,7 @@ class WarmupResult(AdapterResult):
 
 
 def _demands(processes: ProcessDemands) -> list[list[Demand]]:
-    return [[processes.trainer("proxy", processes.config.proxy), processes.data]]
+    return [[processes.trainer("proxy", processes.config.proxy), processes.readers]]
 
 
 def _cost(by: Estimator) -> list[StageEstimate]:

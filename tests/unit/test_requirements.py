@@ -52,7 +52,7 @@ def test_engine_and_trainers_side_by_side_or_in_turn():
 
 
 def test_each_replica_has_a_task_that_feeds_it():
-    assert cpus_needed(with_resources(engine_replicas=6)) == 12
+    assert cpus_needed(with_resources(engine_replicas=6, engine_while_training="stop")) == 12
 
 
 def test_a_run_that_asks_no_engine_needs_none():
