@@ -128,7 +128,7 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
 
 
 def _sample(context: Context, number: int, reference: str) -> list[Path]:
-    """y^ from the round's own start, through Ray Data onto the deployment; finished shards stand."""
+    """y^ from the round's own start, by tasks that feed the deployment; finished shards stand."""
     config, folder = context.config, context.run.pairs(number)
     rows = enumerate(parts(_rows_of(context, number), config.corpus.shard_records))
     shards = {folder / f"shard-{i:05d}.parquet": part for i, part in rows}

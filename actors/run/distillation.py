@@ -3,6 +3,7 @@ a phase on the student's own samples, and the test slice."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,9 +62,10 @@ def answer(context: Context, _: int | None) -> Made[AnswerResult]:
     run, config, adapter = context.run, context.config, context.need(SCORE).adapter
     prompts = read_unlabelled(config)
     require_not_held_out(prompts, held_out_of(run), str(config.corpus.unlabelled))
-    rows, dropped = unlabelled_rows(prompts, config, ChatFormat(load_tokenizer(run.models / "proxy")))
     taught, folder = slice_shards(run, _slice(context), context.need(SCORE).segments), run.answers(adapter)
-    size = min(config.corpus.shard_records, -(-len(rows) // len(taught)))  # so that each has its share of them
+    size = min(config.corpus.shard_records, -(-len(prompts) // len(taught)))  # so that each has its share of them
+    dropped: Counter[str] = Counter()
+    rows = unlabelled_rows(prompts, config, ChatFormat(load_tokenizer(run.models / "proxy")), dropped)
     asked = write_rows(folder / "prompts", rows, size)
     shards = {folder / path.name: whole([path]) for path in asked}
     if any(unfinished(path) for path in shards):
@@ -74,7 +76,8 @@ def answer(context: Context, _: int | None) -> Made[AnswerResult]:
     task = ScoreTask(adapter, context.label_source(adapter), on_answers=True)
     _label(context, "answer", list(shards), run.answer_labels(adapter), task)
     tokens = completion_tokens(whole(shards))
-    return Made(AnswerResult(adapter=adapter, records=len(rows), tokens=tokens, dropped=dropped), len(rows), tokens)
+    records, why = sum(map(len, whole(asked))), dict(sorted(dropped.items()))
+    return Made(AnswerResult(adapter=adapter, records=records, tokens=tokens, dropped=why), records, tokens)
 
 
 def _label(context: Context, key: str, shards: list[Path], labels: Path, task: ScoreTask) -> None:

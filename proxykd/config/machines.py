@@ -39,7 +39,7 @@ class PoolConfig(Section):
     trainer: str | None = None
     """Pool of the Ray Train workers. Unset, any node."""
     data: str | None = None
-    """Pool of the Ray Data tasks. Unset, any node."""
+    """Pool of the tasks that read, tokenise and feed the engine. Unset, any node."""
 
 
 class ResourceConfig(Section):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,13 @@ def require_few_refused(refused: Sequence[dict[str, str]], records: int, config:
         )
 
 
-def write_rows(directory: Path, rows: list[Row], shard_records: int) -> list[Path]:
-    """Rows of the corpus as shards of their own; finished ones stand."""
-    paths = []
-    for number, start in enumerate(range(0, len(rows), shard_records)):
-        paths.append(directory / f"shard-{number:05d}.parquet")
-        write_rows_shard(paths[-1], rows[start : start + shard_records])
+def write_rows(directory: Path, rows: Iterable[Row], shard_records: int) -> list[Path]:
+    """Rows of the corpus as shards of their own, of which one at a time is held; finished ones stand."""
+    paths: list[Path] = []
+    left = iter(rows)
+    while shard := list(islice(left, shard_records)):
+        paths.append(directory / f"shard-{len(paths):05d}.parquet")
+        write_rows_shard(paths[-1], shard)
     return paths
 
 

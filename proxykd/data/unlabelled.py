@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,14 +62,14 @@ def require_not_held_out(prompts: Sequence[Record], held_out: Mapping[str, str],
         )
 
 
-def unlabelled_rows(prompts: Sequence[Record], config: RunConfig, chat: ChatFormat) -> tuple[list[Row], dict[str, int]]:
-    """Rows of the corpus, without a completion, in the order that the seed gives; and what was dropped by reason.
+def unlabelled_rows(
+    prompts: Sequence[Record], config: RunConfig, chat: ChatFormat, dropped: Counter[str]
+) -> Iterator[Row]:
+    """Rows of the corpus, without a completion, in the order that the seed gives. What is dropped is counted by reason.
 
     Raises:
         CorpusError: no prompt is left.
     """
-    rows: list[Row] = []
-    dropped: Counter[str] = Counter()
     for prompt in sorted(prompts, key=lambda prompt: training_order(config.seed, prompt.id)):
         try:
             ids = chat.prompt_ids(prompt.messages, prompt.tools)
@@ -80,10 +80,9 @@ def unlabelled_rows(prompts: Sequence[Record], config: RunConfig, chat: ChatForm
             dropped["prompt_too_long"] += 1
             continue
         text, key = prompt.messages[-1]["content"], prompt_key(prompt.messages)
-        rows.append({"id": prompt.id, "prompt_ids": ids, "completion_ids": [], "prompt": text, "prompt_key": key})
-    if not rows:
+        yield {"id": prompt.id, "prompt_ids": ids, "completion_ids": [], "prompt": text, "prompt_key": key}
+    if dropped.total() == len(prompts):
         raise CorpusError(
             f"{config.corpus.unlabelled} holds no prompt that can be answered (dropped: {dict(dropped)}); raise "
             f"corpus.max_length or remove corpus.unlabelled"
         )
-    return rows, dict(sorted(dropped.items()))
