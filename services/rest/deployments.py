@@ -114,9 +114,11 @@ class ServeDeployer:
         return serve.run(app, name=proxy_app(spec.prefix), route_prefix=None)
 
     def rest_proxy(self, spec: EngineSpec) -> None:
-        """Puts every replica of the proxy's engine to sleep; nothing where there is none."""
+        """Puts every replica of the proxy's engine to sleep. One that is not whole is stopped."""
         if (handle := self._running(proxy_app(spec.prefix))) is not None:
             handle.broadcast("sleep").results(timeout_s=SLEEP_S)
+        else:
+            self.stop(proxy_app(spec.prefix))
 
     def deploy_rest(self, spec: ServiceSpec) -> str:
         """Starts the REST front, once for the life of a run, and returns its base URL."""

@@ -49,6 +49,15 @@ def test_parts_are_of_one_size_but_the_last(shards, size):
     assert [sum(map(len, part)) for part in found] == [size] * (23 // size) + [23 % size] * (23 % size > 0)
 
 
+def test_one_shard_at_a_time_is_held_while_rows_are_written(tmp_path):
+    def coming():
+        for i in range(23):
+            assert len(list(tmp_path.glob("*.ok"))) == i // 5
+            yield {"id": str(i), "prompt_ids": [1], "completion_ids": [2]}
+
+    assert ids(whole(write_rows(tmp_path, coming(), 5))) == [str(i) for i in range(23)]
+
+
 def test_rows_have_their_length(shards):
     ranges, rows = shards
     assert [row["length"] for row in read_ranges(ranges)] == [
