@@ -12,8 +12,9 @@ from proxykd.text.corpus import Row
 
 Name = TypeVar("Name")
 Answer = TypeVar("Answer")
-CALLS = 8
-"""Calls that the rows in flight are spread over: a slow row keeps back those of its own, an eighth."""
+CALLS, MOST_ROWS = 8, 8
+"""Calls that the rows in flight are spread over at least, and rows of a call at most. A call waits for its slowest row,
+and the answered ones beside it keep others out: `python -m benchmarks.fed`."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Window:
     @classmethod
     def of_rows(cls, rows: int) -> Window:
         """As many calls as there may be with at most so many rows in them all."""
-        size = max(1, rows // CALLS)
+        size = min(MOST_ROWS, max(1, rows // CALLS))
         return cls(rows // size, size)
 
 

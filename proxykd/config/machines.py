@@ -65,8 +65,8 @@ class ResourceConfig(Section):
     engine_max_seqs: int = Field(64, ge=1)
     """Sequences that a replica works at together, at most."""
     engine_rows_in_flight: int | None = Field(None, ge=1)
-    """Rows that the run has with a replica at once, at work or waiting for their turn; eight calls have an eighth each.
-    Unset, twice `engine_max_seqs`: as many wait as are worked at, and a slow row holds nobody back.
+    """Rows that the run has with a replica at once, in calls of up to 8: at work, waiting for their turn, or answered
+    and waiting for their call. Unset, three times `engine_max_seqs`: so no place is empty (`python -m benchmarks.fed`).
     """
     engine_memory_gib: float = Field(1.0, gt=0)
     """GiB of a replica's KV cache on CPUs, rounded up to whole ones; on GPUs `engine_gpu_share` decides."""
@@ -109,7 +109,7 @@ class ResourceConfig(Section):
     @property
     def rows_in_flight(self) -> int:
         """What `engine_rows_in_flight` comes to."""
-        return self.engine_rows_in_flight or 2 * self.engine_max_seqs
+        return self.engine_rows_in_flight or 3 * self.engine_max_seqs
 
 
 class RedisConfig(Section):

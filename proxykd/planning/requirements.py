@@ -51,7 +51,7 @@ def pool_demands(config: RunConfig) -> dict[str | None, Demand]:
 
 
 def cpus_needed(config: RunConfig) -> int:
-    """Logical CPUs that Ray must announce: one for each engine replica, trainer worker, and task that reads or feeds."""
+    """Logical CPUs that Ray must announce: one for each engine replica, trainer worker, task that reads or feeds."""
     return max(sum(d.cpus for d in demands) for demands in stage_demands(config))
 
 

@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from actors.data.feeding import Window, feed
+from benchmarks.fed import busy_share
+from benchmarks.lengths import lengths
 from proxykd.config import ResourceConfig
 
 PATIENCE_S = 60.0
@@ -50,15 +52,15 @@ class Disk:
 
 
 @pytest.mark.parametrize(
-    ("rows", "calls", "size"), [(128, 8, 16), (32, 8, 4), (8, 8, 1), (3, 3, 1), (1, 1, 1), (23, 11, 2)]
+    ("rows", "calls", "size"), [(768, 96, 8), (48, 8, 6), (8, 8, 1), (3, 3, 1), (1, 1, 1), (23, 11, 2)]
 )
-def test_the_window_is_as_many_rows_as_there_may_be_in_calls_of_an_eighth(rows, calls, size):
+def test_the_window_is_as_many_rows_as_there_may_be_in_small_calls(rows, calls, size):
     assert Window.of_rows(rows) == Window(calls, size)
     assert calls * size <= rows
 
 
-def test_what_waits_with_a_replica_is_as_much_as_it_works_at_or_what_the_config_says():
-    assert ResourceConfig(engine_max_seqs=48).rows_in_flight == 96
+def test_a_replica_has_three_times_what_it_works_at_or_what_the_config_says():
+    assert ResourceConfig(engine_max_seqs=48).rows_in_flight == 144
     assert ResourceConfig(engine_max_seqs=48, engine_rows_in_flight=10).rows_in_flight == 10
 
 
@@ -124,3 +126,22 @@ def test_an_error_arrives_and_no_call_is_begun_after_it(fails):
         feed(shards_of(*[4] * 500), ask, write, Window(1, 4))
     assert list(disk.written) == ["s0"]
     assert engine.asked <= 2
+
+
+@pytest.mark.parametrize("places", [4, 16, 64, 256])
+def test_no_place_is_empty_while_rows_of_real_lengths_are_left(places):
+    """As busy as with every row in flight at once, but for a hundredth; calls of a shard feed two replicas at most."""
+    rows = [rejected for *_, rejected in lengths(2048)]
+    window = Window.of_rows(ResourceConfig(engine_max_seqs=places).rows_in_flight)
+    at_best = busy_share(rows, Window(2048, 1), 1, places)
+    assert busy_share(rows, window, 1, places) > at_best - 0.01
+    four = busy_share(rows, Window(4 * window.calls, window.rows_a_call), 4, places)
+    assert four > 1.5 * busy_share(rows, Window(2, 512), 4, places)
+
+
+def test_the_simulated_engine_counts_steps_as_they_are():
+    """Two places, rows of 3, 1, 1 and 1 steps: one at a time 6 steps, all at once 3."""
+    assert busy_share([3, 1, 1, 1], Window(1, 1), 1, 2) == 6 / (2 * 6)
+    assert busy_share([3, 1, 1, 1], Window(4, 1), 1, 2) == 6 / (2 * 3)
+    assert busy_share([3, 1, 1, 1], Window(1, 2), 1, 2) == 6 / (2 * 4)
+    assert busy_share([3, 1, 1, 1], Window(4, 1), 2, 1) == 6 / (2 * 4)

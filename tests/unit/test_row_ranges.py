@@ -88,3 +88,11 @@ def test_a_shard_is_read_and_verified_once_however_many_ranges_are_of_it(shards,
     assert row_ranges.verify_shard.call_count == row_ranges.read_table.call_count == 2
     assert completion_tokens(scattered) == sum(len(rows[i]["completion_ids"]) for i in (0, 7, 2, 9, 4, 5))
     assert row_ranges.read_table.call_count == 4
+
+
+def test_a_torn_shard_is_named_by_whoever_reads_it_without_its_checksum(shards):
+    ranges, _ = shards
+    path = row_ranges.location(ranges[1].path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(IntegrityError, match=r"shard-00001\.parquet is torn \(.*\); delete it and its \.ok"):
+        completion_tokens(ranges)
