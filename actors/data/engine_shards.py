@@ -151,7 +151,7 @@ class ShardMaker:
         total = sum(len(one) for ranges in shards.values() for one in ranges)
         window = Window.of_rows(resources.rows_in_flight)
 
-        def make(share: list[Path]) -> None:
+        def feed_engine(share: list[Path]) -> None:
             progress = reporter()
 
             def to_be_made() -> Iterator[tuple[Path, list[Row]]]:
@@ -168,6 +168,7 @@ class ShardMaker:
             feed(to_be_made(), ask, made, window)
 
         paths, replicas = list(missing), resources.engine_replicas
-        for _ in self.spread.map(make, filter(None, (paths[first::replicas] for first in range(replicas)))):
+        shares = (paths[first::replicas] for first in range(replicas))
+        for _ in self.spread.map(feed_engine, filter(None, shares)):
             pass
         run.go_on()

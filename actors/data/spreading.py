@@ -37,7 +37,8 @@ class OnRay:
 
     def map(self, work: Callable[[T], R], items: Iterable[Any]) -> Iterator[R]:
         """Raises ProxykdError: the work's own, as what it is."""
-        task: Any = ray.remote(_done).options(num_cpus=1, max_retries=MAX_DEATHS, **self._where)
+        name = getattr(work, "__name__", type(work).__name__)  # as Ray's dashboard and the process list show it
+        task: Any = ray.remote(_done).options(name=name, num_cpus=1, max_retries=MAX_DEATHS, **self._where)
         held = ray.put(work)
         running, ahead = deque[Any](), 2 * cores(self._pool)
         try:

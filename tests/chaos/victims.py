@@ -16,7 +16,7 @@ TITLES = {
     "train controller": r"ray::TrainController",
     "serve replica": r"ray::ServeReplica:.*-proxy:",
     "vllm engine": r"VLLM::EngineCore",
-    "data task": r"ray::(Map|FlatMap|MapWorker)",
+    "data task": r"ray::(feed_engine|Map|FlatMap|MapWorker)",
     "gcs": r"/gcs/gcs_server",
     "raylet": r"/raylet/raylet",
     "valkey": r"valkey-server",

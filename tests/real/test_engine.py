@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from actors.data.engine_shards import EngineCall
+from actors.data.engine_shards import EngineCall, Sampler, ShardMaker
+from actors.data.spreading import OnRay
 from actors.engine.app_names import proxy_app
 from proxykd.config import ENGINE_TOP_K
+from proxykd.data.corpus_store import write_rows
+from proxykd.data.pairs import read_pairs
+from proxykd.data.row_ranges import whole
+from proxykd.data.soft_labels import LabelSource
 from proxykd.errors import EngineError
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
+from proxykd.runs.storage import read_table
+from proxykd.text.tokenizer import load_tokenizer
+from proxykd.training.sampling import Room
 from proxykd.training.stage_losses import CoarseLoss
 from tests.engine_scores import told
+from tests.inline_run import Untold
 
 PROMPTS = [[1, 40 + i, 60 + i, 30] for i in range(24)]
 COMPLETIONS = [[70 + i, 80, 90 + i, 2] for i in range(24)]
@@ -73,6 +83,28 @@ def test_a_students_samples_are_judged_as_by_the_proxy_beside_it(engine):
         found[who] = float(terms["divergence"].detach()), gradient
     assert found["engine"][0] == pytest.approx(found["trainer"][0], rel=1e-3)
     assert float((found["engine"][1] - found["trainer"][1]).norm()) < 1e-2 * float(found["trainer"][1].norm())
+
+
+def test_tasks_feed_it_and_each_row_has_its_own_answer(engine, tmp_path):
+    run, _, call = engine
+    directory = adapters(run)[-1]
+    rows = [
+        {"id": f"r{i}", "prompt_ids": prompt, "completion_ids": ids}
+        for i, (prompt, ids) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True))
+    ]
+    source = whole(write_rows(tmp_path / "rows", rows, 7))
+    labels_at, pairs_at = ({tmp_path / to / Path(one.path).name: [one] for one in source} for to in ("labels", "pairs"))
+    maker = ShardMaker(run, OnRay(), Untold)
+    labelled_as = LabelSource(directory, "any", len(load_tokenizer(run.models / "proxy")), 5)
+    maker.soft_labels(labels_at, call(directory), labelled_as)
+    found = [row["sequence_logp"] for path in labels_at for row in read_table(path).to_pylist()]
+    expected, *_ = trainer_logps(run, directory)
+    assert np.abs(np.array(found) - expected.reshape(24, -1).sum(1)).max() < 1e-2
+    maker.pairs(pairs_at, Sampler(call(directory), 1, 0, Room(16)), run.config().alignment)
+    pairs = [pair for path in pairs_at for pair in read_pairs(path)]
+    assert [pair["id"] for pair in pairs] == [row["id"] for row in rows]
+    assert {pair["adapter"] for pair in pairs} == {call(directory).adapter}
+    assert all(len(pair["prompt_ids"]) + len(pair["rejected_ids"]) <= 16 for pair in pairs)
 
 
 def test_every_replica_sleeps_and_wakes_as_it_was(engine, deployer):
