@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from proxykd.models import packed_attention
 from proxykd.models.batching import collate, collate_behind
 from proxykd.models.loading import read_model
 from proxykd.models.scorer import CompletionScorer
@@ -90,3 +91,55 @@ def alike(ours, expected):
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-4, msg=name)
+
+
+def one_stretch_after_the_other(
+    queries, keys, values, query_ends, key_ends, longest_q, longest_k, *, scale, window_size, **_
+):
+    """What torch's flash kernels compute, by loops: the last query of a stretch sees its last key."""
+    outputs = []
+    assert longest_q == query_ends.diff().max()
+    assert longest_k == key_ends.diff().max()
+    for stretch in range(len(query_ends) - 1):
+        rows, columns = (slice(*ends[stretch : stretch + 2].tolist()) for ends in (query_ends, key_ends))
+        shares = queries.shape[1] // keys.shape[1]
+        k, v = (one[columns].repeat_interleave(shares, 1) for one in (keys, values))
+        behind = torch.arange(len(k) - (rows.stop - rows.start), len(k))[:, None] - torch.arange(len(k))
+        seen = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else len(k)))
+        scores = torch.einsum("qhd,khd->hqk", queries[rows], k) * scale
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v))
+    return torch.cat(outputs)
+
+
+def test_sequences_one_behind_the_other_give_what_padded_groups_do(folder, monkeypatch):
+    """As kernels of GPUs take them: further completions' own tokens as queries of the prompt's keys and their own."""
+    weights = torch.rand(1000, generator=torch.Generator().manual_seed(1)) + 0.5
+    models = [read_model(folder, torch.float32).eval() for _ in range(2)]
+    rows = pairs()
+    found = []
+    for model, flash in zip(models, (False, True), strict=True):
+        monkeypatch.setattr(packed_attention, "takes_flash", lambda *_, flash=flash: flash)
+        monkeypatch.setattr(packed_attention, "varlen_attn", one_stretch_after_the_other)
+        scorer = CompletionScorer(model, model.config.vocab_size)
+        for batch in (
+            collate_behind([prompt for prompt, *_ in rows], [sides for _, *sides in rows]),
+            collate([prompt for prompt, *_ in rows], [side for _, side, _ in rows]),
+        ):
+            logps = scorer(batch).token_logps_N
+            (logps * weights[: len(logps)]).sum().backward()
+            found.append(logps.detach())
+    torch.testing.assert_close(found[2:], found[:2], atol=2e-5, rtol=1e-5)
+    alike(*map(gradients, models))
+
+
+def test_where_no_prompt_is_shared_keys_are_the_tokens_as_they_come():
+    apart = collate([[5, 6], [7]], [[1, 2, 3], []]).layout.stretches
+    assert apart.keys is None
+    assert (apart.query_ends.tolist(), apart.longest) == ([0, 4, 5], (4, 4))
+    shared = collate_behind([[5, 6], [8]], [[[1, 2, 3], [4], [9, 9]], [[], [1, 2]]]).layout.stretches
+    assert shared.query_ends.tolist() == [0, 4, 5, 6, 7]
+    assert shared.key_ends.tolist() == [0, 4, 7, 8, 10]
+    assert shared.keys.tokens_P.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 5, 6]
+    assert shared.keys.places_T.tolist() == [0, 1, 2, 3, 6, 7, 9]
+    assert shared.keys.shared_A.tolist() == [0, 1, 5]
+    assert shared.keys.again_A.tolist() == [4, 5, 8]
