@@ -12,6 +12,7 @@ from proxykd.models import packed_attention
 from proxykd.models.batching import collate, collate_behind
 from proxykd.models.loading import read_model
 from proxykd.models.scorer import CompletionScorer
+from tests.attention_by_loops import one_stretch_after_the_other
 from tests.families import FAMILIES, make
 
 LENGTHS = ((5, 9, 30), (40, 50, 8), (70, 3, 90), (6, 1, 0), (20, 60, 61))
@@ -91,24 +92,6 @@ def alike(ours, expected):
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-4, msg=name)
-
-
-def one_stretch_after_the_other(
-    queries, keys, values, query_ends, key_ends, longest_q, longest_k, *, scale, window_size, **_
-):
-    """What torch's flash kernels compute, by loops: the last query of a stretch sees its last key."""
-    outputs = []
-    assert longest_q == query_ends.diff().max()
-    assert longest_k == key_ends.diff().max()
-    for stretch in range(len(query_ends) - 1):
-        rows, columns = (slice(*ends[stretch : stretch + 2].tolist()) for ends in (query_ends, key_ends))
-        shares = queries.shape[1] // keys.shape[1]
-        k, v = (one[columns].repeat_interleave(shares, 1) for one in (keys, values))
-        behind = torch.arange(len(k) - (rows.stop - rows.start), len(k))[:, None] - torch.arange(len(k))
-        seen = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else len(k)))
-        scores = torch.einsum("qhd,khd->hqk", queries[rows], k) * scale
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v))
-    return torch.cat(outputs)
 
 
 def test_sequences_one_behind_the_other_give_what_padded_groups_do(folder, monkeypatch):
