@@ -16,7 +16,8 @@ def one_stretch_after_the_other(
         rows, columns = (slice(*ends[stretch : stretch + 2].tolist()) for ends in (query_ends, key_ends))
         shares = queries.shape[1] // keys.shape[1]
         k, v = (one[columns].repeat_interleave(shares, 1) for one in (keys, values))
-        behind = torch.arange(len(k) - (rows.stop - rows.start), len(k))[:, None] - torch.arange(len(k))
+        places = torch.arange(len(k), device=k.device)
+        behind = places[len(k) - (rows.stop - rows.start) :, None] - places
         seen = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else len(k)))
         scores = torch.einsum("qhd,khd->hqk", queries[rows], k) * scale
         outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v))

@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu [--parts head attention steps trl] [--out FOLDER]
 
-Steps are of Llama 3.2 1B's shape with random weights, 64 records of the lengths of benchmarks/lengths.py a step. LoRA of
-rank 16 in bfloat16, full training in float32 with TF32, as the trainers do it; the best of four steps. Text tokens and
-floor as in benchmarks/step.py. Memory is what torch's allocator had given out at most, weights included.
+Steps are of Llama 3.2 1B's shape with random weights, 64 records of the lengths of benchmarks/lengths.py in each. LoRA
+of rank 16 in bfloat16, full training in float32 with TF32, as the trainers do it; the best of four steps. Text tokens
+and floor as in benchmarks/step.py. Memory is what torch's allocator had given out at most, weights included; the plan
+is that of the largest micro-batch's tokens.
 """
 
 from __future__ import annotations

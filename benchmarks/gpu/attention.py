@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks.gpu.measuring import added_mib, milliseconds
 from benchmarks.lengths import rows as made_rows
@@ -66,20 +67,20 @@ def _batch(stage: str) -> tuple[CompletionBatch, list[tuple[int, int]]]:
 
 def _forms(layout: Any, dtype: torch.dtype, sides: list[tuple[int, int]]) -> dict[str, Callable[..., Tensor]]:
     attend = packed_attention.PACKED["packed_sdpa"][0]
-    grouped, plain = (SimpleNamespace(num_key_value_groups=each, is_causal=True) for each in (HEADS // KV_HEADS, 1))
-
-    def groups(query: Tensor, key: Tensor, value: Tensor, module: Any = grouped) -> Tensor:
-        with patch.object(packed_attention, "takes_flash", lambda *_: False):
-            return attend(module, query, key, value, None, layout=layout, scaling=WIDTH**-0.5)[0]
-
-    def repeated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = (one.repeat_interleave(HEADS // KV_HEADS, 1) for one in (key, value))
-        return groups(query, keys, values, plain)
+    module = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
 
     def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attend(grouped, query, key, value, None, layout=layout, scaling=WIDTH**-0.5)[0]
+        return attend(module, query, key, value, None, layout=layout, scaling=WIDTH**-0.5)[0]
 
-    found = {"padded groups": groups, "padded groups, keys repeated": repeated}
+    def groups(*tensors: Tensor) -> Tensor:
+        with patch.object(packed_attention, "takes_flash", lambda *_: False):
+            return flash(*tensors)
+
+    def shared(*tensors: Tensor) -> Tensor:
+        with patch.object(packed_attention, "_own_keys", sdpa_attention_forward):
+            return groups(*tensors)
+
+    found = {"groups, keys repeated": groups, "groups, keys shared": shared}
     if dtype == torch.bfloat16:
         found |= {"one behind the other": flash, "flex": _flex(sides)}
     return found

@@ -26,6 +26,7 @@ from proxykd.costs.memory_plan import Footprint, trainer_footprint
 from proxykd.models import batching, packed_attention
 from proxykd.models.architecture import PUBLISHED, Architecture
 from proxykd.models.loading import DTYPES, attach_lora
+from proxykd.models.micro_batches import plan_micro_batches
 from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
 from proxykd.training.stage_losses import AlignmentLoss, DistillationLoss, SftLoss
@@ -39,7 +40,8 @@ RANK = 16
 @dataclass(frozen=True)
 class Case:
     """One way to take steps. `form`: `packed` is what training does; `groups` packs, with attention padded by groups;
-    `padded` pads whole sequences, the prompt of a pair twice; `compiled` and `liger` change the packed layers."""
+    `padded` pads whole sequences, the prompt of a pair twice; `peft` leaves the adapters' products to PEFT, in float32;
+    `bfloat16` multiplies in it what is held in float32; `liger` has its kernels in the packed layers."""
 
     stage: str
     method: str = "lora"
@@ -68,7 +70,8 @@ CASES = [
     Case("align", checkpointing=True),
     *(Case(stage, "full", tokens=FULL_TOKENS) for stage in ("sft", "distil")),
     Case("sft", "full", tokens=FULL_TOKENS, checkpointing=True),
-    Case("sft", form="compiled"),
+    Case("sft", "full", "bfloat16", tokens=FULL_TOKENS),
+    Case("sft", form="peft"),
     Case("sft", form="liger"),
 ]
 STEPS = 4
@@ -113,6 +116,7 @@ def _measured(case: Case, matrix_rate: float) -> dict[str, Any]:
         "tokens/s": text_tokens(_rows(case), case.sides) / best,
         **shares(case.arch, _rows(case), case.sides, case.method, best, matrix_rate),
         "GiB": peak,
+        "tokens": largest_micro_batch(case),
         "planned": plan,
         "of plan": peak / plan,
         "warm s": warm_s,
@@ -130,8 +134,10 @@ def trainer_and_loss(case: Case, stack: ExitStack | None = None) -> Callable[[],
     scorer.packs = case.form != "padded"
     if case.checkpointing:
         scorer.checkpoint_layers()
-    if case.form == "compiled":
-        _compile(scorer)
+    if case.form == "peft":
+        scorer._adapters = []
+    if case.form == "bfloat16":
+        scorer.hidden = torch.autocast("cuda", torch.bfloat16)(scorer.hidden)  # type: ignore[method-assign]
     workers = Workers(device=torch.device("cuda"))
     trainer = Trainer(scorer, TrainConfig(grad_norms_every=10**9), workers, case.tokens, total_steps=1)
     trainer.steps = 1  # no step that measures the terms apart
@@ -163,16 +169,6 @@ def model(case: Case) -> Any:
     return (attach_lora(found, LoraConfig(rank=RANK), seed=0) if case.method == "lora" else found).eval()
 
 
-def _compile(scorer: CompletionScorer) -> None:
-    """Layer by layer, all but attention, for whatever number of tokens."""
-    from transformers import AttentionInterface
-
-    name = scorer.layers()[0].self_attn.config._attn_implementation
-    AttentionInterface.register(name, torch.compiler.disable(packed_attention.PACKED[name][0]))
-    for layer in scorer.layers():
-        layer.compile(dynamic=True)
-
-
 def _rows(case: Case) -> list[dict[str, Any]]:
     rows = made_rows(case.records, case.arch.vocabulary)
     for row in rows:
@@ -202,12 +198,18 @@ def shares(
     return {"TFLOP/s": rate / 1e12, "of the card": rate / matrix_rate}
 
 
+def largest_micro_batch(case: Case) -> int:
+    """Its tokens."""
+    lengths = [row["length"] for row in _rows(case)]
+    return max(sum(lengths[index] for index in part) for part in plan_micro_batches(lengths, case.tokens))
+
+
 def planned(case: Case) -> Footprint:
-    """What the plan says of such a worker."""
+    """What the plan says of a worker whose micro-batches are that large."""
     shape = ModelConfig(source=SHAPE, dtype=case.dtype, method=case.method, lora=LoraConfig(rank=RANK))
     shape = shape.model_copy(update={"drop_layers": tuple(range(PUBLISHED[SHAPE].layers - case.layers))})
     named = {"source": SHAPE}
-    resources = {"device": "gpu", "micro_batch_tokens": case.tokens}
+    resources = {"device": "gpu", "micro_batch_tokens": largest_micro_batch(case)}
     raw = {"name": "gpu", "corpus": {"path": "-"}, "proxy": named, "student": named, "resources": resources}
     stage = TrainConfig(gradient_checkpointing=case.checkpointing)
     return trainer_footprint("one worker", shape, (stage,), validate_config(raw, "benchmarks.gpu"))

@@ -48,6 +48,13 @@ ACTIVATIONS = {
     ("bfloat16", "lora"): (28, 10, 8, 4),
 }
 """Bytes a token and layer for each unit of H, I, Q and KV."""
+ON_GPU = {
+    ("float32", "full"): (24, 16, 20, 0),
+    ("float32", "lora"): (16, 16, 20, 0),
+    ("bfloat16", "full"): (16, 8, 4, 4),
+    ("bfloat16", "lora"): (12, 8, 4, 4),
+}
+"""The same there."""
 WORKING = {
     ("float32", "full"): (5, 8),
     ("float32", "lora"): (5, 8),
@@ -79,11 +86,14 @@ class Footprint:
         return sum(self.parts.values())
 
 
-def kept_for_backward(arch: Architecture, model: ModelConfig) -> float:
+def kept_for_backward(arch: Architecture, model: ModelConfig, device: str = "cpu") -> float:
     """Bytes that autograd keeps for one token of one layer."""
-    hidden, intermediate, query, kv = ACTIVATIONS[model.dtype, model.method]
+    units = ACTIVATIONS if device == "cpu" else ON_GPU
+    hidden, intermediate, query, kv = units[model.dtype, model.method]
     kept = hidden * arch.hidden + intermediate * arch.intermediate + query * arch.query_width + kv * arch.kv_width + 22
-    return kept + (28 * model.lora.rank if model.method == "lora" else 0)
+    if model.method != "lora":
+        return kept
+    return kept + (14 if device == "gpu" and model.dtype == "bfloat16" else 28) * model.lora.rank
 
 
 def trainer_footprint(
@@ -106,7 +116,7 @@ def trainer_footprint(
         training += 4 * arch.head
         if _shards(config) > 1:
             layer_moves, end_moves = 3 * size * arch.layer_linear, 3 * size * arch.embeddings
-    kept = kept_for_backward(arch, model)
+    kept = kept_for_backward(arch, model, resources.device)
     activations = max(
         tokens * (arch.layers * size * arch.hidden + kept if stage.gradient_checkpointing else arch.layers * kept)
         for stage in stages

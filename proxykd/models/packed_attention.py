@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
@@ -88,7 +89,19 @@ def _sdpa(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if takes_flash(query, value):
         return _one_behind_the_other(query, key, value, layout, options), None
-    return _by_group(sdpa_attention_forward, _window_mask, module, query, key, value, layout, options)
+    attend = _own_keys if query.is_cuda else sdpa_attention_forward
+    return _by_group(attend, _window_mask, module, query, key, value, layout, options)
+
+
+def _own_keys(
+    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """A key for each query: GPUs have no other kernel for float32 but the one that writes all scores down."""
+    keys, values = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
+    found = scaled_dot_product_attention(
+        query, keys, values, visible, scale=options.get("scaling"), is_causal=visible is None
+    )
+    return found.transpose(1, 2), None
 
 
 def _eager(

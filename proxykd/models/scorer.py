@@ -7,7 +7,7 @@ completion token, in chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class CompletionScorer(nn.Module):
         self.model = model
         self.vocabulary = vocabulary
         self._recomputes = False
+        self._adapters = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
         self.packs = pack_attention(self._base().get_decoder())
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -116,7 +117,7 @@ class CompletionScorer(nn.Module):
     def hidden(self, batch: CompletionBatch) -> Tensor:
         """Final hidden states at the N positions that predict a completion token: [N, H]."""
         decoder = self._base().get_decoder()
-        with self._recomputing():
+        with self._recomputing(), self._adapting(batch.input_ids_T.device):
             if self.packs:
                 hidden_TH = run_packed(decoder, batch.input_ids_T, batch.position_ids_T, batch.layout)
             else:
@@ -131,13 +132,14 @@ class CompletionScorer(nn.Module):
 
         The mask is over all S tokens so far, the cached ones too.
         """
-        output = self._base().get_decoder()(
-            input_ids=input_ids_BT,
-            attention_mask=attention_mask_BS,
-            position_ids=position_ids_BT,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._adapting(input_ids_BT.device):
+            output = self._base().get_decoder()(
+                input_ids=input_ids_BT,
+                attention_mask=attention_mask_BS,
+                position_ids=position_ids_BT,
+                past_key_values=cache,
+                use_cache=True,
+            )
         return self.head().logits(self._scaled(output.last_hidden_state[:, -1])), output.past_key_values
 
     def head(self) -> Head:
@@ -158,6 +160,20 @@ class CompletionScorer(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
+
+    @contextmanager
+    def _adapting(self, device: torch.device) -> Iterator[None]:
+        """On a GPU, adapters of a bfloat16 base, held in float32, multiply in bfloat16, as they will in the engine.
+
+        PEFT would have activations and products in float32: half of a step's time, and a third of its memory.
+        """
+        half = device.type == "cuda" and self._base().dtype == torch.bfloat16
+        with ExitStack() as stack:
+            if self._adapters and half:
+                stack.enter_context(torch.autocast("cuda", torch.bfloat16))
+                for adapter in self._adapters:  # for good: layers are recomputed when this is left
+                    adapter.cast_input_dtype_enabled = False
+            yield
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden if self._scale == 1 else hidden * self._scale
