@@ -1,6 +1,6 @@
 """What one GPU makes of attention, head and steps: a table, and as JSON where it is wanted.
 
-    python -m benchmarks.gpu [--parts head attention steps trl] [--out FOLDER]
+    python -m benchmarks.gpu [--parts steps head trl attention] [--out FOLDER]
 
 Steps are of Llama 3.2 1B's shape with random weights, 64 records of the lengths of benchmarks/lengths.py in each. LoRA
 of rank 16 in bfloat16, full training in float32 with TF32, as the trainers do it; the best of four steps. Text tokens
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "transformers", "peft", "triton", "trl", "liger-kernel")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=("head", "attention", "steps", "trl"))
+    parser.add_argument("--parts", nargs="+", default=("steps", "head", "trl", "attention"))
     parser.add_argument("--out", type=Path, help="a folder for gpu.json")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

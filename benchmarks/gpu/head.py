@@ -15,7 +15,7 @@ from proxykd.losses.head import Head
 
 SHAPES = ((2048, 128_256), (4096, 128_256), (896, 151_936), (4096, 32_000))
 """Hidden and vocabulary of Llama 3's 1B and 8B, Qwen 2.5's 0.5B and Llama 2's 7B."""
-CHUNKS_MIB = (20, 40, 80, 160, 320, 640, 1280, 2560)
+CHUNKS_MIB = (40, 80, 160, 320, 640, 1280, 2560)
 TOKENS, TOP_K = 8192, 10
 
 

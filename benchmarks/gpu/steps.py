@@ -33,7 +33,6 @@ from proxykd.training.stage_losses import AlignmentLoss, DistillationLoss, SftLo
 from proxykd.training.trainer import Trainer
 
 GIB = 2**30
-SHAPE = "llama-3-1b"
 RANK = 16
 
 
@@ -48,7 +47,8 @@ class Case:
     form: str = "packed"
     checkpointing: bool = False
     tokens: int = 16_384
-    layers: int = PUBLISHED[SHAPE].layers
+    shape: str = "llama-3-1b"
+    layers: int = 16
     records: int = 64
 
     @property
@@ -61,13 +61,15 @@ class Case:
 
     @property
     def arch(self) -> Architecture:
-        return replace(PUBLISHED[SHAPE], layers=self.layers)
+        return replace(PUBLISHED[self.shape], layers=self.layers)
 
 
 FULL_TOKENS = 8192
 CASES = [
-    *(Case(stage, form=form) for stage in ("sft", "distil", "align") for form in ("packed", "groups", "padded")),
+    *(Case(stage, form=form) for stage in ("sft", "align") for form in ("packed", "groups", "padded")),
+    Case("distil"),
     Case("align", checkpointing=True),
+    Case("sft", shape="llama-3-8b", layers=4),
     *(Case(stage, "full", tokens=FULL_TOKENS) for stage in ("sft", "distil")),
     Case("sft", "full", tokens=FULL_TOKENS, checkpointing=True),
     Case("sft", "full", "bfloat16", tokens=FULL_TOKENS),
@@ -81,6 +83,7 @@ def measure(matrix_rate: float) -> Iterator[dict[str, Any]]:
     torch.set_float32_matmul_precision("high")  # as training/worker.py does
     for case in CASES:
         row: dict[str, Any] = {
+            "shape": f"{case.layers} layers of {case.shape}",
             "stage": case.stage,
             "method": case.method,
             "form": case.form + (", recomputed" if case.checkpointing else ""),
@@ -206,10 +209,11 @@ def largest_micro_batch(case: Case) -> int:
 
 def planned(case: Case) -> Footprint:
     """What the plan says of a worker whose micro-batches are that large."""
-    shape = ModelConfig(source=SHAPE, dtype=case.dtype, method=case.method, lora=LoraConfig(rank=RANK))
-    shape = shape.model_copy(update={"drop_layers": tuple(range(PUBLISHED[SHAPE].layers - case.layers))})
-    named = {"source": SHAPE}
+    shape = ModelConfig(source=case.shape, dtype=case.dtype, method=case.method, lora=LoraConfig(rank=RANK))
+    shape = shape.model_copy(update={"drop_layers": tuple(range(PUBLISHED[case.shape].layers - case.layers))})
+    named = {"source": case.shape}
     resources = {"device": "gpu", "micro_batch_tokens": largest_micro_batch(case)}
     raw = {"name": "gpu", "corpus": {"path": "-"}, "proxy": named, "student": named, "resources": resources}
     stage = TrainConfig(gradient_checkpointing=case.checkpointing)
-    return trainer_footprint("one worker", shape, (stage,), validate_config(raw, "benchmarks.gpu"))
+    config, pairs = validate_config(raw, "benchmarks.gpu"), case.stage == "align"
+    return trainer_footprint("one worker", shape, (stage,), config, pairs=pairs)

@@ -7,12 +7,13 @@ completion token, in chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from proxykd.errors import ModelError
 from proxykd.losses.divergences import forward_kl
@@ -32,6 +33,10 @@ class TokenScores:
     argmax_N: Tensor | None = None
     kl_N: Tensor | None = None
     """KL(other || this model) over the full vocabulary, where `score` was given another model's logits."""
+
+
+for _outputs in (TopK, TokenScores):
+    register_dataclass(_outputs)  # so that fully_shard finds the tensors in it, before torch 2.13 too
 
 
 class CompletionScorer(nn.Module):
@@ -165,14 +170,15 @@ class CompletionScorer(nn.Module):
     def _adapting(self, device: torch.device) -> Iterator[None]:
         """On a GPU, adapters of a bfloat16 base, held in float32, multiply in bfloat16, as they will in the engine.
 
-        PEFT would have activations and products in float32: half of a step's time, and a third of its memory.
+        PEFT would have activations and products in float32, which takes a quarter of a step's time and a third of its
+        memory (docs/performance.md).
         """
-        half = device.type == "cuda" and self._base().dtype == torch.bfloat16
-        with ExitStack() as stack:
-            if self._adapters and half:
-                stack.enter_context(torch.autocast("cuda", torch.bfloat16))
-                for adapter in self._adapters:  # for good: layers are recomputed when this is left
-                    adapter.cast_input_dtype_enabled = False
+        if not self._adapters or device.type != "cuda" or self._base().dtype != torch.bfloat16:
+            yield
+            return
+        for adapter in self._adapters:  # for good: layers are recomputed when this is left
+            adapter.cast_input_dtype_enabled = False
+        with torch.autocast("cuda", torch.bfloat16):
             yield
 
     def _scaled(self, hidden: Tensor) -> Tensor:

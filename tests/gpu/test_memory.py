@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 
+from benchmarks.gpu.measuring import release
 from benchmarks.gpu.steps import RANK, Case, model, planned, trainer_and_loss
 from proxykd.config import LoraConfig, ModelConfig
 from proxykd.costs.memory_plan import GIB, kept_for_backward
@@ -15,13 +14,6 @@ from proxykd.models.scorer import CompletionScorer
 
 LAYERS, TOKENS = 4, 8192
 METHODS = ("lora", "full")
-
-
-@pytest.fixture(autouse=True)
-def _released():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -38,12 +30,11 @@ def test_activations_are_what_autograd_keeps(method, figure):
         def pack(tensor):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
-            return tensor
+                saved[storage.data_ptr()] = storage  # held, so that no address comes twice
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
             scorer.hidden(batch)
-        return sum(size for size, _ in saved.values()) / (sequences * length)
+        return sum(storage.nbytes() for storage in saved.values()) / (sequences * length)
 
     case = Case("sft", method)
     found, adapters = kept(3) - kept(2), case.arch.lora_parameters(RANK) / case.arch.layers
@@ -57,13 +48,13 @@ def test_activations_are_what_autograd_keeps(method, figure):
 
 def peak_gib(case: Case) -> float:
     """Of a step whose moments are there."""
+    release()
+    before = torch.cuda.memory_allocated()
     step = trainer_and_loss(case)
     step()
-    gc.collect()
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     step()
-    return torch.cuda.max_memory_allocated() / GIB
+    return (torch.cuda.max_memory_allocated() - before) / GIB
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,7 +66,6 @@ def test_a_step_holds_what_is_planned(stage, method, figure):
         case = Case(stage, method, layers=LAYERS, tokens=TOKENS, checkpointing=checkpointing)
         plans.append(planned(case))
         found.append(peak_gib(case))
-        gc.collect()
         parts = ", ".join(f"{part} {value:.2f}" for part, value in plans[-1].parts.items())
         name = "recomputed" if checkpointing else "plain"
         figure(f"{name} {found[-1]:.2f} GiB, planned {plans[-1].total:.2f} ({parts})")
