@@ -5,7 +5,7 @@ BIN := .venv/bin
 FRESH ?=
 INSTALL := python3 -m requirements.install $(if $(PYTHON),--python $(PYTHON))
 
-.PHONY: quickstart test check unit real chaos docs lock clean
+.PHONY: quickstart test check unit real gpu chaos docs lock clean
 
 quickstart: .venv/cpu
 	$(BIN)/proxykd run configs/quickstart.yaml $(if $(FRESH),--fresh)
@@ -23,6 +23,12 @@ unit: .venv/dev
 
 real: .venv/dev
 	$(BIN)/python -m pytest tests/real --durations=15
+
+# What only a GPU shows, in ten minutes: needs no lock, but torch and the wheels that tests/gpu/README.md names. OUT=FOLDER
+# keeps the figures.
+gpu:
+	PYTHONPATH=.:$$PYTHONPATH python3 -m pytest -p no:cacheprovider --confcutdir=tests/gpu tests/gpu
+	PYTHONPATH=.:$$PYTHONPATH python3 -m benchmarks.gpu $(if $(OUT),--out $(OUT))
 
 # An hour, and not part of `make test`: every part of a run killed at every stage. Goes on where it was cut off.
 chaos: .venv/dev

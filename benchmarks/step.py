@@ -68,7 +68,7 @@ def _ours(
         row["length"] = len(row["prompt_ids"]) + sum(completions)
         if form == "padded":
             row["length"] = sides * (len(row["prompt_ids"]) + max(completions))
-        row |= {"reference_chosen": -100.0, "reference_rejected": -100.0, "trust": 0.5, "soft_labels": _labels(row)}
+        row |= {"reference_chosen": -100.0, "reference_rejected": -100.0, "trust": 0.5, "soft_labels": soft_labels(row)}
     losses: dict[str, Callable[[], Any]] = {
         "sft": lambda: SftLoss(rows),
         "distil": lambda: DistillationLoss(rows, DistillationConfig()),
@@ -151,7 +151,8 @@ def _model(arguments: argparse.Namespace) -> Any:
     return attach_lora(model, LoraConfig(rank=RANK), seed=0).eval()
 
 
-def _labels(row: dict[str, Any]) -> Any:
+def soft_labels(row: dict[str, Any]) -> Any:
+    """A record's labels of TOP_K ids, all alike, that hold nine tenths."""
     import numpy as np
 
     from proxykd.data.soft_labels import SoftLabels
@@ -178,11 +179,12 @@ def shape(arguments: argparse.Namespace) -> Architecture:
     return replace(whole, layers=arguments.layers or whole.layers)
 
 
-def floor_flops(arch: Architecture, rows: list[dict[str, Any]], sides: int) -> float:
+def floor_flops(arch: Architecture, rows: list[dict[str, Any]], sides: int, trained: bool = False) -> float:
+    """Operations of a step's products; where all weights are trained, 6 a weight and token in place of 4."""
     keys = ("completion_ids", "rejected_ids")[:sides]
     completion = sum(len(row[key]) for row in rows for key in keys)
     tokens = completion + sum(len(row["prompt_ids"]) for row in rows)
-    return 4 * arch.layers * arch.layer_linear * tokens + 4 * arch.head * completion
+    return (6 if trained else 4) * (arch.layers * arch.layer_linear * tokens + arch.head * completion)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def attention_padding(rows: Sequence[Sequence[int]], budget: int, workers: int) 
     for part in plan_micro_batches([sum(row) for row in rows], budget, workers):
         if part:
             batch = collate_behind([[0] * rows[i][0] for i in part], [[[0] * c for c in rows[i][1:]] for i in part])
-            places += len(batch.layout.tokens_P)
+            places += len(batch.layout.padded.tokens_P)
             tokens += sum(rows[i][0] + c - 1 for i in part for c in rows[i][1:])
     return 1 - tokens / places
 

@@ -11,6 +11,10 @@ widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddi
     activations    L t k, with k bytes a token and layer as autograd keeps them (torch 2.13, Llama):
                      float32  full 24 H + 16 I + 8 Q + 8 KV + 22     lora 16 H + 16 I + 8 Q + 8 KV + 22 + 28 r
                      bfloat16 full 16 H +  8 I + 4 Q + 4 KV + 22     lora 28 H + 10 I + 8 Q + 4 KV + 22 + 28 r
+                   on GPUs (tests/gpu/test_memory.py), where attention has other kernels (packed_attention.py) and
+                   adapters multiply in bfloat16 (scorer.py):
+                     float32  8 Q + 8 KV become 20 Q; 28 Q for pairs, whose prompts have a place in both sequences
+                     bfloat16 lora 12 H + 8 I + 4 Q + 4 KV + 22 + 14 r
                    with gradient checkpointing: L t b H, and k t for the one layer in hand
     working        the largest of what comes one after the other:
                      t w for the layer in hand, w = 8 I + 5 H in float32, in bfloat16 4 I + 24 H full, 4 I + 20 H lora;
@@ -48,6 +52,16 @@ ACTIVATIONS = {
     ("bfloat16", "lora"): (28, 10, 8, 4),
 }
 """Bytes a token and layer for each unit of H, I, Q and KV."""
+ON_GPU = {
+    ("float32", "full"): (24, 16, 20, 0),
+    ("float32", "lora"): (16, 16, 20, 0),
+    ("bfloat16", "full"): (16, 8, 4, 4),
+    ("bfloat16", "lora"): (12, 8, 4, 4),
+}
+"""The same there."""
+PAIR_QUERY = 8
+"""Bytes more of Q, in float32 on a GPU, where a prompt lies before two completions: places for half as many tokens
+again, four tensors in each."""
 WORKING = {
     ("float32", "full"): (5, 8),
     ("float32", "lora"): (5, 8),
@@ -79,11 +93,16 @@ class Footprint:
         return sum(self.parts.values())
 
 
-def kept_for_backward(arch: Architecture, model: ModelConfig) -> float:
-    """Bytes that autograd keeps for one token of one layer."""
-    hidden, intermediate, query, kv = ACTIVATIONS[model.dtype, model.method]
+def kept_for_backward(arch: Architecture, model: ModelConfig, device: str = "cpu", pairs: bool = False) -> float:
+    """Bytes that autograd keeps for one token of one layer; `pairs` have a prompt once for two completions."""
+    units = ACTIVATIONS if device == "cpu" else ON_GPU
+    hidden, intermediate, query, kv = units[model.dtype, model.method]
     kept = hidden * arch.hidden + intermediate * arch.intermediate + query * arch.query_width + kv * arch.kv_width + 22
-    return kept + (28 * model.lora.rank if model.method == "lora" else 0)
+    if device == "gpu" and model.dtype == "float32" and pairs:
+        kept += PAIR_QUERY * arch.query_width
+    if model.method != "lora":
+        return kept
+    return kept + (14 if device == "gpu" and model.dtype == "bfloat16" else 28) * model.lora.rank
 
 
 def trainer_footprint(
@@ -94,9 +113,11 @@ def trainer_footprint(
     frozen: Sequence[ModelConfig] = (),
     terms: int = 1,
     draws: int = 0,
+    pairs: bool = False,
 ) -> Footprint:
-    """One Ray Train worker that trains `model`, in the most demanding of `stages`, by a loss of so many `terms`;
-    the `frozen` models are held beside it, and the workers draw completions of so many prompts at once."""
+    """One Ray Train worker that trains `model`, in the most demanding of `stages`, by a loss of so many `terms`, of
+    `pairs` where it compares two completions; the `frozen` models are held beside it, and the workers draw completions
+    of so many prompts at once."""
     arch, resources = require_architecture(model), config.resources
     size, tokens = BYTES[model.dtype], resources.micro_batch_tokens
     trained = trained_bytes(model) / _shards(config)
@@ -106,7 +127,7 @@ def trainer_footprint(
         training += 4 * arch.head
         if _shards(config) > 1:
             layer_moves, end_moves = 3 * size * arch.layer_linear, 3 * size * arch.embeddings
-    kept = kept_for_backward(arch, model)
+    kept = kept_for_backward(arch, model, resources.device, pairs)
     activations = max(
         tokens * (arch.layers * size * arch.hidden + kept if stage.gradient_checkpointing else arch.layers * kept)
         for stage in stages
@@ -220,11 +241,12 @@ def footprints(config: RunConfig) -> list[Footprint]:
     if open_teacher is not None:
         found.append(engine_footprint("engine, open teacher", open_teacher, config, adapters=False))
     if teaching.labels:
-        terms = 2 if config.alignment.preference else 1
+        pairs = config.alignment.preference
+        terms = 2 if pairs else 1
         stages = (config.warmup, config.alignment)
         found.append(engine_footprint("engine, proxy", config.proxy, config))
         asked = config.alignment.global_batch if config.alignment.task is not None else 0
-        found.append(trainer_footprint("trainer, proxy", config.proxy, stages, config, terms=terms, draws=asked))
+        found.append(trainer_footprint("trainer, proxy", config.proxy, stages, config, (), terms, asked, pairs))
     if teaching.assistant and config.white_box is not None:
         training = (config.white_box.assistant,)
         found.append(

@@ -6,9 +6,8 @@ CHUNK_BYTES = {"cpu": 40 * 2**20, "cuda": 512 * 2**20}
 On CPUs 213 tokens at vocabulary 49k, 69 at 152k: above 32 MiB, so that glibc maps each such block and returns it at
 once; smaller ones stay in its heap.
 
-On GPUs 1,046 tokens at 128k. By arithmetic, measured by nobody yet: a chunk reads the whole head, V H 2 bytes at 3.35
-TB/s of an H100, for 2 n V H operations at about 700 TFLOP/s, so that below n = 210 it waits for memory: 81 tokens, the
-CPU's chunk, take 2.6 times as long as their operations.
+On GPUs 1,046 tokens at 128k: on an H100 within a few percent of the fastest, at a third of the next size's memory; the
+CPU's size takes 2.7 times as long (docs/performance.md).
 """
 
 

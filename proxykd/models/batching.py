@@ -15,6 +15,42 @@ LIKE = 0.8
 
 
 @dataclass(frozen=True)
+class Places:
+    """P places for T packed tokens, each of which has one or more."""
+
+    tokens_P: Tensor
+    """The token at each place. Padding repeats token 0: no token before it sees it under causal attention."""
+    places_T: Tensor
+    """The first place of each token."""
+    shared_A: Tensor
+    """Tokens of shared prompts, once for each further sequence, and `again_A` their places there."""
+    again_A: Tensor
+
+    def to(self, device: torch.device) -> Places:
+        tensors = (self.tokens_P, self.places_T, self.shared_A, self.again_A)
+        return Places(*(moved(tensor, device) for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Sequences one behind the other, for kernels that take them so: S stretches of queries, in the tokens' own order,
+    and of keys, whose last tokens are those of the queries. The first sequence behind a prompt is one of both; of a
+    further one, its own tokens are the queries, and prompt and own tokens the keys."""
+
+    keys: Places | None
+    """Of keys and values; None where they are the tokens as they come."""
+    query_ends: Tensor
+    """[S + 1], int32, from 0 on; `key_ends` alike."""
+    key_ends: Tensor
+    longest: tuple[int, int]
+    """Of the stretches of queries, and of keys."""
+
+    def to(self, device: torch.device) -> Stretches:
+        keys = self.keys and self.keys.to(device)
+        return Stretches(keys, moved(self.query_ends, device), moved(self.key_ends, device), self.longest)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the sequences of T packed tokens lie, and what they are padded to where they must stand side by side.
 
@@ -23,17 +59,11 @@ class Layout:
     """
 
     groups: tuple[tuple[int, int], ...]
-    tokens_P: Tensor
-    """The token at each place. Padding repeats token 0: no token before it sees it under causal attention."""
-    places_T: Tensor
-    """The place of each token; of a shared one, in the first of its sequences."""
-    shared_A: Tensor
-    """Tokens of shared prompts, once for each further sequence, and `again_A` their places there."""
-    again_A: Tensor
+    padded: Places
+    stretches: Stretches
 
     def to(self, device: torch.device) -> Layout:
-        tensors = (self.tokens_P, self.places_T, self.shared_A, self.again_A)
-        return Layout(self.groups, *(moved(tensor, device) for tensor in tensors))
+        return Layout(self.groups, self.padded.to(device), self.stretches.to(device))
 
     def side_by_side(self, values_P: Tensor) -> Iterator[Tensor]:
         """Values of all places, [P, ...], group by group: [rows, width, ...]."""
@@ -125,21 +155,35 @@ def _lay_out(sequences: Sequence[Sequence[int]], tokens: int) -> Layout:
             groups[-1].append(number)
         else:
             groups.append([number])
+    widths = [len(sequences[group[0]]) for group in groups]
+    rows = [(sequences[number], width) for group, width in zip(groups, widths, strict=True) for number in group]
+    shape = tuple((len(group), width) for group, width in zip(groups, widths, strict=True))
+    return Layout(shape, _places(rows, tokens), _stretches(sequences, tokens))
+
+
+def _places(rows: Sequence[tuple[Sequence[int], int]], tokens: int) -> Places:
+    """Of sequences, each with the width to which it is padded."""
     at: list[int] = []
-    first = [-1] * tokens
-    shared: list[int] = []
-    again: list[int] = []
-    for group in groups:
-        width = len(sequences[group[0]])
-        for number in group:
-            sequence = sequences[number]
-            for place, token in enumerate(sequence, start=len(at)):
-                if first[token] < 0:
-                    first[token] = place
-                else:
-                    shared.append(token)
-                    again.append(place)
-            at += sequence
-            at += [0] * (width - len(sequence))
-    shape = tuple((len(group), len(sequences[group[0]])) for group in groups)
-    return Layout(shape, *(torch.tensor(values, dtype=torch.long) for values in (at, first, shared, again)))
+    filled: list[int] = []
+    for sequence, width in rows:
+        filled += range(len(at), len(at) + len(sequence))
+        at += sequence
+        at += [0] * (width - len(sequence))
+    tokens_P, filled_P = torch.tensor(at, dtype=torch.long), torch.tensor(filled, dtype=torch.long)
+    places_T = torch.full((tokens,), len(at)).scatter_reduce_(0, tokens_P[filled_P], filled_P, "amin")
+    again_A = filled_P[places_T[tokens_P[filled_P]] != filled_P]
+    return Places(tokens_P, places_T, tokens_P[again_A], again_A)
+
+
+def _stretches(sequences: Sequence[Sequence[int]], tokens: int) -> Stretches:
+    """A sequence's own tokens are the last of it, and come behind all tokens of those before it."""
+    queries, keys = [0], [0]
+    rows = []
+    for sequence in sequences:
+        if own := max(0, sequence[-1] + 1 - queries[-1]):
+            queries.append(queries[-1] + own)
+            keys.append(keys[-1] + len(sequence))
+            rows.append((sequence, len(sequence)))
+    ends = [torch.tensor(values, dtype=torch.int32) for values in (queries, keys)]
+    longest = [int(values.diff().max()) if len(values) > 1 else 0 for values in ends]
+    return Stretches(_places(rows, tokens) if keys[-1] > tokens else None, *ends, (longest[0], longest[1]))

@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from proxykd.models import packed_attention
 from proxykd.models.batching import collate, collate_behind
 from proxykd.models.loading import read_model
 from proxykd.models.scorer import CompletionScorer
+from tests.attention_by_loops import one_stretch_after_the_other
 from tests.families import FAMILIES, make
 
 LENGTHS = ((5, 9, 30), (40, 50, 8), (70, 3, 90), (6, 1, 0), (20, 60, 61))
@@ -90,3 +92,37 @@ def alike(ours, expected):
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-4, msg=name)
+
+
+def test_sequences_one_behind_the_other_give_what_padded_groups_do(folder, monkeypatch):
+    """As kernels of GPUs take them: further completions' own tokens as queries of the prompt's keys and their own."""
+    weights = torch.rand(1000, generator=torch.Generator().manual_seed(1)) + 0.5
+    models = [read_model(folder, torch.float32).eval() for _ in range(2)]
+    rows = pairs()
+    found = []
+    for model, flash in zip(models, (False, True), strict=True):
+        monkeypatch.setattr(packed_attention, "takes_flash", lambda *_, flash=flash: flash)
+        monkeypatch.setattr(packed_attention, "varlen_attn", one_stretch_after_the_other)
+        scorer = CompletionScorer(model, model.config.vocab_size)
+        for batch in (
+            collate_behind([prompt for prompt, *_ in rows], [sides for _, *sides in rows]),
+            collate([prompt for prompt, *_ in rows], [side for _, side, _ in rows]),
+        ):
+            logps = scorer(batch).token_logps_N
+            (logps * weights[: len(logps)]).sum().backward()
+            found.append(logps.detach())
+    torch.testing.assert_close(found[2:], found[:2], atol=2e-5, rtol=1e-5)
+    alike(*map(gradients, models))
+
+
+def test_where_no_prompt_is_shared_keys_are_the_tokens_as_they_come():
+    apart = collate([[5, 6], [7]], [[1, 2, 3], []]).layout.stretches
+    assert apart.keys is None
+    assert (apart.query_ends.tolist(), apart.longest) == ([0, 4, 5], (4, 4))
+    shared = collate_behind([[5, 6], [8]], [[[1, 2, 3], [4], [9, 9]], [[], [1, 2]]]).layout.stretches
+    assert shared.query_ends.tolist() == [0, 4, 5, 6, 7]
+    assert shared.key_ends.tolist() == [0, 4, 7, 8, 10]
+    assert shared.keys.tokens_P.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 5, 6]
+    assert shared.keys.places_T.tolist() == [0, 1, 2, 3, 6, 7, 9]
+    assert shared.keys.shared_A.tolist() == [0, 1, 5]
+    assert shared.keys.again_A.tolist() == [4, 5, 8]

@@ -1,0 +1,1 @@
+"""What only a GPU shows. `make gpu` runs it; see README.md."""
