@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -184,6 +185,10 @@ def _stretches(sequences: Sequence[Sequence[int]], tokens: int) -> Stretches:
             queries.append(queries[-1] + own)
             keys.append(keys[-1] + len(sequence))
             rows.append((sequence, len(sequence)))
-    ends = [torch.tensor(values, dtype=torch.int32) for values in (queries, keys)]
-    longest = [int(values.diff().max()) if len(values) > 1 else 0 for values in ends]
-    return Stretches(_places(rows, tokens) if keys[-1] > tokens else None, *ends, (longest[0], longest[1]))
+    query_ends, key_ends = (torch.tensor(values, dtype=torch.int32) for values in (queries, keys))
+    longest = _longest(queries), _longest(keys)
+    return Stretches(_places(rows, tokens) if keys[-1] > tokens else None, query_ends, key_ends, longest)
+
+
+def _longest(ends: Sequence[int]) -> int:
+    return max((end - begin for begin, end in pairwise(ends)), default=0)

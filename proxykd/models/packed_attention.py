@@ -33,8 +33,8 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 NO_MASK_SHAPE = (1, 1, 0, 0)
 """A mask that fits nothing: it keeps transformers from making one for the packed row, and a model that would apply it
 without the layout fails."""
-GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-"""Several queries a key: from torch 2.12 on that must be said."""
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""Several queries a key: torch 2.13 wants it said, 2.11 knows no such argument."""
 FLASH_WIDTH = 256
 """Of a head, at most; a multiple of 8."""
 
@@ -137,7 +137,7 @@ def _one_behind_the_other(query: Tensor, key: Tensor, value: Tensor, layout: Lay
     queries, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
     if stretches.keys is not None:
         keys, values = (_Spread.apply(one, stretches.keys) for one in (keys, values))
-    found: Tensor = varlen_attn(
+    found = varlen_attn(
         queries,
         keys,
         values,
@@ -148,6 +148,7 @@ def _one_behind_the_other(query: Tensor, key: Tensor, value: Tensor, layout: Lay
         window_size=(-1 if window is None else window - 1, 0),
         **GROUPED,
     )
+    assert isinstance(found, Tensor)
     return found[None]
 
 
