@@ -175,7 +175,8 @@ def test_references_are_the_frozen_students_of_the_pairs_that_are_trained_on(tin
     found = torch.tensor([[pair[key] for key in REFERENCE_KEYS] for pair in pairs], dtype=torch.float64)
     assert torch.allclose(found, expected, atol=1e-4)
     again, drawn = worker_of(run, "again", rows), [pair["rejected_ids"] for pair in seen[-1]]
-    samples = loop_module.sample_rows(again, frozen, rows[8:], 12, step=5)
+    last = [row for pair in seen[-1] for row in rows if all(row[s] == pair[s] for s in sides[:2])]
+    samples = loop_module.sample_rows(again, frozen, last, 12, step=5)
     assert [row["completion_ids"] for row in samples] == drawn
 
 
