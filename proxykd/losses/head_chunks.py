@@ -6,8 +6,8 @@ CHUNK_BYTES = {"cpu": 40 * 2**20, "cuda": 512 * 2**20}
 On CPUs 213 tokens at vocabulary 49k, 69 at 152k: above 32 MiB, so that glibc maps each such block and returns it at
 once; smaller ones stay in its heap.
 
-On GPUs 1,046 tokens at 128k: on an H100 within a few percent of the fastest, at a third of the next size's memory; the
-CPU's size takes 2.7 times as long (docs/performance.md).
+On GPUs 1,046 tokens at 128k: on an H100 sizes from 640 MiB on gain next to nothing with a frozen head, and the CPU's
+size takes 2.7 times as long (docs/performance.md).
 """
 
 

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "transformers", "peft", "pydantic")
 FIGURES: list[str] = []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _on_a_card() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here: torch.cuda.is_available() is False")
