@@ -10,46 +10,12 @@ the next is made when one is answered. The way before was two calls at once, of 
 from __future__ import annotations
 
 import argparse
-import heapq
-from collections import deque
-from collections.abc import Sequence
 
-from actors.data.feeding import Window
 from benchmarks.lengths import lengths
 from proxykd.config import ResourceConfig
+from proxykd.costs.occupancy import Window, engines_share
 
 SHARD = 512
-
-
-def busy_share(rows: Sequence[int], window: Window, replicas: int, places: int) -> float:
-    """Of all places of all replicas from the first row to the last, with so many calls in flight in all."""
-    size = window.rows_a_call
-    calls = deque(rows[start : start + size] for start in range(0, len(rows), size))
-    waiting = [deque[tuple[int, int]]() for _ in range(replicas)]
-    left: dict[int, int] = {}
-    running, held = [0] * replicas, [0] * replicas
-    ends: list[tuple[int, int, int]] = []
-    now = made = 0
-    while True:
-        while calls and len(left) < window.calls:
-            call, replica = calls.popleft(), held.index(min(held))
-            made += 1
-            left[made] = len(call)
-            held[replica] += len(call)
-            waiting[replica].extend((made, steps) for steps in call)
-        for replica, queue in enumerate(waiting):
-            while queue and running[replica] < places:
-                number, steps = queue.popleft()
-                running[replica] += 1
-                heapq.heappush(ends, (now + steps, replica, number))
-        if not ends:
-            return sum(rows) / (replicas * places * now)
-        now, replica, number = heapq.heappop(ends)
-        running[replica] -= 1
-        held[replica] -= 1
-        left[number] -= 1
-        if not left[number]:
-            del left[number]
 
 
 def main() -> None:
@@ -64,7 +30,7 @@ def main() -> None:
     print(f"{'replicas':>8} {'calls':>6} {'busy':>6} {'before':>7}")
     for replicas in (1, 2, 4, 8):
         window = Window(replicas * one.calls, one.rows_a_call)
-        now, before = (busy_share(rows, each, replicas, places) for each in (window, Window(2, SHARD)))
+        now, before = (engines_share(rows, each, replicas, places) for each in (window, Window(2, SHARD)))
         print(f"{replicas:>8} {window.calls:>6} {now:>6.3f} {before:>7.3f}")
 
 

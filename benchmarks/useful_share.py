@@ -11,21 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from statistics import fmean
 
 from benchmarks.lengths import lengths
+from proxykd.costs.occupancy import trainers_share
 from proxykd.models.batching import collate_behind
-from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
-
-
-def useful_share(batches: Sequence[Sequence[int]], budget: int, workers: int) -> tuple[float, float]:
-    """Of the workers' time in token-steps; and micro-batches a step and worker."""
-    work = slowest = parts = 0
-    for batch in batches:
-        plan = plan_micro_batches(batch, budget, workers)
-        shares = [share_of_worker(plan, rank, workers) for rank in range(workers)]
-        of_worker = [sum(batch[i] for part in share for i in part) for share in shares]
-        work, slowest, parts = work + sum(of_worker), slowest + max(of_worker), parts + len(plan) // workers
-    return work / (workers * slowest), parts / len(batches)
+from proxykd.models.micro_batches import plan_micro_batches
 
 
 def attention_padding(rows: Sequence[Sequence[int]], budget: int, workers: int) -> float:
@@ -52,7 +43,8 @@ def main() -> None:
         rows = [row[: 1 + sides] for row in drawn]
         batches = [[sum(row) for row in rows[start : start + size]] for start in range(0, len(rows), size)]
         for workers in sorted({1, 2, 4, arguments.workers}):
-            share, parts = useful_share(batches, budget, workers)
+            share = trainers_share(batches, budget, workers)
+            parts = fmean(len(plan_micro_batches(batch, budget, workers)) / workers for batch in batches)
             padding = attention_padding(rows[:size], budget, workers)
             print(f"{stage:<12} {workers:>7} {share:>12.3f} {parts:>13.1f} {padding:>17.1%}")
 

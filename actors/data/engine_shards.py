@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from ray import serve
 from ray.exceptions import RayActorError
 
-from actors.data.feeding import Window, feed
+from actors.data.feeding import feed
 from actors.engine.proxy_engine import Generation
 from actors.telemetry.progress import Progress
 from proxykd.config import AlignmentConfig
+from proxykd.costs.occupancy import Window
 from proxykd.data.corpus_store import write_rows_shard
 from proxykd.data.ingest import Spread
 from proxykd.data.label_shards import CompletionLogps, write_soft_labels

@@ -5,30 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from proxykd.costs.occupancy import Window
 from proxykd.text.corpus import Row
 
 Name = TypeVar("Name")
 Answer = TypeVar("Answer")
-CALLS, MOST_ROWS = 8, 8
-"""Calls that the rows in flight are spread over at least, and rows of a call at most. A call waits for its slowest row,
-and the answered ones beside it keep others out: `python -m benchmarks.fed`."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """What is with an engine replica at once."""
-
-    calls: int
-    rows_a_call: int
-
-    @classmethod
-    def of_rows(cls, rows: int) -> Window:
-        """As many calls as there may be with at most so many rows in them all."""
-        size = min(MOST_ROWS, max(1, rows // CALLS))
-        return cls(rows // size, size)
 
 
 def feed(

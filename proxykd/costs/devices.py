@@ -18,6 +18,7 @@ class Device:
     bandwidth: float
     """Bytes a second."""
     training_share: float = 0.35
+    full_training_share: float = 0.25
     forward_share: float = 0.5
     bandwidth_share: float = 0.6
     worker_start_s: float = 60.0
@@ -31,11 +32,12 @@ GPUS = {
         Device("l40s-48g", 48, 362e12, 0.86e12),
         Device("a100-40g", 40, 312e12, 1.55e12),
         Device("a100-80g", 80, 312e12, 2.0e12),
-        Device("h100-80g", 80, 989e12, 3.35e12),
-        Device("h200-141g", 141, 989e12, 4.8e12),
+        Device("h100-80g", 80, 989e12, 3.35e12, training_share=0.25, full_training_share=0.18),
+        Device("h200-141g", 141, 989e12, 4.8e12, training_share=0.25, full_training_share=0.18),
     )
 }
-"""Their makers' figures."""
+"""Their makers' figures. The H100's training shares are of steps of Llama 3.2 1B's shape (docs/performance.md; wider
+models reach more); the other cards' and all of inference are guesses."""
 
 
 def this_cpu(memory_gib: float) -> Device:
@@ -55,6 +57,7 @@ def this_cpu(memory_gib: float) -> Device:
         peak=2 * 1536**3 / best,
         bandwidth=2 * 4 * 2**25 / copied,
         training_share=0.7,
+        full_training_share=0.7,
         forward_share=0.35,
         bandwidth_share=0.6,
         worker_start_s=35.0,

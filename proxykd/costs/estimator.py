@@ -6,19 +6,28 @@ full training  6 P
 checkpointing  2 P more: the forward pass again
 sampling       a step makes one token for each sequence of a batch; it takes the longer of reading all weights and
                the batch's KV cache once, and 2 P a sequence
-hours          FLOPs / (devices * peak * share), and the starts of engines and workers
+hours          FLOPs / (devices * peak * share), and the starts of engines and workers; the trainers' by the share of
+               their time that goes into tokens, the engines' by that of their places (proxykd/costs/occupancy.py)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import cycle, islice
 from math import ceil
 
 from proxykd.config import ModelConfig, RunConfig, TrainConfig, Use
 from proxykd.costs.devices import Device
 from proxykd.costs.memory_plan import BYTES, kv_bytes
+from proxykd.costs.occupancy import Window, engines_share, log_normal, trainers_share
 from proxykd.data.round_records import round_slice
 from proxykd.models.architecture import Architecture, require_architecture
+
+SAMPLED = 4096
+"""Records that stand for all of a corpus."""
+STEPS, ROWS = 64, 2**16
+"""Global batches and rows that a simulation goes through at most. Of more rows less is the end, where few work."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,15 @@ class Text:
     questions: int = 0
     answers: int = 0
     """Of the task: questions, and the tokens of all answers at most."""
+    sample: tuple[tuple[int, int], ...] = ()
+    """Tokens of prompt and completion of records that stand for all. Empty, they are drawn with the means."""
+
+    @cached_property
+    def lengths(self) -> list[tuple[int, int]]:
+        if self.sample:
+            return list(self.sample)
+        prompts, completions = log_normal(self.prompt, SAMPLED, 0), log_normal(self.completion, SAMPLED, 1)
+        return list(zip(prompts, completions, strict=True))
 
     @property
     def length(self) -> float:
@@ -77,6 +95,7 @@ class Estimator:
         self.alignment = round(rest * corpus.share_for("alignment"))
         """Records that serve each use."""
         self.unlabelled = text.unlabelled
+        self._busy = cache(self._trainers_share)
         rounds = config.alignment.rounds
         self.pairs = len(round_slice(1, self.alignment, config.alignment)) if rounds else 0
         """Records of a round."""
@@ -118,7 +137,31 @@ class Estimator:
         """Seconds of all epochs."""
         passes = (4 if model.method == "lora" else 6) + (2 if stage.gradient_checkpointing else 0)
         flops = passes * require_architecture(model).parameters * records * stage.epochs * self.text.length
-        return flops / (self.trainers * self.device.peak * self.device.training_share)
+        share = self.device.training_share if model.method == "lora" else self.device.full_training_share
+        return flops / (self.trainers * self.device.peak * share * self._busy(stage.global_batch))
+
+    def beside_sft(self) -> tuple[float, float]:
+        """What a round and what labels with distillation cost over SFT of the same model on the same records, one epoch
+        each and without starts: the rows of the paper's Table 3."""
+        config, pairs, sides = self.config, self.pairs, self.text.pair
+        warmup, alignment, distillation = config.warmup, config.alignment, config.distillation
+        sft = self.training(config.proxy, warmup, pairs) / warmup.epochs
+        trained = self.training(config.proxy, alignment, sides * pairs) / alignment.epochs
+        of_round = (self.sampling(self.proxy, pairs) + self.forward(self.proxy, sides * pairs) + trained) / sft
+        labels = self.forward(self.proxy, pairs)
+        if config.score.source == "engine":
+            labels = self._prefill(self.proxy, pairs * self.text.length)
+        student = self.training(config.student, distillation, pairs) / distillation.epochs
+        return of_round, 1 + labels / student
+
+    def _trainers_share(self, batch: int) -> float:
+        """The share of the trainers' time that goes into tokens, at global batches of so many records."""
+        if self.trainers == 1:
+            return 1.0
+        lengths = [prompt + completion for prompt, completion in self.text.lengths]
+        rows = list(islice(cycle(lengths), min(max(len(lengths) // batch, 1), STEPS) * batch))
+        batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        return trainers_share(batches, self.config.resources.micro_batch_tokens, self.trainers)
 
     def forward(self, arch: Architecture, records: float) -> float:
         """Seconds of the trainers."""
@@ -149,15 +192,20 @@ class Estimator:
         """Seconds of the engines."""
         resources, device, dtype = self.config.resources, self.device, self.config.engine.dtype
         replicas = 1 if resources.device == "cpu" else resources.engine_replicas
-        share = ceil(records / replicas)
-        batch = min(resources.engine_max_seqs, share)
+        batch = min(resources.engine_max_seqs, ceil(records / replicas))
+        if not batch:
+            return 0.0
+        window = Window.of_rows(resources.rows_in_flight)
+        rows = [completion for _, completion in islice(cycle(self.text.lengths), min(ceil(records), ROWS))]
+        busy = engines_share(rows, Window(replicas * window.calls, window.rows_a_call), replicas, batch)
         read = arch.parameters * BYTES[dtype] + batch * self.text.length * kv_bytes(arch, dtype)
         devices = self.engines / replicas
         step = max(
             read / (devices * device.bandwidth * device.bandwidth_share),
             batch * 2 * arch.parameters / (devices * device.peak * device.forward_share),
         )
-        return self._prefill(arch, records * self.text.prompt) + share / max(batch, 1) * self.text.completion * step
+        steps = records * self.text.completion / (replicas * batch * busy)
+        return self._prefill(arch, records * self.text.prompt) + steps * step
 
     def _prefill(self, arch: Architecture, tokens: float) -> float:
         return 2 * arch.parameters * tokens / (self.engines * self.device.peak * self.device.forward_share)

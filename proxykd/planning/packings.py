@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from proxykd.config import USES, AlignmentConfig, ResourceConfig, RunConfig, TrainConfig, Use
+from proxykd.costs.occupancy import trainers_share
 from proxykd.data.round_records import round_slice
-from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
+from proxykd.models.micro_batches import plan_micro_batches
 
 
 class Tokens(NamedTuple):
@@ -86,7 +87,6 @@ def packing(epoch: Epoch, resources: ResourceConfig) -> Packing:
         [sum(lengths[i] for i in part) for part in plan_micro_batches(lengths, budget, workers)]
         for lengths in epoch.batches
     ]
-    slowest = [max(sum(share_of_worker(plan, rank, workers)) for rank in range(workers)) for plan in plans]
     return Packing(
         stage=epoch.name,
         slices=epoch.slices,
@@ -95,7 +95,7 @@ def packing(epoch: Epoch, resources: ResourceConfig) -> Packing:
         micro_batches=fmean(sum(map(bool, plan)) for plan in plans),
         largest=max(map(max, plans)),
         over_budget=sum(length > budget for batch in epoch.batches for length in batch),
-        idle=1 - sum(map(sum, plans)) / (workers * sum(slowest)),
+        idle=1 - trainers_share(epoch.batches, budget, workers),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from proxykd.config import RunConfig
 from proxykd.costs.devices import GPUS, Device, this_cpu
-from proxykd.costs.estimator import StageEstimate, Text
+from proxykd.costs.estimator import SAMPLED, Estimator, StageEstimate, Text
 from proxykd.costs.memory_plan import Footprint, disk_gib, footprints, machine_disk_gib
 from proxykd.errors import ConfigError
 from proxykd.evaluation.task import answer_tokens, read_task
@@ -53,6 +54,13 @@ def print_plan(
     console.print(_needs_table(config))
     console.print(_disks(config, text))
     console.print(_time_table(stages, text))
+    estimator = Estimator(config, text, device)
+    if config.teaching.aligned and config.alignment.preference and estimator.pairs:
+        of_round, of_labels = estimator.beside_sft()
+        console.print(
+            f"beside an epoch of SFT on the same records: a preference round {of_round:.1f} times as long (the paper: "
+            f"5.1), labels and distillation {of_labels:.1f} times (2.0)\n"
+        )
     over = [one for one in memory if config.resources.device == "gpu" and one.total > device.memory_gib]
     for one in over:
         console.print(
@@ -75,11 +83,12 @@ def _device(config: RunConfig, name: str | None) -> Device:
 
 def _text(config: RunConfig, records: int | None, prompt: float | None, completion: float | None) -> Text:
     """The corpus in numbers: as asked, else from the file that the config names, else from what it will collect."""
-    corpus = config.corpus
+    corpus, sample = config.corpus, list[tuple[int, int]]()
     if corpus.path and Path(corpus.path).exists():
         sizes = [(_characters(one), len(one.completion)) for one in records_of(corpus, Reading())]
         prompts, completions = (fmean(each) / CHARACTERS_A_TOKEN for each in zip(*sizes, strict=True))
         count = len(sizes)
+        sample = [(_tokens(one), _tokens(other)) for one, other in sizes[:: ceil(count / SAMPLED)]]
     elif corpus.prompts and Path(corpus.prompts).exists():
         rows = read_prompts(corpus.prompts)[: corpus.limit]
         prompts = fmean(map(_characters, rows)) / CHARACTERS_A_TOKEN
@@ -101,7 +110,12 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
         unlabelled=unlabelled,
         questions=len(task),
         answers=answer_tokens(task),
+        sample=() if prompt or completion else tuple(sample),
     )
+
+
+def _tokens(characters: int) -> int:
+    return max(1, round(characters / CHARACTERS_A_TOKEN))
 
 
 def _characters(row: Record) -> int:

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from actors.data.feeding import Window, feed
-from benchmarks.fed import busy_share
+from actors.data.feeding import feed
 from benchmarks.lengths import lengths
 from proxykd.config import ResourceConfig
+from proxykd.costs.occupancy import Window, engines_share
 
 PATIENCE_S = 60.0
 """After which a test fails that would wait for ever."""
@@ -133,15 +133,15 @@ def test_no_place_is_empty_while_rows_of_real_lengths_are_left(places):
     """As busy as with every row in flight at once, but for a hundredth; calls of a shard feed two replicas at most."""
     rows = [rejected for *_, rejected in lengths(2048)]
     window = Window.of_rows(ResourceConfig(engine_max_seqs=places).rows_in_flight)
-    at_best = busy_share(rows, Window(2048, 1), 1, places)
-    assert busy_share(rows, window, 1, places) > at_best - 0.01
-    four = busy_share(rows, Window(4 * window.calls, window.rows_a_call), 4, places)
-    assert four > 1.5 * busy_share(rows, Window(2, 512), 4, places)
+    at_best = engines_share(rows, Window(2048, 1), 1, places)
+    assert engines_share(rows, window, 1, places) > at_best - 0.01
+    four = engines_share(rows, Window(4 * window.calls, window.rows_a_call), 4, places)
+    assert four > 1.5 * engines_share(rows, Window(2, 512), 4, places)
 
 
 def test_the_simulated_engine_counts_steps_as_they_are():
     """Two places, rows of 3, 1, 1 and 1 steps: one at a time 6 steps, all at once 3."""
-    assert busy_share([3, 1, 1, 1], Window(1, 1), 1, 2) == 6 / (2 * 6)
-    assert busy_share([3, 1, 1, 1], Window(4, 1), 1, 2) == 6 / (2 * 3)
-    assert busy_share([3, 1, 1, 1], Window(1, 2), 1, 2) == 6 / (2 * 4)
-    assert busy_share([3, 1, 1, 1], Window(4, 1), 2, 1) == 6 / (2 * 4)
+    assert engines_share([3, 1, 1, 1], Window(1, 1), 1, 2) == 6 / (2 * 6)
+    assert engines_share([3, 1, 1, 1], Window(4, 1), 1, 2) == 6 / (2 * 3)
+    assert engines_share([3, 1, 1, 1], Window(1, 2), 1, 2) == 6 / (2 * 4)
+    assert engines_share([3, 1, 1, 1], Window(4, 1), 2, 1) == 6 / (2 * 4)

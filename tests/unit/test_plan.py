@@ -12,7 +12,7 @@ from torch import nn
 
 from proxykd.config import LoraConfig, ModelConfig, RunConfig, TrainConfig, validate_config
 from proxykd.costs.devices import GPUS
-from proxykd.costs.estimator import Text
+from proxykd.costs.estimator import Estimator, Text
 from proxykd.costs.memory_plan import (
     disk_gib,
     engine_footprint,
@@ -210,7 +210,9 @@ def test_the_papers_hours_follow_at_the_share_of_the_peak_that_they_imply():
         resources = {"device": "gpu", "trainer_workers": 8, "parallel": "fsdp2"}
         config = run_config({"source": name}, warmup=warmup, corpus={"path": "c", "split": split}, resources=resources)
         device = replace(GPUS["a100-80g"], training_share=share, worker_start_s=0)
-        [stage] = [s for s in estimate(config, Text(80_000, 512, 512), device) if s.stage == "warm-up"]
+        [stage] = [
+            s for s in estimate(config, Text(80_000, 512, 512, sample=((512, 512),)), device) if s.stage == "warm-up"
+        ]
         assert (stage.records, stage.devices) == (40_000, 8)
         assert stage.hours == pytest.approx(hours, rel=1e-3)
     assert shares == {"llama-2-7b": 0.18, "llama-2-13b": 0.2, "llama-2-70b": 0.34}
@@ -219,10 +221,48 @@ def test_the_papers_hours_follow_at_the_share_of_the_peak_that_they_imply():
 def test_sampling_reads_the_weights_once_a_token():
     config = run_config({"source": "llama-3-8b"}, resources={"device": "gpu"}, alignment={"rounds": 1})
     gpu = replace(GPUS["a100-80g"], engine_start_s=0)
-    [stage] = [s for s in estimate(config, Text(143, 0, 100), gpu) if s.stage == "sample"]
+    [stage] = [s for s in estimate(config, Text(143, 0, 100, sample=((0, 100),)), gpu) if s.stage == "sample"]
     assert stage.records == 58  # one batch of D_p
     read = 2 * 8_030_261_248 + 58 * 100 * 2 * 32 * 8 * 128 * 2
     assert stage.seconds == pytest.approx(100 * read / (2e12 * 0.6))
+
+
+def test_trainers_that_wait_for_the_one_with_the_most_tokens_take_longer():
+    """Batches of 30, 30, 10, 10 and 50 tokens: four workers wait for 50, and have 130 of their 200 token-steps."""
+    rows = ((20, 10), (20, 10), (5, 5), (5, 5), (20, 30))
+    hours = {}
+    for workers in (1, 4):
+        resources = {"device": "gpu", "trainer_workers": workers, "micro_batch_tokens": 50}
+        config = run_config({"source": "llama-3-8b"}, warmup={"global_batch": 5}, resources=resources)
+        estimator = Estimator(config, Text(5, 14, 12, sample=rows), GPUS["a100-80g"])
+        hours[workers] = estimator.training(config.proxy, config.warmup, 5)
+    assert hours[1] == pytest.approx(4 * 8_030_261_248 * 130 / (312e12 * 0.35))
+    assert hours[4] == pytest.approx(hours[1] / 4 / (130 / 200))
+
+
+def test_engines_that_wait_for_the_last_long_rows_take_longer():
+    config = run_config({"source": "llama-3-8b"}, resources={"device": "gpu", "engine_max_seqs": 2})
+    equal, uneven = (
+        Estimator(config, Text(4, 0, 50, sample=rows), GPUS["a100-80g"]).sampling(require_architecture(config.proxy), 4)
+        for rows in (((0, 50),) * 4, ((0, 10), (0, 10), (0, 10), (0, 170)))
+    )
+    assert uneven / equal == pytest.approx((10 + 170) / (2 * 50)), "two places; the long row follows two of the short"
+
+
+def test_a_round_costs_several_passes_of_sft_as_in_table_3():
+    """By hand, on one GPU: 100 records of 100 + 100 tokens, LoRA, a prompt once for two completions."""
+    config = run_config({"source": "llama-3-8b"}, resources={"device": "gpu"})
+    estimator = Estimator(config, Text(1000, 100, 100, sample=((100, 100),)), GPUS["a100-80g"])
+    of_round, labels = estimator.beside_sft()
+    sft = 4 * 200
+    sampling = (
+        estimator.sampling(require_architecture(config.proxy), estimator.pairs)
+        * 312e12
+        * 0.35
+        / (estimator.pairs * 8_030_261_248)
+    )
+    assert of_round == pytest.approx((sampling + 2 * 300 + 4 * 300) / sft)
+    assert labels == pytest.approx(1 + (2 * 200 / 0.5) / (4 * 200 / 0.35))
 
 
 def test_the_run_directory_holds_checkpoints_the_student_and_labels():
