@@ -51,3 +51,8 @@ clean:
 .venv/dev: .venv/cpu requirements/dev.lock
 	$(INSTALL) dev
 	@touch $@
+
+# What benchmarks/step.py is compared with.
+.venv/bench: .venv/cpu requirements/bench.lock
+	$(INSTALL) bench
+	@touch $@

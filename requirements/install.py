@@ -1,4 +1,4 @@
-"""Installs a lock into .venv: `python3 -m requirements.install cpu`, then `dev`. The Makefile calls it.
+"""Installs a lock into .venv: `python3 -m requirements.install cpu`, then `dev` or `bench`. The Makefile calls it.
 
 The machine is checked before anything is downloaded. uv installs, and knows torch's own index of CPU builds; where it
 cannot reach that, torch comes from pip's index, and pip takes whatever uv could not. What is there already is left,
@@ -162,7 +162,7 @@ def _refusal(version: str, why: str) -> str:
 def main(root: Path, arguments: list[str]) -> int:
     """0 where the environment is what the lock says; else 1, after one line for each thing that keeps it from that."""
     parser = argparse.ArgumentParser(prog="python3 -m requirements.install", description="installs a lock into .venv")
-    parser.add_argument("lock", choices=["cpu", "dev"])
+    parser.add_argument("lock", choices=["cpu", "dev", "bench"])
     parser.add_argument("--python", help="a Python 3.11 or 3.12; without it, the first that runs")
     options = parser.parse_args(arguments)
     found = machine.this_machine(root / ".venv")

@@ -1,4 +1,4 @@
-"""Resolves cpu.in, dev.in and gpu.in and writes their locks: every version, installed without dependencies.
+"""Resolves cpu.in, dev.in, bench.in and gpu.in and writes their locks: every version, installed without dependencies.
 
     python -m requirements.lock [cpu] [gpu]
 
@@ -20,6 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12")
+PARTS = ("cpu", "dev", "bench")
+"""Locks of CPU machines, each with what it adds to those before it."""
 PLATFORM = "x86_64-manylinux_2_31"
 LEFT_OUT = {
     "torchvision", "torchaudio", "torchcodec", "triton", "llama-cpp-python", "llm", "sqlite-utils", "sqlite-fts4",
@@ -65,16 +67,18 @@ def write(file: str, packages: dict[str, str]) -> None:
 
 
 def lock_cpu(folder: Path) -> None:
-    """Resolved together, so that what tests add agrees with what runs; then split."""
-    old = pins(HERE / "cpu.lock") | pins(HERE / "dev.lock")
-    both: dict[str, str] = {}
+    """Resolved together, so that what tests and benchmarks add agrees with what runs; then split."""
+    old = {name: version for file in PARTS for name, version in pins(HERE / f"{file}.lock").items()}
+    every: dict[str, str] = {}
     for python in PYTHONS:
-        both |= resolve(["cpu.in", "dev.in"], python, folder, both or old, held=bool(both))
-    runs: set[str] = set()
-    for python in PYTHONS:
-        runs |= set(resolve(["cpu.in"], python, folder, both, held=True))
-    write("cpu.lock", {name: both[name] for name in runs})
-    write("dev.lock", {name: version for name, version in both.items() if name not in runs})
+        every |= resolve([f"{file}.in" for file in PARTS], python, folder, every or old, held=bool(every))
+    written: set[str] = set()
+    for number, file in enumerate(PARTS):
+        inputs, here = [f"{part}.in" for part in PARTS[: number + 1]], set[str]()
+        for python in PYTHONS:
+            here |= set(resolve(inputs, python, folder, every, held=True))
+        write(f"{file}.lock", {name: every[name] for name in here - written})
+        written |= here
 
 
 def lock_gpu(folder: Path) -> None:

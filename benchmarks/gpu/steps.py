@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.measuring import release
 from benchmarks.lengths import rows as made_rows
-from benchmarks.step import floor_flops, soft_labels
+from benchmarks.llama import RANK, as_trained, floor_flops, random_llama, text_tokens
 from proxykd.config import (
     AlignmentConfig,
     DistillationConfig,
@@ -25,7 +25,6 @@ from proxykd.config import (
 from proxykd.costs.memory_plan import Footprint, trainer_footprint
 from proxykd.models import batching, packed_attention
 from proxykd.models.architecture import PUBLISHED, Architecture
-from proxykd.models.loading import DTYPES, attach_lora
 from proxykd.models.micro_batches import plan_micro_batches
 from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
@@ -33,7 +32,6 @@ from proxykd.training.stage_losses import AlignmentLoss, DistillationLoss, SftLo
 from proxykd.training.trainer import Trainer
 
 GIB = 2**30
-RANK = 16
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,6 @@ class Case:
     @property
     def dtype(self) -> str:
         return "bfloat16" if self.method == "lora" else "float32"
-
-    @property
-    def sides(self) -> int:
-        return 2 if self.stage == "align" else 1
 
     @property
     def arch(self) -> Architecture:
@@ -116,8 +110,8 @@ def _measured(case: Case, matrix_rate: float) -> dict[str, Any]:
     plan, best = planned(case).total, min(seconds)
     return {
         "s/step": best,
-        "tokens/s": text_tokens(_rows(case), case.sides) / best,
-        **shares(case.arch, _rows(case), case.sides, case.method, best, matrix_rate),
+        "tokens/s": text_tokens(_rows(case), case.stage) / best,
+        **shares(case, _rows(case), best, matrix_rate),
         "GiB": peak,
         "tokens": largest_micro_batch(case),
         "planned": plan,
@@ -154,50 +148,24 @@ def trainer_and_loss(case: Case, stack: ExitStack | None = None) -> Callable[[],
 
 
 def model(case: Case) -> Any:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    arch = case.arch
-    settings = LlamaConfig(
-        vocab_size=arch.vocabulary, hidden_size=arch.hidden, intermediate_size=arch.intermediate,
-        num_hidden_layers=arch.layers, num_attention_heads=arch.heads, num_key_value_heads=arch.kv_heads,
-        head_dim=arch.head_dim, tie_word_embeddings=arch.tied, max_position_embeddings=2048,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        found: Any = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[case.dtype])
+    found = random_llama(case.arch, case.dtype, "cuda", case.method == "lora")
     if case.form == "liger":
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
-        _apply_liger_kernel_to_instance(model=found, fused_linear_cross_entropy=False, cross_entropy=False)
-    return (attach_lora(found, LoraConfig(rank=RANK), seed=0) if case.method == "lora" else found).eval()
+        inner = found.get_base_model() if case.method == "lora" else found
+        _apply_liger_kernel_to_instance(model=inner, fused_linear_cross_entropy=False, cross_entropy=False)
+    return found
 
 
 def _rows(case: Case) -> list[dict[str, Any]]:
-    rows = made_rows(case.records, case.arch.vocabulary)
-    for row in rows:
-        completions = [len(row["completion_ids"]), len(row["rejected_ids"])][: case.sides]
-        row["length"] = len(row["prompt_ids"]) + sum(completions)
-        if case.form == "padded":
-            row["length"] = case.sides * (len(row["prompt_ids"]) + max(completions))
-        row |= {"reference_chosen": -100.0, "reference_rejected": -100.0, "trust": 0.5}
-        if case.stage == "distil":
-            row["soft_labels"] = soft_labels(row)
-    return rows
+    return as_trained(made_rows(case.records, case.arch.vocabulary), case.stage, case.form == "padded")
 
 
-def text_tokens(rows: list[dict[str, Any]], sides: int) -> int:
-    """Tokens of all sequences, a pair's prompt twice, whatever is computed."""
-    text = sum(sides * len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
-    return text + (sum(len(row["rejected_ids"]) for row in rows) if sides == 2 else 0)
-
-
-def shares(
-    arch: Architecture, rows: list[dict[str, Any]], sides: int, method: str, seconds: float, matrix_rate: float
-) -> dict[str, float]:
+def shares(case: Case, rows: list[dict[str, Any]], seconds: float, matrix_rate: float) -> dict[str, float]:
     """What a step's products come to a second, in TFLOPs, and as a share of what a large bfloat16 product reaches.
 
     Attention, prompts computed again and recomputed layers are no part of them."""
-    rate = floor_flops(arch, rows, sides, trained=method == "full") / seconds
+    rate = floor_flops(case.arch, rows, case.stage, case.method == "lora") / seconds
     return {"TFLOP/s": rate / 1e12, "of the card": rate / matrix_rate}
 
 

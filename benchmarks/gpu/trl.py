@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.measuring import release
-from benchmarks.gpu.steps import GIB, STEPS, Case, model, shares, text_tokens
+from benchmarks.gpu.steps import GIB, STEPS, Case, model, shares
 from benchmarks.lengths import rows as made_rows
+from benchmarks.llama import text_tokens
+from benchmarks.trl import seconds_of_steps
 
 SIZES = {"sft": (8, 16, 32), "align": (4, 8, 16)}
 """Sequences, or pairs, of a device batch."""
@@ -31,79 +32,18 @@ def measure(matrix_rate: float) -> Iterator[dict[str, Any]]:
 
 def _measured(case: Case, size: int, matrix_rate: float) -> dict[str, Any]:
     rows = made_rows(case.records, case.arch.vocabulary)
-    with tempfile.TemporaryDirectory() as folder:
-        seconds, peak = (_sft if case.stage == "sft" else _dpo)(case, rows, _settings(case, size, folder))
-    best = min(seconds[1:])
+    made = model(case)
+    torch.cuda.reset_peak_memory_stats()
+    best = min(seconds_of_steps(case.stage, made, rows, size, STEPS + 1, _now, bf16=True)[1:])
     return {
         "s/step": best,
-        "tokens/s": text_tokens(rows, case.sides) / best,
-        **shares(case.arch, rows, case.sides, case.method, best, matrix_rate),
-        "GiB": peak,
+        "tokens/s": text_tokens(rows, case.stage) / best,
+        **shares(case, rows, best, matrix_rate),
+        "GiB": torch.cuda.max_memory_allocated() / GIB,
     }
 
 
-def _settings(case: Case, size: int, folder: str) -> dict[str, Any]:
-    return {
-        "output_dir": folder, "per_device_train_batch_size": size, "gradient_accumulation_steps": case.records // size,
-        "max_steps": STEPS + 1, "max_length": None, "gradient_checkpointing": False, "bf16": True, "report_to": [],
-        "save_strategy": "no", "logging_steps": 10**6, "disable_tqdm": True,
-    }  # fmt: skip
-
-
-def _sft(case: Case, rows: list[dict[str, Any]], settings: dict[str, Any]) -> tuple[list[float], float]:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    data = [
-        {
-            "input_ids": row["prompt_ids"] + row["completion_ids"],
-            "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
-        }
-        for row in rows
-    ]
-    config = SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings)
-    return _trained(SFTTrainer, case, config, Dataset.from_list(data))
-
-
-def _dpo(case: Case, rows: list[dict[str, Any]], settings: dict[str, Any]) -> tuple[list[float], float]:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    class Prepared(DPOTrainer):
-        """Takes rows of ids, with the log-probs of a reference, as they are."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-        def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-    names = {"prompt_ids": "prompt_ids", "completion_ids": "chosen_ids", "rejected_ids": "rejected_ids"}
-    reference = {"ref_chosen_logps": -100.0, "ref_rejected_logps": -100.0}
-    data = [{**{theirs: row[ours] for ours, theirs in names.items()}, **reference} for row in rows]
-    config = DPOConfig(loss_type=["sigmoid", "sft"], precompute_ref_log_probs=True, **settings)
-    return _trained(Prepared, case, config, Dataset.from_list(data))
-
-
-def _trained(trainer: Any, case: Case, config: Any, data: Any) -> tuple[list[float], float]:
-    from transformers import TrainerCallback
-
-    from tests.tiny_model import make_tokenizer
-
-    seconds: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize()
-            seconds.append(-time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize()
-            seconds[-1] += time.perf_counter()
-
-    whole = trainer(
-        model=model(case), args=config, train_dataset=data, processing_class=make_tokenizer(), callbacks=[Clock()]
-    )
-    torch.cuda.reset_peak_memory_stats()
-    whole.train()
-    return seconds, torch.cuda.max_memory_allocated() / GIB
+def _now() -> float:
+    """Seconds, once the card has done what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()

@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from requirements import interpreter, packages
-from requirements.lock import CUDA, LEFT_OUT, OVERRIDE, PLATFORM
+from requirements.lock import CUDA, LEFT_OUT, OVERRIDE, PARTS, PLATFORM
 from requirements.progress import last_words
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,13 +63,13 @@ def resolved(folder: Path, python: str, *arguments: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
-def test_what_runs_and_what_tests_add_agree_on_both_pythons(registry, tmp_path, python):
+def test_what_runs_and_what_is_added_to_it_agree_on_both_pythons(registry, tmp_path, python):
     (tmp_path / "override.txt").write_text(OVERRIDE)
     (tmp_path / "left-out.txt").write_text("\n".join(LEFT_OUT))
-    files = ["-r", str(LOCKS / "cpu.lock"), "-r", str(LOCKS / "dev.lock")]
+    files = [argument for part in PARTS for argument in ("-r", str(LOCKS / f"{part}.lock"))]
     files += ["--overrides", str(tmp_path / "override.txt"), "--excludes", str(tmp_path / "left-out.txt")]
     found = resolved(tmp_path, python, *files)
-    locked = packages.pins(LOCKS / "cpu.lock") | packages.pins(LOCKS / "dev.lock")
+    locked = {name: version for part in PARTS for name, version in packages.pins(LOCKS / f"{part}.lock").items()}
     assert {name: version for name, version in found.items() if not name.startswith(CUDA)} == locked
 
 
@@ -77,9 +78,9 @@ def test_the_gpu_lock_is_whole_and_its_pins_agree(registry, tmp_path):
 
 
 def test_no_package_is_pinned_twice():
-    cpu, dev = packages.pins(LOCKS / "cpu.lock"), packages.pins(LOCKS / "dev.lock")
-    assert not cpu.keys() & dev.keys()
-    assert not (cpu.keys() | dev.keys()) & LEFT_OUT
+    pinned = Counter(name for part in PARTS for name in packages.pins(LOCKS / f"{part}.lock"))
+    assert max(pinned.values()) == 1
+    assert not pinned.keys() & LEFT_OUT
 
 
 def test_what_needs_no_torch_imports_none(tmp_path):
