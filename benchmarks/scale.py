@@ -1,9 +1,11 @@
-"""What a corpus takes as it grows: memory of every process over time, and seconds, from its text to its shards.
+"""The whole method on a corpus as it grows: seconds of each stage, and the memory of every process over time.
 
-    PYTHONPATH=. python benchmarks/scale.py [--records 20000 80000] [--cores 1 2] [--out scale.json]
+    python -m benchmarks.scale [--records 100000 1000000] [--out FOLDER]
 
-Synthetic records as long as OpenOrca's (about 1.7 KB of text), a tokenizer of a few hundred tokens, a Ray of this
-machine. `own` is what a process holds for itself alone; beside it a page cache that maps files comes and goes.
+`proxykd run` itself, on synthetic records a third as long as OpenOrca's and models of 0.1 M parameters with random
+weights: ingest, a warm-up on a hundredth, two rounds of 10,000 pairs, labels of all that is not held out, and a
+student that learns from them. Nothing of the result means anything, all of the time and memory does. FOLDER gets
+scale.json and scale.svg.
 """
 
 from __future__ import annotations
@@ -11,138 +13,134 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-import ray
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from actors.data.spreading import OnRay
-from proxykd.data.corpus_segments import source_of
-from proxykd.data.corpus_store import write_corpus
+from benchmarks.ingest import write_text
+from benchmarks.llama import random_llama
+from benchmarks.process_memory import Watched
+from proxykd.models.architecture import Architecture
 from proxykd.runs.storage import RunDirectory
-from tests.small_run import run_config
-from tests.tiny_model import WORDS, make_tokenizer
+from proxykd.stages.table import finished_stages
+from tests.tiny_model import make_tokenizer
 
-EVERY_S = 0.5
-MACHINE = sorted(os.sched_getaffinity(0))
-MIB = 2**20
-
-
-class Watched:
-    """The own memory of this process and all below it, by what they are, sampled while it is entered."""
-
-    def __init__(self) -> None:
-        self.samples: list[tuple[float, dict[str, float]]] = []
-        self._over = threading.Event()
-
-    def __enter__(self) -> Watched:
-        self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(EVERY_S):
-            self.samples.append((time.monotonic() - self._began, _own_memory()))
-
-    def peak(self, role: str) -> float:
-        """MiB of the largest process of a role."""
-        return max((sample.get(role, 0.0) for _, sample in self.samples), default=0.0)
+LENGTHS = 1 / 3
+SHAPE = Architecture(layers=2, hidden=64, intermediate=192, heads=4, kv_heads=2, head_dim=16, vocabulary=320, tied=True)
+ROLES = ("driver", "coordinator", "reader", "worker", "trainer", "replica", "engine", "raylet", "gcs")
 
 
-def _own_memory() -> dict[str, float]:
-    """MiB by role, of the largest process of each."""
-    found: dict[str, float] = defaultdict(float)
-    driver = psutil.Process()
-    for process in (driver, *driver.children(recursive=True)):
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            role = "driver" if process == driver else _role(process.cmdline()[0])
-        except (OSError, psutil.Error, IndexError):
-            continue  # it has ended
-        found[role] = max(found[role], int(status.partition("RssAnon:")[2].split()[0]) / 1024)
-    return dict(found)
-
-
-def _role(command: str) -> str:
-    if command.startswith("ray::"):
-        return {"ray::_done": "worker", "ray::_made": "reader"}.get(command.split()[0].partition("(")[0], "idle")
-    return Path(command).name[:20]
-
-
-def write_text(path: Path, records: int) -> None:
-    """Prompts and completions of words, as long as OpenOrca's."""
-    chance = random.Random(1)
-    with path.open("w") as file:
-        for number in range(records):
-            prompt = " ".join(chance.choices(WORDS, k=max(5, int(chance.lognormvariate(4.6, 0.8)))))
-            completion = " ".join(chance.choices(WORDS, k=max(5, int(chance.lognormvariate(5.0, 0.8)))))
-            file.write(json.dumps({"id": str(number), "prompt": f"{number} {prompt}", "completion": completion}) + "\n")
-
-
-def measure(folder: Path, records: int, cores: int) -> dict[str, Any]:
-    """Seconds, and each role's peak in MiB, of making a corpus of so many records with so many cores."""
-    text, tokenizer = folder / f"{records}.jsonl", folder / "tokenizer"
-    if not text.exists():
-        write_text(text, records)
-    make_tokenizer().save_pretrained(tokenizer)
-    corpus = {"path": str(text), "max_length": 2048, "shard_records": 512}
-    run = RunDirectory.create(run_config("none", str(folder / f"runs-{records}-{cores}"), corpus=corpus))
-    os.sched_setaffinity(0, MACHINE[:cores])
-    ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=300 * MIB, log_to_driver=False)
-    try:
-        with Watched() as watched:
-            began = time.monotonic()
-            facts = write_corpus(run, run.config(), source_of(run.config()), tokenizer, OnRay())
-            seconds = time.monotonic() - began
-    finally:
-        ray.shutdown()
-    disk = sum(path.stat().st_size for path in run.corpus.rglob("*") if path.is_file())
-    roles = sorted({role for _, sample in watched.samples for role in sample})
+def config_of(folder: Path, records: int, pairs: int) -> dict[str, Any]:
+    model = {"source": str(folder / "model"), "dtype": "float32"}
     return {
-        "records": facts["records"],
-        "cores": cores,
-        "text_mib": text.stat().st_size / MIB,
-        "corpus_mib": disk / MIB,
-        "seconds": seconds,
-        "peak_mib": {role: watched.peak(role) for role in roles},
+        "name": f"scale-{records}",
+        "runs_dir": str(folder / "runs"),
+        "corpus": {
+            "path": str(folder / f"{records}.jsonl"),
+            "max_length": 512,
+            "shard_records": 2048,
+            "split": {"validation": 0.002, "test": 0.002, "warmup": 0.01, "alignment": 0.05, "distillation": 0.94},
+        },
+        "proxy": {**model, "lora": {"rank": 8}},
+        "student": {**model, "method": "full"},
+        "warmup": {"learning_rate": 1e-3, "global_batch": 64},
+        "alignment": {
+            "rounds": 2, "pairs_per_round": pairs, "learning_rate": 1e-4, "global_batch": 64, "max_new_tokens": 16,
+            "parity_records": 4,
+        },
+        "score": {"source": "trainer", "top_k": 4},
+        "distillation": {"learning_rate": 1e-3, "global_batch": 256, "evaluations": 1},
+        "engine": {"dtype": "float32"},
+        "resources": {"micro_batch_tokens": 8192, "engine_max_seqs": 256, "trainer_threads": 1},
+    }  # fmt: skip
+
+
+def measure(folder: Path, records: int, pairs: int) -> dict[str, Any]:
+    """Seconds of each stage and MiB of each role over time, of a run on so many records."""
+    write_text(folder / f"{records}.jsonl", records, LENGTHS)
+    config = folder / f"{records}.yaml"
+    config.write_text(yaml.safe_dump(config_of(folder, records, pairs)))
+    began = time.time()
+    with Watched(driver=False) as watched:
+        subprocess.run([Path(sys.executable).with_name("proxykd"), "run", str(config)], check=True)
+    [path] = (folder / "runs").glob(f"scale-{records}-*")
+    run = RunDirectory.open(path)
+    stages = [(one.stage, one.round, one.seconds) for one in finished_stages(run)]
+    disk = sum(one.stat().st_size for one in path.rglob("*") if one.is_file() and not one.is_symlink())
+    return {
+        "records": records,
+        "seconds": time.time() - began,
+        "stages": stages,
+        "disk_gib": disk / 2**30,
+        "peak_mib": {role: watched.peak(role) for role in ROLES},
         "memory_mib": watched.samples,
     }
 
 
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Memory of each role over the share of the run that is over, a panel for each corpus."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(len(found), 1, figsize=(9, 3.2 * len(found)), sharey=True, squeeze=False)
+    for panel, one in zip(panels[:, 0], found, strict=True):
+        for role in ROLES:
+            curve = [(seconds / 60, sample[role]) for seconds, sample in one["memory_mib"] if role in sample]
+            if curve:
+                panel.plot(*zip(*curve, strict=True), label=role, linewidth=1)
+        panel.set_title(f"{one['records']:,} records", loc="left")
+        panel.set_xlabel("minutes")
+        panel.set_ylabel("MiB of the largest process")
+        panel.set_ylim(0)
+    panels[0, 0].legend(ncols=len(ROLES), loc="upper left", bbox_to_anchor=(0, 1.35), fontsize=7, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, nargs="+", default=[20_000, 80_000])
-    parser.add_argument("--cores", type=int, nargs="+", default=[len(MACHINE)])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--records", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--pairs", type=int, default=10_000, help="a round")
+    parser.add_argument("--out", type=Path, default=Path())
     args = parser.parse_args()
+    if any(records * 0.05 < args.pairs for records in args.records):
+        print("a twentieth of the records is less than a round's pairs: rounds go over it again", file=sys.stderr)
     found = []
-    table = Table(
-        "records", "cores", "text, MiB", "corpus, MiB", "seconds", "own peak, MiB: driver", "reader", "worker"
-    )
     with tempfile.TemporaryDirectory() as name:
-        for cores in args.cores:
-            for records in args.records:
-                found.append(measure(Path(name), records, cores))
-                one, peaks = found[-1], found[-1]["peak_mib"]
-                sizes = [f"{one[key]:.0f}" for key in ("text_mib", "corpus_mib", "seconds")]
-                held = [f"{peaks.get(role, 0.0):.0f}" for role in ("driver", "reader", "worker")]
-                table.add_row(str(one["records"]), str(cores), *sizes, *held)
-    Console(width=120).print(table)
-    if args.out is not None:
-        args.out.write_text(json.dumps(found))
+        folder = Path(name)
+        make_tokenizer().save_pretrained(folder / "model")
+        random_llama(SHAPE, "float32", lora=False).save_pretrained(folder / "model")
+        for records in args.records:
+            found.append(measure(folder, records, args.pairs))
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "scale.json").write_text(json.dumps(found))
+    print_tables(found)
+    draw(found, args.out / "scale.svg")
+
+
+def print_tables(found: list[dict[str, Any]]) -> None:
+    titles = [f"{one['records']:,} records" for one in found]
+    seconds, memory = (Table("", *titles, title=name, title_justify="left") for name in ("seconds", "MiB at most"))
+    for number, (stage, round_number, _) in enumerate(found[0]["stages"]):
+        name = stage if round_number is None else f"{stage} {round_number}"
+        seconds.add_row(name, *(f"{one['stages'][number][2]:.0f}" for one in found))
+    seconds.add_row("all, with starts", *(f"{one['seconds']:.0f}" for one in found))
+    for role in ROLES:
+        memory.add_row(role, *(f"{one['peak_mib'][role]:.0f}" for one in found))
+    memory.add_row("on disk, GiB", *(f"{one['disk_gib']:.2f}" for one in found))
+    console = Console(width=100)
+    console.print(f"{os.cpu_count()} cores")
+    console.print(seconds)
+    console.print(memory)
 
 
 if __name__ == "__main__":

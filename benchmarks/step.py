@@ -5,8 +5,8 @@
 
 LoRA of rank 16 on a model of that shape with random weights; records of the lengths of benchmarks/lengths.py,
 shortened by `scale`. `packed` is what training does: no padding but in attention, the prompt of a pair once. `padded`
-runs the same rows as [rows, longest], the prompt of a pair twice. TRL (`make .venv/bench`) pads each of its device batches
-and has its references precomputed, as here; without it its lines are left out.
+runs the same rows as [rows, longest], the prompt of a pair twice. TRL (`make .venv/bench`) pads each of its device
+batches and has its references precomputed, as here; without it its lines are left out.
 
 The size of a micro-batch (tokens; with TRL sequences or pairs) is doubled until a step takes longer than with the size
 before, or there is no larger one. Every line is a process of its own on one thread: seconds are the process's, so that
