@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from peak_memory import peak_mib, reset_peak_mib
 
@@ -26,6 +25,8 @@ TOP_K = 10
 def measure(form: str, tokens: int, hidden: int, vocabulary: int) -> dict[str, float]:
     """Runs one form in this process: peak rise in MiB and seconds."""
     import torch
+
+    from proxykd.losses.head import Head
 
     torch.manual_seed(0)
     head = torch.nn.Linear(hidden, vocabulary, bias=False).requires_grad_(False)
@@ -39,22 +40,10 @@ def measure(form: str, tokens: int, hidden: int, vocabulary: int) -> dict[str, f
         top = logps.gather(1, ids)
         loss = -logps.gather(1, labels[:, None]).sum() - top.sum() + torch.log1p(-top.exp().sum(-1)).sum()
     else:
-        scores = head_scorer(head, states, vocabulary)(SimpleNamespace(labels_N=labels), ids)
-        loss = -scores.token_logps_N.sum() - scores.top.logps_NK.sum() + scores.top.tail_logmass_N.sum()
+        text, top, tail = Head(head, vocabulary).token_logps(states, labels, ids)
+        loss = -text.sum() - top.sum() + tail.sum()
     loss.backward()
     return {"mib": peak_mib() - before, "seconds": time.perf_counter() - began, "gradient": float(states.grad.norm())}
-
-
-def head_scorer(head, states, vocabulary):
-    """A CompletionScorer whose backbone is given: only the head is measured."""
-    from proxykd.models.scorer import CompletionScorer
-
-    class HeadOnly(CompletionScorer):
-        def hidden(self, batch):
-            return states
-
-    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(final_logit_softcapping=None))
-    return HeadOnly(SimpleNamespace(config=config, get_output_embeddings=lambda: head), vocabulary)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from proxykd.config import RunConfig
@@ -81,8 +82,13 @@ def free_gib(folder: Path) -> float:
 
 
 def held_gib(folder: Path) -> float:
-    """What lies in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
+    """What lies in a folder, links apart; what goes meanwhile is not there."""
+    held = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                held += os.lstat(f"{place}/{name}").st_size
+    return held / 2**30
 
 
 def _local_gpus() -> int:
