@@ -20,6 +20,8 @@ OPEN_ROUTES = ("/healthz", "/readyz")
 PAGE = "/dashboard"
 """The page's own files hold no data: what they show they ask for with a key."""
 SHORTEST_KEY = 16
+READING = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing; a browser shows their answers to no other site."""
 
 
 def key_digests(file: str | None) -> tuple[str, ...]:
@@ -57,19 +59,48 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Guard:
-    """Refuses requests without a key (401) and bodies over the limit (413) before a route sees them."""
+def misdirected(headers: Headers, method: str, host: str) -> JSONResponse | None:
+    """The refusal of a request that a page of another site has sent here, by a name of its own for this address (421) or
+    across sites (403); None where it names the address that `host` binds. Ports are not compared: tunnels change them.
 
-    def __init__(self, app: ASGIApp, key_digests: tuple[str, ...], max_body_bytes: int):
+    A wall in place of keys: a browser on this machine reaches loopback for whatever page it shows.
+    """
+    names = {host.lower(), "localhost"}
+    named = _name_of(headers.get("host", ""))
+    if named not in names:
+        message = f"Host: {named[:100] or 'none'} is no name of this address ({', '.join(sorted(names))})"
+        return JSONResponse(error_body(message, "invalid_request_error"), 421)
+    origin = headers.get("origin")
+    if origin is not None and method not in READING and _name_of(origin.partition("://")[2]) not in names:
+        return JSONResponse(error_body(f"Origin: {origin[:100]} may not ask here", "invalid_request_error"), 403)
+    return None
+
+
+def _name_of(authority: str) -> str:
+    """Of NAME, NAME:PORT, [ADDRESS] or [ADDRESS]:PORT."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].removesuffix(".").lower()
+
+
+class Guard:
+    """Refuses requests without a key (401), where no keys are set those that name another host than `host` (421, 403),
+    and bodies over the limit (413) before a route sees them."""
+
+    def __init__(self, app: ASGIApp, key_digests: tuple[str, ...], max_body_bytes: int, host: str):
         self._app = app
         self._digests = key_digests
         self._limit = max_body_bytes
+        self._host = host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if not self._digests and (refusal := misdirected(headers, scope["method"], self._host)) is not None:
+            await refusal(scope, receive, send)
+            return
         if not _is_open(scope) and not self._knows(headers.get("authorization", "")):
             body = error_body(
                 "an API key is needed: Authorization: Bearer KEY", "authentication_error", code="invalid_api_key"

@@ -18,10 +18,10 @@ from services.dashboard.redis_of_run import redis_of_config
 MAX_BODY_BYTES = 2**16
 
 
-def dashboard_app(library: Library, key_digests: tuple[str, ...] = ()) -> FastAPI:
+def dashboard_app(library: Library, http: HttpOptions) -> FastAPI:
     """Returns the dashboard of a library of runs: its page and API, behind API keys where there are any."""
     app = FastAPI(title="proxykd dashboard", version=__version__)
-    app.add_middleware(Guard, key_digests=key_digests, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Guard, key_digests=http.key_digests, max_body_bytes=MAX_BODY_BYTES, host=http.host)
     refuse_as_openai_does(app)
     app.include_router(dashboard_api(library, redis_of_config))
     mount_page(app)
@@ -44,7 +44,7 @@ def serve_dashboard(folder: str, http: HttpOptions) -> None:
     http = http.at_a_free_port()
     print(f"runs in {folder}: http://{http.host}:{http.port}{PAGE}/ (Ctrl-C stops it)", flush=True)
     config = uvicorn.Config(
-        dashboard_app(library, http.key_digests),
+        dashboard_app(library, http),
         host=http.host,
         port=http.port,
         log_level="warning",

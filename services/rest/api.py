@@ -41,7 +41,8 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
         description="The proxy as a service: a window into a model that shows no probabilities.",
         responses=ERRORS,
     )
-    app.add_middleware(Guard, key_digests=service.spec.key_digests, max_body_bytes=service.spec.max_body_bytes)
+    spec = service.spec
+    app.add_middleware(Guard, key_digests=spec.key_digests, max_body_bytes=spec.max_body_bytes, host=spec.host)
 
     refuse_as_openai_does(app)
 

@@ -55,6 +55,8 @@ class ServiceSpec:
     max_in_flight: int = 256
     key_digests: tuple[str, ...] = ()
     max_body_bytes: int = 2**21
+    host: str = "127.0.0.1"
+    """The address that Serve binds. Without keys no other name is answered."""
 
     @classmethod
     def of_run(
@@ -73,6 +75,7 @@ class ServiceSpec:
             shares_cores=config.resources.device == "cpu",
             deadline_s=config.resources.request_deadline_s,
             key_digests=http.key_digests,
+            host=http.host,
         )
 
 

@@ -20,7 +20,7 @@ from actors.engine.proxy_engine import EngineSpec, ProxyEngine
 from proxykd.errors import ProxykdError
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
-from services.access.keys import is_loopback
+from services.access.keys import is_loopback, misdirected
 from services.access.refusals import error_body
 
 SEALED = ("logprobs", "top_logprobs", "prompt_logprobs", "logit_bias", "return_token_ids", "return_tokens_as_token_ids")
@@ -56,7 +56,7 @@ async def only_from_this_machine(request: Request, call_next: Callable[[Request]
     """The run's own collection asks from here; whoever else the port is open to has no business with it."""
     if request.client is None or not is_loopback(request.client.host):
         return _refusal("the sealed teacher answers its own machine alone", status=403)
-    return await call_next(request)
+    return misdirected(request.headers, request.method, "127.0.0.1") or await call_next(request)
 
 
 def _refusal(message: str, param: str | None = None, status: int = 400) -> JSONResponse:

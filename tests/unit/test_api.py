@@ -99,7 +99,7 @@ def front(tiny, tmp_path):
 
     def client(**changes):
         app = build_app(ProxyService(replace(spec, **changes), lambda: engine), redis_of_config)
-        return TestClient(app, raise_server_exceptions=False)
+        return TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False)
 
     return client, engine, run
 

@@ -8,6 +8,7 @@ import json
 import pytest
 from fastapi.testclient import TestClient
 
+from actors.cluster.http_options import HttpOptions
 from proxykd.evaluation.inspection import token_texts
 from proxykd.runs.storage import read_json, write_json
 from services.dashboard.app import dashboard_app
@@ -15,6 +16,7 @@ from services.dashboard.library import Library
 from services.dashboard.pages import report_page
 from tests.told_run import HOSTILE, many_events, tell_run
 
+HERE = "http://127.0.0.1:8000"
 KEY = "0123456789abcdef"
 
 
@@ -27,7 +29,7 @@ def runs_dir(tmp_path):
 
 @pytest.fixture
 def client(runs_dir):
-    return TestClient(dashboard_app(Library.at(runs_dir)))
+    return TestClient(dashboard_app(Library.at(runs_dir), HttpOptions()), HERE)
 
 
 def test_an_empty_folder_has_no_runs(client):
@@ -174,7 +176,8 @@ def test_a_torn_stage_is_named(client, runs_dir):
 
 
 def test_data_needs_the_key_where_there_is_one_and_the_page_does_not(runs_dir):
-    client = TestClient(dashboard_app(Library.at(runs_dir), (hashlib.sha256(KEY.encode()).hexdigest(),)))
+    keys = HttpOptions(key_digests=(hashlib.sha256(KEY.encode()).hexdigest(),))
+    client = TestClient(dashboard_app(Library.at(runs_dir), keys))
     assert client.get("/v1/runs").status_code == 401
     assert client.get("/v1/runs", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
     assert client.get("/dashboard/").status_code == 200
@@ -184,7 +187,7 @@ def test_data_needs_the_key_where_there_is_one_and_the_page_does_not(runs_dir):
 
 def test_a_runs_own_service_shows_that_run_alone(runs_dir):
     mine, other = tell_run(runs_dir), tell_run(runs_dir, name="other")
-    client = TestClient(dashboard_app(Library.of_run(mine)))
+    client = TestClient(dashboard_app(Library.of_run(mine), HttpOptions()), HERE)
     assert [line["id"] for line in client.get("/v1/runs").json()["runs"]] == [mine.id]
     assert client.get(f"/v1/runs/{other.id}").status_code == 404
 
