@@ -25,6 +25,11 @@ class HttpOptions:
     prefix: str = "/"
     or_next: bool = False
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT as it stands in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def beside_others(self, run_id: str) -> HttpOptions:
         """Returns these options with the run's own prefix, as runs that share a cluster have."""
         return replace(self, prefix=f"/{run_id}")
@@ -61,4 +66,4 @@ class HttpOptions:
             claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             return replace(self, port=port), claim
-        raise ResourceError(f"cannot listen on {self.host}:{self.port} ({reason}); choose another with --http-port")
+        raise ResourceError(f"cannot listen on {self.address} ({reason}); choose another with --http-port")

@@ -58,6 +58,8 @@ class OpenAIFront:
             if isinstance(result, ErrorResponse):
                 yield Opening(result.error.code, result.model_dump_json())
             elif not body.get("stream"):
+                if body.get("max_tokens") == 0:  # vLLM draws one for the prompt's log-probs, and leaves it out
+                    result.usage.completion_tokens, result.usage.total_tokens = 0, result.usage.prompt_tokens
                 yield Opening(200, result.model_dump_json())
             else:
                 yield Opening(200, None)

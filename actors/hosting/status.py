@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from actors.hosting.local_cluster import running
+from actors.hosting.serving import serving
 from actors.telemetry.event_files import latest_events
 from actors.telemetry.event_types import RunFailed, RunStarted, RunStopped
 from actors.telemetry.live_state import Now, read_live
@@ -60,7 +61,7 @@ class Work:
         return "actors.run.study_coordinator:StudyCoordinator" if self.study else "actors.run.coordinator:Coordinator"
 
 
-State = Literal["finished", "running", "failed", "stopped"]
+State = Literal["finished", "serving", "running", "failed", "stopped"]
 
 
 class DoneLine(JsonModel):
@@ -77,6 +78,8 @@ class RunStatus(JsonModel):
     state: State
     alive: bool
     """Whether its coordinator lives."""
+    served_at: str | None
+    """Where `proxykd serve` answers on this machine, while the state is `serving`."""
     job: str | None
     """The Ray job that it was last."""
     epoch: int
@@ -98,12 +101,14 @@ def finished(run: RunDirectory) -> bool:
 def run_status(work: Work) -> RunStatus:
     """Returns where a run or a study stands, from storage alone and from whether its local Ray still runs."""
     run, entries, live = work.run, replay(work.run.journal), read_live(work.run)
-    failed = _failure(run)
-    alive = running(run.root) is not None or (live.alive and not _died_here(entries))
+    failed, served = _failure(run), serving(run.root)
+    works_here = running(run.root) is not None and served is None
+    alive = works_here or (live.alive and not _died_here(entries))
     return RunStatus(
         run=run.id,
-        state="finished" if _finished(entries) else "running" if alive else "failed" if failed else "stopped",
+        state=_state(_finished(entries), served is not None, alive, failed is not None),
         alive=alive,
+        served_at=served.url if served else None,
         job=next((entry["job"] for entry in reversed(entries) if "job" in entry), None),
         epoch=entries[-1]["epoch"] if entries else 0,
         stages_done=[DoneLine(stage=d.stage, round=d.round, seconds=d.seconds) for d in finished_stages(run)],
@@ -111,6 +116,14 @@ def run_status(work: Work) -> RunStatus:
         now=live.progress_json() if alive and live.stage else None,
         error=failed,
     )
+
+
+def _state(finished: bool, served: bool, alive: bool, failed: bool) -> State:
+    if served:
+        return "serving"
+    if finished:
+        return "finished"
+    return "running" if alive else "failed" if failed else "stopped"
 
 
 def _failure(run: RunDirectory) -> str | None:

@@ -61,7 +61,8 @@ def is_loopback(host: str) -> bool:
 
 def misdirected(headers: Headers, method: str, host: str) -> JSONResponse | None:
     """The refusal of a request that a page of another site has sent here, by a name of its own for this address (421)
-    or across sites (403); None where it names the address that `host` binds. Ports are not compared: tunnels change them.
+    or across sites (403); None where it names the address that `host` binds. Ports are not compared: tunnels have
+    others.
 
     A wall in place of keys: a browser on this machine reaches loopback for whatever page it shows.
     """

@@ -11,6 +11,9 @@ from starlette.exceptions import HTTPException
 
 from proxykd.errors import ProxykdError
 
+WORD = 40
+"""Characters of an input that a message may hold."""
+
 
 class ApiError(Exception):
     """An answer that is not 200, with the seconds after which asking again makes sense."""
@@ -56,6 +59,26 @@ def body_of(error: ApiError) -> dict[str, Any]:
 
 
 def first_problem(errors: Any) -> ApiError:
-    """The first validation error by name. Never its input: that may be anything, and of any size."""
-    where = [str(part) for part in errors[0]["loc"] if part not in ("body", "query", "path")]
-    return ApiError(400, f"{'.'.join(where) or 'body'}: {errors[0]['msg']}"[:500], param=where[0] if where else None)
+    """The validation error that says most, by the field's name. Its input is shown where it is a short word: it may be
+    anything, and of any size."""
+    # Of a union's alternatives the ones of another type say only that they were not meant.
+    told = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
+    parts = told["loc"][told["loc"][:1] in (("body",), ("query",), ("path",)) :]
+    where = [str(part) for part in parts if isinstance(part, int) or _is_field(part)]
+    return ApiError(400, f"{'.'.join(where) or 'body'}: {_words(told)}"[:500], param=where[0] if where else None)
+
+
+def _is_field(part: str) -> bool:
+    """Whether it is a name in the body, and not that of a union's alternative."""
+    return part.isidentifier() and part not in ("str", "int", "float", "bool")
+
+
+def _words(error: Any) -> str:
+    facts, given = error.get("ctx", {}), error.get("input")
+    if error["type"] == "extra_forbidden":
+        return "not supported by the proxy"
+    if error["type"] == "literal_error" and isinstance(given, str) and len(given) <= WORD:
+        return f"{given!r} is not supported by the proxy, which takes {facts['expected']}"
+    if error["type"] == "too_long":
+        return f"at most {facts['max_length']}, got {facts['actual_length']}"
+    return str(error["msg"])

@@ -191,11 +191,16 @@ def status(run_directory: str, as_json: bool, watch: bool) -> None:
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--now", is_flag=True, help="Do not wait for the shard or step in hand: it will be done again.")
-def stop(run_directory: str, now: bool) -> None:
+@click.option("--serving", is_flag=True, help="End `proxykd serve` of a finished RUN on this machine.")
+def stop(run_directory: str, now: bool, serving: bool) -> None:
     """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
     from actors.hosting.status import Work
-    from services.cli.stopping import stop_run
+    from services.cli.stopping import stop_run, stop_serving
 
+    if serving:
+        stop_serving(Work.at(run_directory))
+        click.echo(f"no longer served; again: proxykd serve {run_directory}")
+        return
     stop_run(Work.at(run_directory), now)
     click.echo(f"stopped; go on with: proxykd resume {run_directory}")
 

@@ -11,6 +11,7 @@ from actors.cluster.http_options import HttpOptions
 from actors.cluster.launch import NAMESPACE
 from actors.engine.app_names import proxy_app, rest_app
 from actors.hosting.local_cluster import running, start
+from actors.hosting.serving import announce
 from proxykd.errors import ResourceError, RunError
 from proxykd.planning.machine import require_machine
 from proxykd.report.adapter_catalogue import AdapterCard, catalogue, find
@@ -44,7 +45,9 @@ def serve_run(run: RunDirectory, adapter: str, *, address: str | None, http: Htt
         else:
             http, claim = http.claim()
         url = _deploy(run, card, cluster.address if cluster else str(address), http)
-        _announce(run, card, url)
+        if cluster is not None:
+            announce(run.root, cluster, url)
+        _print_routes(run, card, url)
         while cluster is None or cluster.alive:
             time.sleep(WATCH_S)
         raise ResourceError(f"the local Ray of {run.id} is gone; its logs are in {local_folder(run.root) / 'logs'}")
@@ -74,14 +77,14 @@ def _deploy(run: RunDirectory, card: AdapterCard, address: str, http: HttpOption
     return deployer.deploy_rest(ServiceSpec.of_run(run, config, http, beside_run=False, default_adapter=card.name))
 
 
-def _announce(run: RunDirectory, card: AdapterCard, url: str) -> None:
+def _print_routes(run: RunDirectory, card: AdapterCard, url: str) -> None:
     print(f"\n{run.id} answers at {url}/v1 (OpenAI's API) and {url}/v1/proxy/distribution; {url}/docs describes both")
     for one in catalogue(run):
         fidelity: dict[str, Any] = one.fidelity or {}
         nll = f"NLL {fidelity['held_out_nll']:.4f} a token (validation)" if fidelity else ""
         mark = "*" if one.name == card.name else " "
         print(f"  {mark} {one.name:<40} {', '.join(one.aliases):<18} {nll}")
-    print("Ctrl-C stops it.", flush=True)
+    print("Ctrl-C, or proxykd stop RUN --serving, ends it.", flush=True)
 
 
 def _leave(run: RunDirectory, withdraw: bool) -> None:

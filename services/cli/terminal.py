@@ -176,7 +176,8 @@ def progress_line(live: LiveState) -> str:
 def status_lines(status: RunStatus) -> list[str]:
     """Returns what `proxykd status` says: where it stands, what is done, what is in hand, why it failed."""
     job = f", Ray job {status.job}" if status.job else ""
-    lines = [f"{status.run}: {status.state} (epoch {status.epoch}{job})"]
+    at = f" at {status.served_at}" if status.served_at else ""
+    lines = [f"{status.run}: {status.state}{at} (epoch {status.epoch}{job})"]
     if status.runs:
         lines.append(f"  {sum(status.runs.values())} of {len(status.runs)} runs finished")
     lines += [

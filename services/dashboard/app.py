@@ -42,7 +42,7 @@ def serve_dashboard(folder: str, http: HttpOptions) -> None:
     """
     library = Library.at(folder)
     http = http.at_a_free_port()
-    print(f"runs in {folder}: http://{http.host}:{http.port}{PAGE}/ (Ctrl-C stops it)", flush=True)
+    print(f"runs in {folder}: http://{http.address}{PAGE}/ (Ctrl-C stops it)", flush=True)
     config = uvicorn.Config(
         dashboard_app(library, http),
         host=http.host,

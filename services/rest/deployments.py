@@ -133,7 +133,7 @@ class ServeDeployer:
         )
         self._start_serve()
         serve.run(front.bind(spec), name=rest_app(RunDirectory(spec.run).id), route_prefix=self._http.prefix)
-        return f"http://{self._http.host}:{self._http.port}{self._http.prefix.rstrip('/')}"
+        return f"http://{self._http.address}{self._http.prefix.rstrip('/')}"
 
     def serve_run(self, run: RunDirectory, config: RunConfig) -> str:
         """Opens the routes beside a run's own work."""

@@ -122,7 +122,7 @@ class ProxyService:
     async def openai(self, route: Route, adapter: str | None, body: dict[str, Any]) -> AsyncIterator[Opening | str]:
         """The opening of an answer, then its chunks where it streams. Read it to its end or close it."""
         card = self.adapter(adapter)
-        asked = self._rendered(body) if route == "chat" else body
+        asked = self._rendered(body) if route == "chat" else self._fitting(body)
         with self._admitted(route, card.name) as seen, self._failures_as_statuses():
             stream = self._engine().options(stream=True).openai.remote(route, card.name, asked, self.spec.deadline_s)
             while (part := await self._within_deadline(anext(stream, None))) is not None:
@@ -180,9 +180,31 @@ class ProxyService:
             ids = self._chat.prompt_ids(body["messages"])
         except ProxykdError as error:
             raise ApiError(400, str(error), param="messages") from error
-        if len(ids) >= self.spec.max_length:
-            raise ApiError(400, f"{len(ids)} prompt tokens, the limit is {self.spec.max_length}", param="messages")
+        self._require_room(len(ids), 1, "messages")
         return body | {"prompt_token_ids": ids}
+
+    def _fitting(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A completion's body, once each of its prompts leaves room for a token where one is asked for."""
+        given = body["prompt"]
+        prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        special, asked = body.get("add_special_tokens", True), min(1, body.get("max_tokens", 1))
+        for prompt in prompts:
+            ids = (
+                prompt if isinstance(prompt, list) else self._chat.tokenizer.encode(prompt, add_special_tokens=special)
+            )
+            self._require_room(len(ids), asked, "prompt")
+        return body
+
+    def _require_room(self, prompt: int, completion: int, param: str) -> None:
+        """Raises ApiError 400 where so many tokens are more than the context."""
+        limit = self.spec.max_length
+        if prompt + completion > limit:
+            raise ApiError(
+                400,
+                f"the prompt has {prompt} tokens, and prompt and completion have at most {limit} together; shorten it "
+                f"to {limit - completion}",
+                param=param,
+            )
 
     def _query(self, body: DistributionBody) -> DistributionQuery:
         try:
@@ -196,12 +218,10 @@ class ProxyService:
                 completion = self._ids(body.completion)
         except ProxykdError as error:
             raise ApiError(400, str(error), param="messages") from error
-        query = DistributionQuery(prompt, completion, self._chat.stop_token_id)
-        tokens, vocabulary = len(prompt) + len(query.scored_ids), len(self._chat.tokenizer)
+        query, vocabulary = DistributionQuery(prompt, completion, self._chat.stop_token_id), len(self._chat.tokenizer)
         if not prompt:
             raise ApiError(400, "the prompt has no tokens", param="prompt")
-        if tokens > self.spec.max_length:
-            raise ApiError(400, f"{tokens} tokens, the limit is {self.spec.max_length}", param="completion")
+        self._require_room(len(prompt), len(query.scored_ids), "completion")
         if (largest := max([*prompt, *completion])) >= vocabulary:
             raise ApiError(400, f"token id {largest} is outside the vocabulary of {vocabulary}", param="prompt")
         return query

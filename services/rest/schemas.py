@@ -14,7 +14,7 @@ TOP_K = 20
 CHOICES = 16
 INT64 = 2**63
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=200_000)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=200_000)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
@@ -23,7 +23,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Body):

@@ -131,6 +131,7 @@ def test_echo_gives_the_trainers_log_probs_under_every_adapter(client, engine, t
         assert np.allclose(ours, truth.scores(directory).token_logps_N, atol=1e-3)
         assert logprobs.token_logprobs[0] is None
         assert all(logprobs.top_logprobs[1:])
+        assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (0, 7)
 
 
 def test_seeds_repeat_streams_agree_and_n_gives_n(client):

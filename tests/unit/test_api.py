@@ -284,6 +284,7 @@ def test_the_document_has_examples_and_the_statuses_that_are_given(front):
 
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,21 @@ CHAT = {"messages": [{"role": "user", "content": "x"}]}
         ("proxy/distribution", QUESTION | {"top_k": 10**6}, "top_k"),
         ("proxy/distribution", QUESTION | {"messages": CHAT["messages"]}, "either"),
         ("proxy/distribution", QUESTION | {"prompt": [319_000]}, "vocabulary"),
-        ("proxy/distribution", QUESTION | {"prompt": [1] * 30}, "limit is 20"),
+        ("proxy/distribution", QUESTION | {"prompt": [1] * 30}, "have at most 20 together"),
+        ("completions", {"prompt": [1] * 20}, "the prompt has 20 tokens, and prompt and completion have at most 20"),
+        ("completions", {"prompt": ["x", "x " * 30]}, "shorten it to 19"),
+        ("completions", {"prompt": [1, -2, 3]}, "prompt.1: Input should be greater than or equal to 0"),
+        ("completions", {"prompt": ["x"] * 5000}, "prompt: at most 64, got 5000"),
+        ("completions", {"prompt": "x", "stop": ["x"] * 17}, "stop: at most 16, got 17"),
+        ("completions", {"prompt": "x", "top_k": True}, "top_k: Input should be a valid integer"),
+        ("completions", {"prompt": "x", "top_k": "3"}, "top_k: Input should be a valid integer"),
+        ("completions", {"prompt": "x", "stream": "yes"}, "stream: Input should be a valid boolean"),
+        ("completions", {"prompt": "x", "best_of": 3}, "best_of: not supported by the proxy"),
+        ("chat/completions", CHAT | {"tools": [{"type": "function"}]}, "tools: not supported by the proxy"),
+        ("chat/completions", CHAT | {"prompt_logprobs": 3}, "prompt_logprobs: not supported by the proxy"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [IMAGE]}]}, "takes 'text'"),
+        ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "'tool' is not supported by the proxy"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x " * 30}]}, "have at most 20 together"),
         ("proxy/distribution", {"completion": "x"}, "messages or prompt"),
     ],
 )

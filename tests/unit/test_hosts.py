@@ -8,6 +8,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from actors.cluster.http_options import HttpOptions
+from proxykd.errors import ResourceError
 from services.access.keys import Guard
 
 KEY = "a key of more than sixteen characters"
@@ -76,3 +78,10 @@ def test_with_keys_the_key_is_the_wall_and_load_balancers_pass():
     named = {"host": "proxy.example.com", "origin": "https://example.com"}
     assert asked.post("/asked", headers=named).status_code == 401
     assert asked.post("/asked", headers={**named, "authorization": f"Bearer {KEY}"}).status_code == 200
+
+
+def test_an_ipv6_address_stands_in_brackets():
+    assert HttpOptions("::1", 8000).address == "[::1]:8000"
+    assert HttpOptions().address == "127.0.0.1:8000"
+    with pytest.raises(ResourceError, match=r"cannot listen on \[2001:db8::1\]:8000"):
+        HttpOptions("2001:db8::1", 8000).claim()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -15,9 +16,14 @@ from click.testing import CliRunner
 from actors.cluster.http_options import HttpOptions
 from actors.hosting import local_cluster
 from actors.hosting.local_cluster import TAG, LocalCluster, running, state_file
+from actors.hosting.serving import announce
+from actors.hosting.status import Work, run_status
 from proxykd.errors import ResourceError
-from proxykd.runs.storage import write_json
+from proxykd.runs.journal import Journal
+from proxykd.runs.local_folder import local_folder
+from proxykd.runs.storage import RunDirectory, write_json
 from services.cli.main import main
+from tests.small_run import run_config
 
 
 def process(tag, preparation, work):
@@ -91,3 +97,30 @@ def test_a_ray_whose_coordinator_has_a_last_act_is_seen_out(tmp_path):
     with process("mine", *code) as holder:
         LocalCluster("address", holder.pid, "mine").see_out()
         assert last_act.exists()
+
+
+def test_a_run_that_is_served_is_not_at_work(tmp_path):
+    """It was said to be finished and alive, and stopping it waited for ever."""
+    run = RunDirectory.create(run_config("none", str(tmp_path)))
+    Journal(run.journal).append("RUN_FINISHED", adapter=None)
+    holder = process("mine", "import signal", "signal.pause()")
+    try:
+        cluster = LocalCluster("address", holder.pid, "mine")
+        write_json(state_file(run.root), {"address": "address", "pid": holder.pid, "tag": "mine"})
+        assert run_status(Work.at(run.root)).alive, "a coordinator's"
+        announce(run.root, cluster, "http://127.0.0.1:8000")
+        status = run_status(Work.at(run.root))
+        assert (status.state, status.alive, status.served_at) == ("serving", False, "http://127.0.0.1:8000")
+        refused = CliRunner().invoke(main, ["stop", str(run.root)])
+        assert refused.exit_code != 0
+        assert "is served at http://127.0.0.1:8000" in refused.output
+        assert "--serving ends that" in refused.output
+        write_json(local_folder(run.root) / "serving.json", {"url": "u", "pid": holder.pid, "tag": "mine"})
+        assert CliRunner().invoke(main, ["stop", str(run.root), "--serving"]).exit_code == 0
+        assert holder.wait(timeout=10) == -signal.SIGTERM
+        assert run_status(Work.at(run.root)).state == "finished"
+        again = CliRunner().invoke(main, ["stop", str(run.root), "--serving"])
+        assert "is not served on this machine" in again.output
+    finally:
+        holder.kill()
+        holder.wait()

@@ -1,0 +1,50 @@
+"""A finished run that `proxykd serve` has up on this machine: what it leaves of itself, for whoever asks or ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from actors.hosting.local_cluster import LocalCluster, running
+from proxykd.runs.local_folder import local_folder
+from proxykd.runs.storage import read_json, write_json
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where it answers, and the process that holds it."""
+
+    url: str
+    pid: int
+    tag: str
+    """Of its local Ray."""
+
+
+def announce(run_root: Path, cluster: LocalCluster, url: str) -> None:
+    """Says that this process serves the run."""
+    write_json(_file(run_root), asdict(Serving(url, os.getpid(), cluster.tag)))
+
+
+def serving(run_root: Path) -> Serving | None:
+    """Who serves the run, None where nobody does: a run that is at work has a local Ray of its own."""
+    cluster, path = running(run_root), _file(run_root)
+    if cluster is None or not path.exists():
+        return None
+    found = Serving(**read_json(path))
+    return found if found.tag == cluster.tag else None
+
+
+def end(run_root: Path, found: Serving) -> None:
+    """Ends it, and returns when its Ray is gone."""
+    os.kill(found.pid, signal.SIGTERM)
+    while serving(run_root) == found:
+        time.sleep(POLL_S)
+
+
+def _file(run_root: Path) -> Path:
+    return local_folder(run_root) / "serving.json"
