@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -29,11 +30,18 @@ class AdapterSlot(Generic[Prepared]):
         self._prepare = prepare
         self._load = load
         self._loaded: str | None = loaded
+        self.last_swap_s: float | None = None
+        """Seconds that the last swap took, with what prepared it."""
         self._running = 0
         self._waiting: dict[Ticket, str] = {}
         self._arrivals = count()
         self._admitted_until = -1
         self._changed = asyncio.Condition()
+
+    @property
+    def loaded(self) -> str | None:
+        """None while a swap is under way, or after one that failed halfway."""
+        return self._loaded
 
     @asynccontextmanager
     async def hold(self, adapter: str, priority: int = 0) -> AsyncIterator[None]:
@@ -65,10 +73,12 @@ class AdapterSlot(Generic[Prepared]):
             async with self._changed:
                 await self._changed.wait_for(lambda: self._may_join(ticket) or self._may_swap(ticket))
                 if self._loaded != adapter:
+                    began = time.monotonic()
                     prepared = await self._prepare(adapter)
                     self._loaded = None
                     await self._load(prepared)
                     self._loaded = adapter
+                    self.last_swap_s = time.monotonic() - began
                     self._admitted_until = max(arrival for _, arrival in self._waiting)
                 self._running += 1
         finally:

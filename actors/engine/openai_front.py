@@ -19,6 +19,8 @@ class Opening:
 
     status: int
     body: str | None
+    waited_s: float = 0.0
+    """For the adapter's turn and its switch."""
 
 
 class OpenAIFront:
@@ -49,20 +51,23 @@ class OpenAIFront:
         """
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-        end = asyncio.get_running_loop().time() + deadline_s
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        end = began + deadline_s
         async with AsyncExitStack() as stack:
             # Not around the yields: a timeout belongs to one task, and between two chunks another may run.
             async with asyncio.timeout_at(end):
                 lora = await stack.enter_async_context(self._engine.answering_as(adapter, CLIENT))
+                waited_s = clock() - began
                 result = await self._create(route, adapter, body, lora)
             if isinstance(result, ErrorResponse):
-                yield Opening(result.error.code, result.model_dump_json())
+                yield Opening(result.error.code, result.model_dump_json(), waited_s)
             elif not body.get("stream"):
                 if body.get("max_tokens") == 0:  # vLLM draws one for the prompt's log-probs, and leaves it out
                     result.usage.completion_tokens, result.usage.total_tokens = 0, result.usage.prompt_tokens
-                yield Opening(200, result.model_dump_json())
+                yield Opening(200, result.model_dump_json(), waited_s)
             else:
-                yield Opening(200, None)
+                yield Opening(200, None, waited_s)
                 while True:
                     async with asyncio.timeout_at(end):
                         chunk = await anext(result, None)

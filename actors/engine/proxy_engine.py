@@ -105,6 +105,18 @@ class Generation:
     adapter: str
 
 
+@dataclass(frozen=True)
+class Switching:
+    """How an engine's adapters follow each other. `mode`: `merged` into the weights, or `lora` beside them.
+    `takes_turns`: one answers at a time, and requests for another wait until it is `loaded`."""
+
+    mode: str
+    takes_turns: bool
+    loaded: str | None
+    last_switch_s: float | None
+    """None before the first."""
+
+
 class ProxyEngine:
     """Holds vLLM's AsyncLLM. Start it within a running event loop."""
 
@@ -190,6 +202,10 @@ class ProxyEngine:
                 await self._run([0], SamplingParams(max_tokens=1, detokenize=False), None, PROBE)
             return loaded
 
+    def switching(self) -> Switching:
+        """How its adapters follow each other."""
+        return Switching(self._spec.mode, self._takes_turns, self._slot.loaded, self._slot.last_swap_s)
+
     async def sleep(self) -> None:
         """Once every request is answered, gives back the devices' memory, but for what the process itself needs: the
         weights wait in the host's, with the adapter that they have."""
@@ -212,15 +228,19 @@ class ProxyEngine:
     async def answering_as(self, adapter: str, priority: int) -> AsyncIterator[Any]:
         """Within it the engine answers as `adapter`: as merged weights, or by the LoRA request it yields."""
         directory = self._directory(adapter)
-        # vLLM's CPU kernels answer with another adapter's weights where one batch holds several (0.32, tested in
-        # tests/real/test_engine.py): there LoRA adapters take turns too. On GPUs they share batches.
-        takes_turns = self._spec.mode == "merged" or not self._spec.on_gpu
+        turn = self._slot.hold(adapter, priority) if self._takes_turns else nullcontext()
         with translated():
-            async with self._door.within(), self._slot.hold(adapter, priority) if takes_turns else nullcontext():
+            async with self._door.within(), turn:
                 if self._spec.mode == "merged" or directory is None:
                     yield None
                 else:
                     yield await self._lora_request(adapter, directory)
+
+    @property
+    def _takes_turns(self) -> bool:
+        # vLLM's CPU kernels answer with another adapter's weights where one batch holds several (0.32, tested in
+        # tests/real/test_engine.py): there LoRA adapters take turns too. On GPUs they share batches.
+        return self._spec.mode == "merged" or not self._spec.on_gpu
 
     async def _run(self, token_ids: Sequence[int], params: Any, lora: Any, priority: int) -> Any:
         from vllm.inputs import TokensPrompt

@@ -24,6 +24,8 @@ from services.rest.proxy_service import ProxyService
 from services.rest.schemas import ChatBody, CompletionBody, DistributionBody, SamplingBody
 
 ADAPTER_HEADER = "X-Proxykd-Adapter"
+WAITED_HEADER = "X-Proxykd-Adapter-Waited"
+"""Seconds for the adapter's turn and its switch."""
 NDJSON = "application/x-ndjson"
 BATCH_LINES = 1024
 BATCH_AT_ONCE = 16
@@ -80,8 +82,9 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
 
     @proxy.get("/v1/proxy/adapters")
     async def adapters() -> dict[str, Any]:
-        """Every adapter with its manifest's facts, which one is the default, and mu and gamma of the trust weight."""
-        return service.facts()
+        """Every adapter with its manifest's facts, which one is the default, mu and gamma of the trust weight, and how
+        the engine switches from one to the next."""
+        return await service.facts()
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -167,7 +170,7 @@ async def _openai(service: ProxyService, route: Route, body: SamplingBody) -> Re
     parts = service.openai(route, card.name, body.engine_body())
     opening = await anext(parts)
     assert isinstance(opening, Opening)
-    headers = {ADAPTER_HEADER: card.name}
+    headers = {ADAPTER_HEADER: card.name, WAITED_HEADER: f"{opening.waited_s:.3f}"}
     if opening.body is None:
         return StreamingResponse(_events(parts), media_type="text/event-stream", headers=headers)
     async for _ in parts:

@@ -18,7 +18,7 @@ from actors.cluster.http_options import HttpOptions
 from actors.cluster.placement import in_pool
 from actors.engine.app_names import proxy_app, rest_app, teacher_app
 from actors.engine.openai_front import OpenAIFront, Opening, Route
-from actors.engine.proxy_engine import EngineSpec, Generation, ProxyEngine
+from actors.engine.proxy_engine import EngineSpec, Generation, ProxyEngine, Switching
 from actors.telemetry.logs import log_of
 from actors.telemetry.metrics import ReplicaMetrics
 from proxykd.config import ResourceConfig, RunConfig
@@ -71,6 +71,9 @@ class ProxyReplica:
 
     async def probe(self, deadline_s: float) -> str:
         return await self._engine.probe(deadline_s)
+
+    async def switching(self) -> Switching:
+        return self._engine.switching()
 
     async def metrics(self) -> str:
         return generate_latest().decode()

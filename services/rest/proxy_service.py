@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray.exceptions import RayActorError, RayError
@@ -32,6 +32,8 @@ from services.access.refusals import ApiError
 from services.rest.distribution import DistributionQuery, distribution_of
 from services.rest.schemas import DistributionBody
 
+Answer = TypeVar("Answer")
+SWITCHING_WITHIN_S = 2.0
 LIVE_FOR_S = 0.5
 """How long one look at the run's live state is good for."""
 GRACE_S = 5.0
@@ -107,14 +109,16 @@ class ProxyService:
         except UnknownAdapterError as error:
             raise ApiError(404, str(error), param="model") from error
 
-    def facts(self) -> dict[str, Any]:
-        """Every adapter, which of them answers where a request names nobody (None so far), and mu and gamma."""
+    async def facts(self) -> dict[str, Any]:
+        """Every adapter, which of them answers where a request names nobody (None so far), mu and gamma, and how the
+        engine switches (None where it is not up)."""
         cards, trust = self.adapters(), trust_of_run(self.run)
         default = next((card.name for card in cards if self.spec.default_adapter in (card.name, *card.aliases)), None)
         return {
             "default": default,
             "adapters": [asdict(card) for card in cards],
             "trust": asdict(trust) if trust else None,
+            "switching": await self._or_none(lambda: self._engine().switching.remote(), asdict, SWITCHING_WITHIN_S),
         }
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -164,13 +168,16 @@ class ProxyService:
 
     async def exposition(self) -> str:
         """Prometheus text: ours, and vLLM's where the engine is up."""
-        ours = generate_latest(self.metrics.registry).decode()
+        theirs = await self._or_none(lambda: self._engine().metrics.remote(), str, self.spec.ready_within_s)
+        return generate_latest(self.metrics.registry).decode() + (theirs or "")
+
+    async def _or_none(self, ask: Callable[[], Any], form: Callable[[Any], Answer], within_s: float) -> Answer | None:
+        """What the engine says of itself, None where it is not up."""
         try:
-            async with asyncio.timeout(self.spec.ready_within_s):
-                theirs: str = await self._engine().metrics.remote()
+            async with asyncio.timeout(within_s):
+                return form(await ask())
         except (RayError, RayServeException, ProxykdError, TimeoutError):
-            return ours
-        return ours + theirs
+            return None
 
     # -- the parts -----------------------------------------------------------------------------------------------
 

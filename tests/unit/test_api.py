@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError
 
 from actors.cluster.http_options import HttpOptions
 from actors.engine.openai_front import Opening
-from actors.engine.proxy_engine import CompletionLogps
+from actors.engine.proxy_engine import CompletionLogps, Switching
 from proxykd.errors import ConfigError, EngineError, IntegrityError
 from proxykd.runs.storage import RunDirectory, write_json
 from proxykd.stages.score import SCORE
@@ -38,7 +38,8 @@ class FakeEngine:
         self.asked = []
         self.score = self
         self.probe = self
-        self.metrics = Exposition(self)
+        self.metrics = Told(self, "vllm:fake 1.0\n")
+        self.switching = Told(self, Switching("merged", True, "the-loaded-one", 4.5))
         self.openai = Streams(self)
 
     def options(self, **_):
@@ -61,14 +62,14 @@ class FakeEngine:
         return self._answer(name, **request)
 
 
-class Exposition:
-    def __init__(self, engine):
-        self._engine = engine
+class Told:
+    def __init__(self, engine, answer):
+        self._engine, self._answer = engine, answer
 
     async def remote(self):
         if self._engine.fault is not None:
             raise self._engine.fault
-        return "vllm:fake 1.0\n"
+        return self._answer
 
 
 class Streams:
@@ -78,7 +79,7 @@ class Streams:
     async def remote(self, route, name, body, deadline_s):
         if self._engine.fault is not None:
             raise self._engine.fault
-        yield Opening(200, None if body.get("stream") else json.dumps({"model": name}))
+        yield Opening(200, None if body.get("stream") else json.dumps({"model": name}), 4.5)
         if body.get("stream"):
             yield "data: one\n\n"
             if body.get("seed") == 13:
@@ -129,6 +130,16 @@ def test_before_there_is_an_aligned_adapter_nobody_is_the_default(front):
     assert [card["aliases"] for card in facts["adapters"]] == [["base"], ["warmup"], ["r01"]]
     assert client().get("/v1/proxy/adapters").json()["default"] == f"{run.id}-base"
     assert client(default_adapter="aligned").post("/v1/completions", json={"prompt": "x"}).status_code == 404
+
+
+def test_what_a_switch_of_adapters_costs_is_told(front):
+    client, engine, _ = front
+    told = client().get("/v1/proxy/adapters").json()["switching"]
+    assert told == {"mode": "merged", "takes_turns": True, "loaded": "the-loaded-one", "last_switch_s": 4.5}
+    answer = client().post("/v1/completions", json={"prompt": "x"})
+    assert answer.headers["x-proxykd-adapter-waited"] == "4.500"
+    engine.fault = EngineError("gone")
+    assert client().get("/v1/proxy/adapters").json()["switching"] is None
 
 
 def test_without_a_completion_the_next_token_is_told(front):
