@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +109,18 @@ def shared_frame(prompts: Sequence[str]) -> tuple[str, str]:
     tokens, so that no word of a question is in it. Empty texts where they have none, or a single prompt cannot tell."""
     if len(set(prompts)) < 2:
         return "", ""
-    before = os.path.commonprefix(list(prompts))
+    before = _common_start(prompts)
     cuts = [before.rfind("\n") + 1, *(found.end() for found in CONTROL.finditer(before))]
     before = before[: max(cuts)] if CONTROL.search(before) else ""
-    after = os.path.commonprefix([prompt[len(before) :][::-1] for prompt in prompts])[::-1]
+    after = _common_start([prompt[len(before) :][::-1] for prompt in prompts])[::-1]
     begun = CONTROL.search(after)
     return before, after[begun.start() :] if begun else ""
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Of all texts as far as it goes: where the first and the last of them in order part, some two do."""
+    first, last = min(texts), max(texts)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def _path(run: RunDirectory, number: int) -> Path:

@@ -35,7 +35,8 @@ def print_report(work: Work) -> None:
 
 
 def print_run(run: RunDirectory) -> None:
-    """What a finished run came to, in a sentence, and its short tables: fidelity by round, the student before and after, seconds, where it lies."""
+    """What a finished run came to, in a sentence; its short tables, fidelity by round, the student before and after,
+    seconds; where it lies."""
     report = read_report(run)
     console = Console(highlight=False)
     if evaluated := EVALUATE.finished(run):

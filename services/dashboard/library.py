@@ -128,7 +128,12 @@ class Library:
         """
         run = self.run(run_id)
         work = Work(run, run.config())
-        return RunPage(**dict(overview(run)), directory=str(run.root), status=run_status(work), history=read_live(run).history or [])
+        return RunPage(
+            **dict(overview(run)),
+            directory=str(run.root),
+            status=run_status(work),
+            history=read_live(run).history or [],
+        )
 
     def _directories(self) -> list[Path]:
         if self.only is not None:

@@ -33,13 +33,13 @@ export function dotPlot(title, rows, { low, high, ends, change = false }) {
   const told = ({ value, stderr }) => (change ? signed(value, 4) : number(value, 3)) + (stderr === null ? "" : ` ± ${number(stderr, change ? 4 : 3)}`);
   return h("figure", { class: "dots" },
     h("figcaption", {}, title),
-    rows.map((row) => [
+    rows.map((row) => h("div", { class: "row" },
       h("span", {}, row.label),
       h("div", { class: "track", "aria-hidden": "true" },
         low < 0 && h("i", { class: "zero", style: { left: place(0) } }),
         row.stderr !== null && h("i", { class: "whisker", style: { background: row.colour, left: place(row.value - row.stderr), right: `calc(100% - ${place(row.value + row.stderr)})` } }),
         h("i", { class: "dot", style: { background: row.colour, left: place(row.value) } })),
-      h("b", {}, told(row))]),
+      h("b", {}, told(row)))),
     h("div", { class: "ends" }, ends.map((end) => h("span", {}, end))));
 }
 
@@ -157,7 +157,7 @@ function roomFor(series, marks, low, high) {
   const others = [...whiskers, ...marks.map((mark) => mark.value), ...(whiskers.length ? [] : [0])];
   [low, high] = [Math.min(low, ...others), Math.max(high, ...others)];
   const air = 0.06 * (high - low || Math.abs(high) || 1);
-  return [low === 0 ? 0 : low - air, high === 0 ? 0 : high + air];
+  return [low === 0 ? 0 : low - air, high === 0 ? 0 : high + (marks.length ? 2 : 1) * air];
 }
 
 function markLine(plot, { value }, colour) {
