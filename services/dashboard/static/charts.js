@@ -1,5 +1,5 @@
 import { h, table } from "./dom.js";
-import { number, percent, signed } from "./format.js";
+import { number, percent, signedWithError, withError } from "./format.js";
 
 const PALETTE = ["--full", "--blue", "--green", "--violet", "--amber"];
 
@@ -30,7 +30,7 @@ export function lineChart({ title, x, series, unit, digits = 4, share = false, m
 /** Means with their standard errors as dots with whiskers between `low` and `high`: [{label, value, stderr, colour}]; `ends` are words below the axis. */
 export function dotPlot(title, rows, { low, high, ends, change = false }) {
   const place = (value) => `${Math.max(0, Math.min(100, (100 * (value - low)) / (high - low)))}%`;
-  const told = ({ value, stderr }) => (change ? signed(value, 4) : number(value, 3)) + (stderr === null ? "" : ` ± ${number(stderr, change ? 4 : 3)}`);
+  const told = ({ value, stderr }) => (change ? signedWithError(value, stderr) : withError(value, stderr, 3));
   return h("figure", { class: "dots" },
     h("figcaption", {}, title),
     rows.map((row) => h("div", { class: "row" },

@@ -12,6 +12,10 @@ export function signed(value, digits = 4) {
   return (value > 0 ? "+" : "") + number(value, digits);
 }
 
+export function signedWithError(value, stderr, digits = 4) {
+  return signed(value, digits) + (stderr === null || stderr === undefined ? "" : ` ± ${number(stderr, digits)}`);
+}
+
 /** A share, as everywhere on the page. */
 export function percent(value, digits = 1) {
   return value === null || value === undefined ? "" : `${number(100 * value, digits)} %`;

@@ -1,6 +1,6 @@
 import { h, problem, table } from "./dom.js";
 import { get, reportOf } from "./api.js";
-import { number, percent, plural, readable, signed, whole } from "./format.js";
+import { number, percent, plural, readable, signed, signedWithError, whole } from "./format.js";
 
 const A_PAGE = 10;
 const DEEPEST = 6; // nats: a token this unlikely has the fullest colour
@@ -62,8 +62,7 @@ function accuracy({ dpo_accuracy_after: share, accuracy_after_range: range }) {
 
 function change(measured) {
   if (!measured) return "";
-  const error = measured.stderr === null ? "" : ` ± ${number(measured.stderr)}`;
-  return `${signed(measured.nll)}${error} nats a token, over ${plural(measured.prompts, "prompt")}`;
+  return `${signedWithError(measured.nll, measured.stderr)} nats a token, over ${plural(measured.prompts, "prompt")}`;
 }
 
 function answered(changed) {

@@ -1,7 +1,7 @@
 import { Part, h, problem, table } from "./dom.js";
 import { follow, get, reportOf } from "./api.js";
 import { appendPoint, barButtons, lineChart, shareBar } from "./charts.js";
-import { clock, duration, eventText, moment, number, percent, plural, readable, signed, stageName, whole, withError } from "./format.js";
+import { clock, duration, eventText, moment, number, percent, plural, readable, signed, signedWithError, stageName, whole, withError } from "./format.js";
 import { outcome, roles } from "./outcome.js";
 import { droppedText, measureChart, rounds } from "./rounds.js";
 
@@ -220,20 +220,23 @@ function example(record) {
 }
 
 function student(facts) {
-  const kl = facts.true_kl;
   const phase = facts.on_policy;
-  const names = { before: "before", offline: "after the distillation", after: "after" };
-  const rows = Object.keys(names).filter((when) => facts[when]).map((when) => ({ when: names[when], ...facts[when], kl: kl?.[when] }));
-  if (facts.sft) rows.push({ when: "SFT on the same text", ...facts.sft.after, kl: facts.sft.true_kl });
-  const less = facts.sft?.student_less_sft;
-  const change = (value, stderr) => signed(value) + (stderr === null ? "" : ` ± ${number(stderr)}`);
-  const told = rows.map((row) => [row.when, withError(row.held_out_nll, row.stderr), percent(row.top1_agreement), row.kl ? withError(row.kl.kl, row.kl.stderr) : ""]);
-  if (less) told.push(["student less SFT, record by record", change(less.nll, less.nll_stderr), "", less.true_kl === null ? "" : change(less.true_kl, less.true_kl_stderr)]);
+  const rows = studentRows(facts);
   return [
-    rows.length ? table(told, ["student", "NLL a token", "top-1", "true KL"].map((title, i) => [title, (row) => row[i], i === 0]), "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
+    rows.length ? table(rows, ["student", "NLL a token", "top-1", "true KL"].map((title, i) => [title, (row) => row[i], i === 0]), "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
     validationCurve(facts.curve ?? [], ""),
     ...(phase ? [h("h3", {}, "Then on its own samples"), h("p", {}, onPolicyText(phase)), validationCurve(phase.curve, "on its own samples: ")] : []),
   ].filter(Boolean);
+}
+
+/** Each student on the test slice, and what the run's own is better by than SFT. */
+function studentRows({ before, offline, after, true_kl: kls, sft }) {
+  const known = [["before", before, kls.before], ["after the distillation", offline, kls.offline], ["after", after, kls.after], ["SFT on the same text", sft?.after, sft?.true_kl]];
+  const rows = known.filter(([, measured]) => measured).map(([who, measured, kl]) =>
+    [who, withError(measured.held_out_nll, measured.stderr), percent(measured.top1_agreement), kl ? withError(kl.kl, kl.stderr) : ""]);
+  const less = sft?.student_less_sft;
+  if (less) rows.push(["student less SFT, record by record", signedWithError(less.nll, less.nll_stderr), "", signedWithError(less.true_kl, less.true_kl_stderr)]);
+  return rows;
 }
 
 function onPolicyText({ kept, drift }) {
