@@ -80,7 +80,7 @@ class Pairs {
     this.legend = h("p", { class: "colours" });
     this.more = h("button", { type: "button", onclick: () => this.next() }, "More pairs");
     this.element = h("section", {}, h("h2", {}, "Chosen and rejected"),
-      h("p", { class: "note" }, "The teacher's completion is chosen, the proxy's own rejected. Each token is coloured by the proxy: its template's are grey."),
+      h("p", { class: "note" }, "The teacher's completion is chosen, the proxy's own rejected. Each token is coloured by the proxy's log p of it; the template's own are grey."),
       this.controls(), this.legend, this.frame, this.told, this.list, this.more);
   }
 

@@ -178,11 +178,11 @@ function labels({ student, soft }) {
     const kept = soft.method === "drawn" ? `${soft.k} draws` : `the ${soft.k} likeliest`;
     parts.push(h("h3", {}, "What the soft labels hold"),
       h("p", {}, `${whole(soft.tokens)} tokens with ${kept} each, ${number(soft.bytes_per_token, 1)} bytes a token.`, mass && ` Mean mass of ${mass}.`,
-        ` The text's own tokens have probability ${percent(soft.text_probability)} (geometric mean; near 1 the labels only repeat the text).`,
+        ` The text's own tokens have probability ${percent(soft.text_probability)} (geometric mean; near 100 % the labels only repeat the text).`,
         soft.answers && ` Beside them ${whole(soft.answers.tokens)} of the proxy's own answers to ${whole(soft.answers.records)} prompts.`));
     if (soft.share_mass_over_095) {
       const { k, share } = soft.share_mass_over_095;
-      parts.push(lineChart({ title: "Tokens whose K likeliest hold more than 0.95", unit: "share of tokens", x: { label: "K", values: k }, series: [{ label: "share", values: share }], share: true, height: 180 }));
+      parts.push(lineChart({ title: "Tokens whose K likeliest hold more than 95 %", unit: "share of tokens", x: { label: "K", values: k }, series: [{ label: "share", values: share }], share: true, height: 180 }));
     }
   }
   return parts;
