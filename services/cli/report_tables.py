@@ -143,11 +143,14 @@ def fidelity_table(report: RunReport, width: int = FILE_WIDTH) -> Table:
             table.add_row(model, *where, nll, f"{measured.top1_agreement:.{digits}f}", true_kl)
     if report.sft:
         less = report.sft.student_less_sft
-        nll = Estimate(value=less.nll, stderr=less.nll_stderr).told_as_change(digits)
-        kl = less.true_kl
-        true_kl = "" if kl is None else Estimate(value=kl, stderr=less.true_kl_stderr).told_as_change(digits)
+        nll = _change(less.nll, less.nll_stderr, digits)
+        true_kl = _change(less.true_kl, less.true_kl_stderr, digits) if less.true_kl is not None else ""
         table.add_row("less SFT, paired", *([] if narrow else ["test"]), nll, "", true_kl)
     return table
+
+
+def _change(value: float, stderr: float | None, digits: int) -> str:
+    return Estimate(value=value, stderr=stderr).told_as_change(digits)
 
 
 def _validation_rows(report: RunReport) -> Iterator[ModelRow]:

@@ -424,7 +424,7 @@ def test_a_phone_needs_no_sideways_scrolling_in_either_theme(dashboard: Dashboar
     run = tell_run(dashboard.folder, name=f"phone-{scheme}")
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": 360, "height": 740})
-    for address in ("", f"#/runs/{run.id}", f"#/runs/{run.id}/rounds/1"):
+    for address in ("", f"#/runs/{run.id}", f"#/runs/{run.id}/rounds/1", f"#/runs/{run.id}/explore"):
         page.goto(f"{dashboard.url}{address}")
         expect(page.locator("main h1")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360

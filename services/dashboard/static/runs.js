@@ -26,7 +26,7 @@ function list(runs) {
     ["rounds", (run) => run.rounds || "", false, true],
     ["spent", (run) => (run.seconds ? duration(run.seconds) : ""), false, true],
     ["started", (run) => moment(run.started_at), false, true],
-    ["teacher", (run) => run.teacher ?? "", true, true],
+    ["teacher", (run) => run.teacher ?? "", false, true],
   ], "Runs and studies"));
 }
 
