@@ -425,8 +425,10 @@ def test_a_phone_needs_no_sideways_scrolling_in_either_theme(dashboard: Dashboar
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": 360, "height": 740})
     for address in ("", f"#/runs/{run.id}", f"#/runs/{run.id}/rounds/1", f"#/runs/{run.id}/explore"):
+        page.goto("about:blank")
         page.goto(f"{dashboard.url}{address}")
         expect(page.locator("main h1")).to_be_visible()
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         beyond = "all => all.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.ariaLabel)"
         assert page.locator(".scroll").evaluate_all(beyond) == []

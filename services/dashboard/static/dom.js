@@ -13,12 +13,12 @@ export function h(tag, attributes = {}, ...children) {
 
 /**
  * A table; `columns` is [title, value of a row, whether it is text, and whether a phone may do without it]. A column that no row has anything in is left out.
- * On a phone a row of more than three columns is a stack of lines, each with its title; the roles outlast that.
+ * On a phone a row of more than two columns is a stack of lines, each with its title; the roles outlast that.
  */
 export function table(rows, columns, caption) {
   const filled = columns.map(([title, value, text, minor]) => ({ title, kind: [text && "text", minor && "minor"].filter(Boolean).join(" ") || null, cells: rows.map(value) }))
     .filter(({ cells }) => !cells.length || cells.some((cell) => cell !== "" && cell !== null && cell !== undefined && cell !== false));
-  const stacked = filled.length > 3;
+  const stacked = filled.length > 2;
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", { role: "table", class: stacked && "stacked" },
       h("caption", { class: "hidden" }, caption),

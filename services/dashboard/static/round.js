@@ -53,7 +53,8 @@ function nats(value) {
 /** A difference of log-probs that should be 0, in nats. */
 function exact(value) {
   if (value === null || value === undefined) return "";
-  return value ? `${readable(value.toPrecision(2)).replace(/e([-+])(\d+)/, (_, sign, power) => ` · 10^${sign === "-" ? "−" : ""}${power}`)} nats` : "0";
+  if (value && value < 1e-6) return "less than 0.000001 nats";
+  return value ? `${value.toPrecision(2)} nats` : "0";
 }
 
 function accuracy({ dpo_accuracy_after: share, accuracy_after_range: range }) {
