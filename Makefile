@@ -5,6 +5,8 @@ BIN := .venv/bin
 FRESH ?=
 INSTALL := python3 -m requirements.install $(if $(PYTHON),--python $(PYTHON))
 
+AXE := tests/axe/node_modules/.package-lock.json
+
 .PHONY: quickstart test check unit real gpu chaos docs lock clean
 
 quickstart: .venv/cpu
@@ -21,8 +23,12 @@ check: .venv/dev
 unit: .venv/dev
 	$(BIN)/python -m pytest tests/unit
 
-real: .venv/dev
+real: .venv/dev $(AXE)
 	$(BIN)/python -m pytest tests/real --durations=15
+
+# What judges the pages' accessibility, at the version and hash of its lock; without npm its test is skipped.
+$(AXE): tests/axe/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix tests/axe --ignore-scripts --no-audit --no-fund; else echo "no npm: axe-core does not judge the pages"; fi
 
 # What only a GPU shows, in ten minutes: needs no lock, but torch and the wheels that tests/gpu/README.md names. OUT=FOLDER
 # keeps the figures.

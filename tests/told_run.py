@@ -16,6 +16,7 @@ from proxykd.data.corpus_store import write_rows_shard
 from proxykd.data.pairs import SIDES
 from proxykd.data.soft_labels import LabelSource, SoftLabels, write_label_shard
 from proxykd.evaluation.inspection import write_inspected
+from proxykd.evaluation.measures import Difference
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import Journal
@@ -23,10 +24,11 @@ from proxykd.runs.storage import RunDirectory, stage_key, write_json
 from proxykd.stages.align import RoundResult
 from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.distil import DistilResult
-from proxykd.stages.evaluate import STUDENT_AFTER, STUDENT_BEFORE, STUDENT_OFFLINE, EvaluationResult
+from proxykd.stages.evaluate import STUDENT_AFTER, STUDENT_BEFORE, STUDENT_OFFLINE, STUDENT_SFT, EvaluationResult
 from proxykd.stages.models import ModelsResult
 from proxykd.stages.on_policy import OnPolicyResult
 from proxykd.stages.score import LabelsResult
+from proxykd.stages.sft import SftResult
 from proxykd.stages.stage import Result
 from proxykd.stages.table import expected
 from proxykd.stages.warmup import WarmupResult
@@ -36,6 +38,8 @@ from tests.stage_results import adapter_of, aligned, distilled, evaluated, finis
 
 HOSTILE = '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
 """What a completion may hold."""
+FRAME = "<|user|>\n", "<|end|>\n<|assistant|>\n"
+"""What the template puts around a prompt."""
 RECORDS = 40
 SOURCE = LabelSource("r01-aaaaaaaa", "t", 100, 4)
 
@@ -84,7 +88,8 @@ def _corpus(run: RunDirectory, _: int | None) -> CorpusResult:
 
 def _row(i: int) -> dict[str, Any]:
     prompt, completion = f"Say {i}.", HOSTILE if i == 0 else f"It is {i}."
-    ids = {"prompt_ids": list(map(ord, prompt)), "completion_ids": list(map(ord, completion))}
+    rendered = FRAME[0] + prompt + FRAME[1]
+    ids = {"prompt_ids": list(map(ord, rendered)), "completion_ids": list(map(ord, completion))}
     return {"id": f"d{i:03d}", **ids, "prompt": prompt, "completion": completion}
 
 
@@ -137,9 +142,18 @@ def _on_policy(run: RunDirectory, _: int | None) -> OnPolicyResult:
 def _evaluate(run: RunDirectory, _: int | None) -> EvaluationResult:
     offline = [] if run.config().on_policy is None else [STUDENT_OFFLINE]
     models = {name: scores() for name in (BASE, STUDENT_BEFORE, *offline, STUDENT_AFTER)}
+    less = None
+    if run.config().sft is not None:  # and then the seal is open
+        models |= {
+            BASE: scores(4.0, 0.6),
+            STUDENT_BEFORE: scores(5.0, 1.4),
+            STUDENT_SFT: scores(4.1, 1.0),
+            STUDENT_AFTER: scores(4.0, 0.9),
+        }
+        less = Difference(nll=-0.1, nll_stderr=0.02, true_kl=-0.1, true_kl_stderr=0.03, prompts=8)
     for number in range(run.config().alignment.rounds + 1):
         models[adapter_of(number)] = scores(3.7 - 0.05 * number, 0.5 - 0.02 * number)
-    return evaluated(models)
+    return evaluated(models, student_less_sft=less)
 
 
 RESULTS: dict[str, Callable[[RunDirectory, int | None], Result]] = {
@@ -149,6 +163,7 @@ RESULTS: dict[str, Callable[[RunDirectory, int | None], Result]] = {
     "align": _align,
     "score": _score,
     "distil": _distil,
+    "sft": lambda run, _: SftResult(**learned(4.1)),
     "on_policy": _on_policy,
     "evaluate": _evaluate,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ SCHEMA = pa.schema(
 
 Logps = list[list[float]]
 UNDECODED = "\N{REPLACEMENT CHARACTER}"
+CONTROL = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{3,20}\]")
+"""A token of a chat template: <|im_end|>, <start_of_turn>, [/INST]."""
 UTF8_BYTES = 4
 """That a character takes at most."""
 
@@ -99,6 +102,25 @@ def has_inspected(run: RunDirectory, number: int) -> bool:
 def read_inspected(run: RunDirectory, number: int) -> list[dict[str, Any]] | None:
     """The round's inspected pairs, or None where it has none (yet)."""
     return read_table(_path(run, number)).to_pylist() if has_inspected(run, number) else None
+
+
+def shared_frame(prompts: Sequence[str]) -> tuple[str, str]:
+    """Returns what all rendered prompts begin and end with alike, system prompt and template tokens: whole lines and
+    tokens, so that no word of a question is in it. Empty texts where they have none, or a single prompt cannot tell."""
+    if len(set(prompts)) < 2:
+        return "", ""
+    before = _common_start(prompts)
+    cuts = [before.rfind("\n") + 1, *(found.end() for found in CONTROL.finditer(before))]
+    before = before[: max(cuts)] if CONTROL.search(before) else ""
+    after = _common_start([prompt[len(before) :][::-1] for prompt in prompts])[::-1]
+    begun = CONTROL.search(after)
+    return before, after[begun.start() :] if begun else ""
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Of all texts as far as it goes: where the first and the last of them in order part, some two do."""
+    first, last = min(texts), max(texts)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def _path(run: RunDirectory, number: int) -> Path:

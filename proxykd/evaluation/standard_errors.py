@@ -56,3 +56,12 @@ def student_t(share: float, degrees: int) -> float:
     )
     powers = [float(degrees) ** power for power in (1, 2, 3, 4)]
     return z + math.fsum(term / power for term, power in zip(terms, powers, strict=True))
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Returns Wilson's score interval of a share among `count` independent cases, one standard error to either side:
+    the shares q from which this one is no farther than sqrt(q (1 - q) / count). Unlike `share ± stderr` it is no point
+    where the share is 0 or 1."""
+    centre = (share + 1 / (2 * count)) / (1 + 1 / count)
+    half = math.sqrt(share * (1 - share) / count + 1 / (4 * count**2)) / (1 + 1 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)

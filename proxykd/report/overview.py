@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from proxykd.config import RunConfig
 from proxykd.evaluation.inspection import has_inspected
 from proxykd.evaluation.measures import Fidelity
+from proxykd.evaluation.standard_errors import wilson
 from proxykd.report.blocks import TeacherFacts, corpus_counts, on_policy_report, round_report, sft, soft_labels, trust
+from proxykd.report.outcome import minus, outcome
 from proxykd.report.overview_model import (
     Columns,
     CoordinatorClaim,
@@ -19,6 +22,7 @@ from proxykd.report.overview_model import (
     RoundOverview,
     StudentKlSoFar,
     StudentOverview,
+    TrustOverview,
 )
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import Entry, replay
@@ -43,8 +47,10 @@ def overview(run: RunDirectory) -> Overview:
         IntegrityError: another version of the code wrote a stage's marker.
     """
     config, journal, results = run.config(), replay(run.journal), Results.read(run)
+    evaluated = results.of(EVALUATE)
     return Overview(
         run=_run(run, config, journal, results),
+        outcome=outcome(evaluated) if evaluated else None,
         pipeline=pipeline(config, journal, results),
         corpus=corpus_counts(run) if results.of(CORPUS) else None,
         fidelity=fidelity(results),
@@ -53,7 +59,7 @@ def overview(run: RunDirectory) -> Overview:
             done.key: as_columns(done.result.steps) for done in results.stages if isinstance(done.result, TrainedResult)
         },
         soft_labels=soft_labels(results),
-        trust=trust(results),
+        trust=_trust(results),
         student=_student(results),
         coordinators=[_coordinator(entry) for entry in journal if entry["event"] == "EPOCH_CLAIMED"],
     )
@@ -117,6 +123,7 @@ def _run(run: RunDirectory, config: RunConfig, journal: Sequence[Entry], results
         student=config.student.source,
         source=config.distillation.source,
         parameters=models.parameters if models else {},
+        layers_cut={"proxy": len(config.proxy.drop_layers), "student": len(config.student.drop_layers)},
     )
 
 
@@ -148,7 +155,36 @@ def _point(
 
 
 def _round(run: RunDirectory, result: RoundResult) -> RoundOverview:
-    return RoundOverview(**round_report(result).model_dump(), inspected=has_inspected(run, result.round))
+    accuracy, pairs = result.dpo_accuracy_after, result.pairs_after
+    return RoundOverview(
+        **round_report(result).model_dump(),
+        accuracy_after_range=wilson(accuracy, pairs) if accuracy is not None and pairs else None,
+        inspected=has_inspected(run, result.round),
+    )
+
+
+def _trust(results: Results) -> TrustOverview | None:
+    if (found := trust(results)) is None:
+        return None
+    judged = _models(results).get(found.adapter)
+    rank, kls = found.spearman_vs_true_kl, judged.record_kls if judged else None
+    told = None if rank is None else calibration(rank, len(kls or []))
+    return TrustOverview(**found.model_dump(), calibration=told)
+
+
+def calibration(rank: float, records: int) -> str:
+    """Returns in words what the rank correlation of trust weight and true KL over so many records says.
+
+    Ranks that have nothing to do with each other have one of 0 with a standard deviation of 1 / sqrt(n - 1).
+    """
+    told = minus(f"{rank:+.2f}")
+    if records < 2:
+        return told
+    chance = 2 / math.sqrt(records - 1)
+    if abs(rank) <= chance:
+        return f"{told} over {records} records, as chance alone gives (up to ±{chance:.2f}): none is seen"
+    closer = "closer to the teacher" if rank < 0 else "farther from the teacher"
+    return f"{told} over {records} records: where more is trusted the proxy is {closer}"
 
 
 def _student(results: Results) -> StudentOverview | None:

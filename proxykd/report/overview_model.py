@@ -16,6 +16,7 @@ from proxykd.report.blocks import (
     TeacherFacts,
     TrustReport,
 )
+from proxykd.report.outcome import Outcome
 from proxykd.runs.json_model import JsonModel
 
 Columns = dict[str, list[float | None]]
@@ -35,6 +36,8 @@ class OverviewRun(JsonModel):
     source: str
     """Of what the student learns from, `distillation.source`."""
     parameters: dict[str, int | None]
+    layers_cut: dict[str, int]
+    """Of `proxy` and `student`: decoder layers that were left out before training."""
 
 
 class PipelineStage(JsonModel):
@@ -76,8 +79,15 @@ class ProxyPoint(JsonModel):
 
 
 class RoundOverview(RoundReport):
+    accuracy_after_range: tuple[float, float] | None
+    """Of `dpo_accuracy_after`, one standard error to either side, by Wilson's score interval over its pairs."""
     inspected: bool
     """Whether its pairs can be looked at."""
+
+
+class TrustOverview(TrustReport):
+    calibration: str | None
+    """In words, whether a higher weight went with a lower true KL."""
 
 
 class StudentKlSoFar(JsonModel):
@@ -104,6 +114,7 @@ class Overview(JsonModel):
     """What a run has found so far. Every part is None, or empty, until its stage has finished."""
 
     run: OverviewRun
+    outcome: Outcome | None
     pipeline: list[DoneStage | PipelineStage]
     corpus: CorpusCounts | None
     fidelity: list[ProxyPoint]
@@ -111,6 +122,6 @@ class Overview(JsonModel):
     steps: dict[str, Columns]
     """By the stage's key: warmup, align-01."""
     soft_labels: LabelsReport | None
-    trust: TrustReport | None
+    trust: TrustOverview | None
     student: StudentOverview | None
     coordinators: list[CoordinatorClaim]

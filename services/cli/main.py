@@ -160,10 +160,10 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
 
 
 @main.command()
-@click.argument("runs_dir", default="runs", type=click.Path(file_okay=False))
+@click.argument("runs_dir", metavar="[RUNS_DIR|RUN]", default="runs", type=click.Path(file_okay=False))
 @functools.partial(http_options, port=8100)
 def dashboard(runs_dir: str, http: HttpOptions) -> None:
-    """Show all runs and studies in RUNS_DIR (default: runs) in a browser, those at work live; until Ctrl-C.
+    """Show all runs and studies in RUNS_DIR (default: runs), or one RUN, in a browser, live; until Ctrl-C.
 
     A run that is at work shows itself too, at /dashboard/ beside its routes.
     """

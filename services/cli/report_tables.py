@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.hosting.status import Work
-from proxykd.evaluation.measures import Difference, Fidelity, MeanKl
+from proxykd.evaluation.measures import Fidelity, MeanKl
+from proxykd.report.outcome import Estimate, outcome
 from proxykd.report.report_model import RunReport, read_report
 from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import RunDirectory
+from proxykd.stages.evaluate import EVALUATE
 from proxykd.study.comparison import MEASURES, known_measures
 from proxykd.study.saving import as_text, by_seed_as_text
 from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_model import Row, StudyReport
 from services.cli.formatting import figure_table, stage_title, with_error
 
-FILE_WIDTH, MEASURE_WIDTH, RECORDS_WIDTH = 160, 21, 10
-"""Characters: of a table in a log, which has no width of its own, of a study's measure, and of its training records."""
+FILE_WIDTH, NARROW, MEASURE_WIDTH, RECORDS_WIDTH = 160, 78, 21, 10
+"""Characters: of a table in a log, which has no width of its own, below which a run's table is laid out for a narrow
+terminal, of a study's measure, and of its training records."""
 ModelRow = tuple[str, Fidelity, MeanKl | None]
 
 
@@ -32,12 +35,14 @@ def print_report(work: Work) -> None:
 
 
 def print_run(run: RunDirectory) -> None:
-    """The short table of a finished run: fidelity by round, the student before and after, seconds, where it lies."""
+    """What a finished run came to, in a sentence; its short tables, fidelity by round, the student before and after,
+    seconds; where it lies."""
     report = read_report(run)
     console = Console(highlight=False)
-    console.print(fidelity_table(report))
-    if report.sft:
-        console.print(_worth(report.sft.student_less_sft))
+    if evaluated := EVALUATE.finished(run):
+        console.print(outcome(evaluated.result).sentence)
+    console.print(fidelity_table(report, console.width))
+    console.print("± is a standard error; what all records have in common cancels in a paired difference.")
     console.print(_stage_table(report))
     if report.rounds:
         console.print(f"stopped aligning: {report.stop_reason}")
@@ -114,18 +119,38 @@ def _compared(row: Row, key: str) -> str:
     return with_error(row[key], row[f"{key}_ci"]) + ("" if difference is None else f"\n({difference:+.4f})")
 
 
-def fidelity_table(report: RunReport) -> Table:
+def fidelity_table(report: RunReport, width: int = FILE_WIDTH) -> Table:
     """Every model of a run against the teacher: the proxy by round on the validation slice, then all on the test
-    slice; with the true KL where the teacher's seal was opened."""
-    title = f"Fidelity to {report.teacher.model}"
-    table = figure_table(title, "model", "slice", "NLL a token", "top-1", "true KL (test)", words=2)
+    slice, and the student less SFT; with the true KL where the teacher's seal was opened.
+
+    Below NARROW characters the slice is a line above its models, and figures have three decimals.
+    """
+    narrow = width < NARROW
+    digits = 3 if narrow else 4
+    words = ["model"] if narrow else ["model", "slice"]
+    title, kl_title = f"Fidelity to {report.teacher.model}", "true KL" if narrow else "true KL (test)"
+    table = figure_table(title, *words, "NLL a token", "top-1", kl_title, words=len(words), pad_edge=not narrow)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for slice_name, rows in (("validation", _validation_rows(report)), ("test", _test_rows(report))):
         table.add_section()
+        where = [] if narrow else [slice_name]
+        if narrow:
+            table.add_row(f"{slice_name}:", "", "", "")
         for model, measured, kl in rows:
-            nll = with_error(measured.held_out_nll, measured.stderr)
-            true_kl = with_error(kl.kl, kl.stderr) if kl else ""
-            table.add_row(model, slice_name, nll, f"{measured.top1_agreement:.4f}", true_kl)
+            nll = with_error(measured.held_out_nll, measured.stderr, digits)
+            true_kl = with_error(kl.kl, kl.stderr, digits) if kl else ""
+            table.add_row(model, *where, nll, f"{measured.top1_agreement:.{digits}f}", true_kl)
+    if report.sft:
+        less = report.sft.student_less_sft
+        nll = _change(less.nll, less.nll_stderr, digits)
+        true_kl = _change(less.true_kl, less.true_kl_stderr, digits) if less.true_kl is not None else ""
+        table.add_row("less SFT, paired", *([] if narrow else ["test"]), nll, "", true_kl)
     return table
+
+
+def _change(value: float, stderr: float | None, digits: int) -> str:
+    return Estimate(value=value, stderr=stderr).told_as_change(digits)
 
 
 def _validation_rows(report: RunReport) -> Iterator[ModelRow]:
@@ -159,18 +184,6 @@ def _test_rows(report: RunReport) -> Iterator[ModelRow]:
 
 def _kl_by_round(report: RunReport) -> Mapping[int, MeanKl]:
     return {one.round: one for one in report.sealed_teacher.kl_teacher_proxy} if report.sealed_teacher else {}
-
-
-def _worth(difference: Difference) -> str:
-    """What the proxy was worth, in a line."""
-    told = f"NLL {_paired(difference.nll, difference.nll_stderr)}"
-    if difference.true_kl is not None:
-        told += f", true KL {_paired(difference.true_kl, difference.true_kl_stderr)}"
-    return f"the student less SFT on all the text, paired by record: {told} nats a token"
-
-
-def _paired(value: float, stderr: float | None) -> str:
-    return f"{value:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
 
 
 def _stage_table(report: RunReport) -> Table:

@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors.telemetry.event_files import entries_before
 from actors.telemetry.live_view import LiveView
-from proxykd.evaluation.inspection import read_inspected
+from proxykd.evaluation.inspection import read_inspected, shared_frame
 from proxykd.report.trust_examples import TrustExample, trust_examples
 from proxykd.runs.storage import RunDirectory, read_json
 from services.access.refusals import ApiError
@@ -87,7 +87,7 @@ def dashboard_api(library: Library, views: Views) -> APIRouter:
         chosen = [pair for pair in found if _wanted(pair, wrong, search.casefold())]
         if order != "round":
             chosen.sort(key=lambda pair: pair["trust"] if order == "trust" else -abs(pair["margin"]))
-        return {"inspected": len(found), "found": len(chosen), "pairs": chosen[offset : offset + limit]}
+        return pairs_answer(found, chosen, chosen[offset : offset + limit])
 
     @api.get("/runs/{run_id}/trust")
     def trust(
@@ -121,6 +121,15 @@ def dashboard_api(library: Library, views: Views) -> APIRouter:
         return Response(known[name].read_bytes(), media_type="image/svg+xml")
 
     return api
+
+
+def pairs_answer(
+    inspected: list[dict[str, Any]], found: list[dict[str, Any]], shown: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """How many pairs were inspected and found, those that are shown, and what all inspected prompts have alike."""
+    before, after = shared_frame([pair["prompt"] for pair in inspected])
+    frame = {"before": before, "after": after}
+    return {"inspected": len(inspected), "found": len(found), "frame": frame, "pairs": shown}
 
 
 def _wanted(pair: dict[str, Any], wrong: bool, search: str) -> bool:

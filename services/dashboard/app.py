@@ -28,13 +28,13 @@ def dashboard_app(library: Library, http: HttpOptions) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     def root() -> RedirectResponse:
-        return RedirectResponse(f"{PAGE}/")
+        return RedirectResponse(f"{PAGE}/{library.address}")
 
     return app
 
 
 def serve_dashboard(folder: str, http: HttpOptions) -> None:
-    """Blocks until Ctrl-C.
+    """Shows a folder of runs, or one run or study. Blocks until Ctrl-C.
 
     Raises:
         RunError: there is no such folder.
@@ -42,7 +42,7 @@ def serve_dashboard(folder: str, http: HttpOptions) -> None:
     """
     library = Library.at(folder)
     http = http.at_a_free_port()
-    print(f"runs in {folder}: http://{http.address}{PAGE}/ (Ctrl-C stops it)", flush=True)
+    print(f"runs in {folder}: http://{http.address}{PAGE}/{library.address} (Ctrl-C stops it)", flush=True)
     config = uvicorn.Config(
         dashboard_app(library, http),
         host=http.host,

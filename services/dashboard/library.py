@@ -10,15 +10,19 @@ from typing import Literal
 from actors.hosting.status import DoneLine, RunStatus, Work, run_status
 from actors.telemetry.live_state import Now, read_live
 from proxykd.errors import IntegrityError, ProxykdError, RunError
+from proxykd.report.outcome import outcome
 from proxykd.report.overview import overview
 from proxykd.report.overview_model import Overview
 from proxykd.runs.json_model import JsonModel
 from proxykd.runs.storage import RunDirectory, location, read_json
 from proxykd.stages.align import ALIGN
+from proxykd.stages.evaluate import EVALUATE
 from proxykd.study.studies import StudyDirectory
 from services.access.refusals import ApiError
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
+MARKS = ("config.json", "study.json")
+"""The file that makes a folder a run, or a study."""
 
 Kind = Literal["run", "study"]
 
@@ -44,11 +48,15 @@ class RunLine(UnreadableLine):
     """Of all stages that are done."""
     started_at: float | None
     teacher: str
+    result: str | None
+    """What a run's student came to, in a few words (proxykd/report/outcome.py)."""
 
 
 class RunPage(Overview):
     """All that a run's page shows."""
 
+    directory: str | None
+    """Where it lies, for who has its machine; None in a report, which is mailed around."""
     status: RunStatus
     history: list[dict[str, float | None]]
     """What the stage in hand has reported: `done`, and its measures."""
@@ -63,17 +71,29 @@ class Library:
 
     @classmethod
     def at(cls, folder: str | Path) -> Library:
-        """Raises:
-        RunError: there is no such folder.
+        """All that lies in a folder, or the one run or study that the folder is.
+
+        Raises:
+            RunError: there is no such folder.
         """
         root = location(folder)
         if not root.is_dir():
-            raise RunError(f"{folder} is no folder; give the one that holds the runs (default: runs)")
-        return cls(root)
+            raise RunError(f"{folder} is no folder; give the one that holds the runs (default: runs), or a run")
+        if not any((root / mark).exists() for mark in MARKS):
+            return cls(root)
+        alone = root.resolve()
+        return cls(alone.parent, alone.name)
 
     @classmethod
     def of_run(cls, run: RunDirectory) -> Library:
         return cls(run.root.parent, run.id)
+
+    @property
+    def address(self) -> str:
+        """Where in the page to begin: at the list, or at the one run or study."""
+        if self.only is None:
+            return ""
+        return f"#/{'studies' if StudyDirectory.is_one(self.root / self.only) else 'runs'}/{self.only}"
 
     def runs(self) -> list[RunLine | UnreadableLine]:
         """Returns a line for each run and study, newest first; one that cannot be read says why."""
@@ -108,13 +128,17 @@ class Library:
         """
         run = self.run(run_id)
         work = Work(run, run.config())
-        return RunPage(**dict(overview(run)), status=run_status(work), history=read_live(run).history or [])
+        return RunPage(
+            **dict(overview(run)),
+            directory=str(run.root),
+            status=run_status(work),
+            history=read_live(run).history or [],
+        )
 
     def _directories(self) -> list[Path]:
         if self.only is not None:
             return [self.root / self.only]
-        marks = ("config.json", "study.json")
-        return [p for p in self.root.iterdir() if ID.fullmatch(p.name) and any((p / mark).exists() for mark in marks)]
+        return [p for p in self.root.iterdir() if ID.fullmatch(p.name) and any((p / mark).exists() for mark in MARKS)]
 
     def _directory(self, name: str, mark: str) -> Path:
         path = self.root / name
@@ -127,6 +151,7 @@ class Library:
         try:
             work = Work.at(path)
             status = run_status(work)
+            evaluated = EVALUATE.finished(work.run)
             journal = sorted(work.run.journal.glob("[0-9]*.json"))
             done = status.stages_done
             return RunLine(
@@ -141,6 +166,7 @@ class Library:
                 seconds=sum(line.seconds for line in done),
                 started_at=read_json(journal[0])["time"] if journal else None,
                 teacher=work.config.teacher.model,
+                result=outcome(evaluated.result).short if evaluated else None,
             )
         except (ProxykdError, IntegrityError, OSError, KeyError) as error:
             return UnreadableLine(id=path.name, kind=kind, state="unreadable", error=str(error))

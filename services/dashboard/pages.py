@@ -20,6 +20,7 @@ from proxykd.evaluation.inspection import read_inspected
 from proxykd.report.trust_examples import trust_examples
 from proxykd.runs.storage import RunDirectory, write_atomic
 from services.access.keys import PAGE
+from services.dashboard.api import pairs_answer
 from services.dashboard.library import Library
 
 STATIC = Path(__file__).parent / "static"
@@ -80,7 +81,7 @@ def report_page(library: Library, run_id: str) -> str:
 
 def _answers(library: Library, run_id: str) -> dict[str, Any]:
     """What the page asks the API for, by path."""
-    run, page = library.run(run_id), library.overview(run_id)
+    run, page = library.run(run_id), library.overview(run_id).model_copy(update={"directory": None})
     if run.report.exists():  # the page is a finished run's last act but one
         ended = page.status.model_copy(update={"state": "finished", "alive": False, "now": None})
         page = page.model_copy(update={"status": ended})
@@ -91,8 +92,8 @@ def _answers(library: Library, run_id: str) -> dict[str, Any]:
     }
     for one in page.rounds:
         pairs = sorted(read_inspected(run, one.round) or [], key=lambda pair: pair["trust"])
-        shown = {"inspected": len(pairs), "found": min(len(pairs), REPORT_PAIRS), "pairs": pairs[:REPORT_PAIRS]}
-        found[f"runs/{run_id}/rounds/{one.round}/pairs"] = shown
+        shown = pairs[:REPORT_PAIRS]
+        found[f"runs/{run_id}/rounds/{one.round}/pairs"] = pairs_answer(pairs, shown, shown)
     if page.trust:
         edges = page.trust.histogram.edges
         found[f"runs/{run_id}/trust"] = {

@@ -14,7 +14,7 @@ from proxykd.runs.storage import read_json, write_json
 from services.dashboard.app import dashboard_app
 from services.dashboard.library import Library
 from services.dashboard.pages import report_page
-from tests.told_run import HOSTILE, many_events, tell_run
+from tests.told_run import FRAME, HOSTILE, many_events, tell_run
 
 HERE = "http://127.0.0.1:8000"
 KEY = "0123456789abcdef"
@@ -46,6 +46,8 @@ def test_the_list_says_where_each_run_stands(client, runs_dir):
     assert lines[finished.id]["state"] == "finished"
     assert lines[begun.id]["state"] == "stopped"
     assert lines[begun.id]["stage"]["stage"] == "align"
+    assert lines[finished.id]["result"] == "NLL 4.000 → 4.000 ± 0.100"
+    assert lines[begun.id]["result"] is None
     assert lines[torn.id]["state"] == "unreadable"
     assert "config.json" in lines[torn.id]["error"]
 
@@ -64,6 +66,38 @@ def test_a_finished_run_has_every_number_of_its_page(client, runs_dir):
     assert facts["student"]["after"]["held_out_nll"] == 4.0
     assert facts["corpus"]["dropped"] == {"empty": 2}
     assert facts["coordinators"][0]["epoch"] == 1
+
+
+def test_a_run_says_what_it_came_to_who_was_cut_and_how_sure_a_rounds_accuracy_is(client, runs_dir):
+    run = tell_run(runs_dir, name="beside", sft={"learning_rate": 1e-3, "global_batch": 8})
+    facts = client.get(f"/v1/runs/{run.id}").json()
+    came = facts["outcome"]
+    assert came["sentence"] == (
+        "The student's true KL from the teacher fell from 1.400 ± 0.010 to 0.900 ± 0.010 nats a token. SFT on the same "
+        "text gives 1.000 ± 0.010: −0.1000 ± 0.0300 compared record by record, so this student is closer."
+    )
+    assert came["less_sft"] == {"value": -0.1, "stderr": 0.03}
+    assert came["short"] in str(client.get("/v1/runs").json())
+    assert facts["run"]["layers_cut"] == {"proxy": 1, "student": 2}
+    low, high = facts["rounds"][0]["accuracy_after_range"]  # of 9 in 12
+    assert (0.75 - low) ** 2 * 12 == pytest.approx(low * (1 - low))
+    assert (0.75 - high) ** 2 * 12 == pytest.approx(high * (1 - high))
+    assert facts["trust"]["calibration"] == "−0.40"
+    assert facts["directory"] == str(run.root)
+    assert str(run.root) not in report_page(Library.at(runs_dir), run.id)
+
+
+def test_a_run_in_the_place_of_a_folder_is_opened(client, runs_dir):
+    run, _ = tell_run(runs_dir), tell_run(runs_dir, name="other")
+    alone = Library.at(run.root)
+    assert [line.id for line in alone.runs()] == [run.id]
+    assert alone.address == f"#/runs/{run.id}"
+    root = TestClient(dashboard_app(alone)).get("/", follow_redirects=False)
+    assert root.headers["location"] == f"/dashboard/#/runs/{run.id}"
+    assert Library.at(runs_dir).address == ""
+    (runs_dir / "study-1").mkdir()
+    (runs_dir / "study-1" / "study.json").write_text("{}")
+    assert Library.at(runs_dir / "study-1").address == "#/studies/study-1"
 
 
 @pytest.mark.parametrize("until", ["models", "corpus", "warmup", "align-01", "score", "distil"])
@@ -101,7 +135,8 @@ def test_pairs_are_ordered_filtered_and_searched(client, runs_dir):
     assert 0 < wrong["found"] < 12
     assert all(pair["margin"] < 0 for pair in wrong["pairs"])
     [found] = client.get(path, params={"search": "say 7."}).json()["pairs"]
-    assert found["prompt"] == "Say 7."
+    assert wrong["frame"] == {"before": FRAME[0], "after": FRAME[1]}
+    assert found["prompt"] == FRAME[0] + "Say 7." + FRAME[1]
     second = client.get(path, params={"offset": 10, "limit": 10}).json()
     assert [pair["id"] for pair in second["pairs"]] == ["d010", "d011"]
 

@@ -75,6 +75,24 @@ def test_the_report_is_printed_with_seconds_and_places(run, capsys):
     assert [line.split() for line in told.splitlines() if line.strip().startswith("all ")] == [["all", "80"]]
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_report_begins_with_its_outcome_and_fits_a_narrow_terminal(tmp_path, capsys, monkeypatch, width):
+    run = tell_run(tmp_path / "runs", sft={"learning_rate": 1e-3, "global_batch": 8})
+    write_report(run, "all 2 rounds done")
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_report(Work.at(run.root))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(lines[:4]).startswith("The student's true KL from the teacher fell from 1.400 ± 0.010 to 0.900")
+    table = lines[lines.index("Fidelity to tiny-sealed") : lines.index("Where the time went")]
+    assert max(map(len, table)) <= width
+    digits = 3 if width == 60 else 4
+    for model, nll in (("student, SFT", 4.1), ("student, after", 4.0), ("proxy, warm-up", 3.7)):
+        figures = f"{nll:.{digits}f} ± {0.1:.{digits}f}"
+        assert [line for line in table if line.strip().split("  ")[0] == model and figures in line], model
+    [paired] = [line for line in table if "less SFT, paired" in line]
+    assert f"−{0.1:.{digits}f} ± {0.02:.{digits}f}" in paired
+
+
 def test_a_studys_tables_are_of_its_arms_its_sizes_and_what_they_save(tmp_path, capsys):
     (tmp_path / "study.json").write_text("{}")
     report = made_up(reference="black_box_kd", sizes=SIZES)

@@ -67,7 +67,9 @@ def test_report_page_and_terminal_show_it(finished, capsys):
     told = capsys.readouterr().out
     less = report.sft.student_less_sft
     assert re.search(rf"student, SFT +test +{report.sft.after.held_out_nll:.4f}", told)
-    assert f"the student less SFT on all the text, paired by record: NLL {less.nll:+.4f}" in told
+    signed = f"{less.nll:+.4f}".replace("-", "−")
+    assert re.search(rf"less SFT, paired +test +{re.escape(signed)}", told)
+    assert told.startswith("The student's true KL from the teacher ")
 
 
 def test_another_run_may_take_it_over_whatever_teaches_its_own_student(tiny, tmp_path):

@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy.special import stdtrit
 
-from proxykd.evaluation.standard_errors import ratio_of_sums, student_t
+from proxykd.evaluation.standard_errors import ratio_of_sums, student_t, wilson
 
 
 def drawn(prompts, samples, seed=0, own=0.5, common=0.5):
@@ -89,3 +89,13 @@ def test_one_prompt_knows_no_error_and_no_token_is_refused():
 def test_student_t_is_scipys(share):
     for degrees in (1, 2, 3, 4, 7, 10, 11, 30, 1000):
         assert student_t(share, degrees) == pytest.approx(stdtrit(degrees, share), rel=5e-3)
+
+
+@pytest.mark.parametrize(("right", "count"), [(24, 24), (0, 24), (12, 24), (2, 3)])
+def test_wilsons_ends_are_one_standard_error_of_their_own_away(right, count):
+    low, high = wilson(right / count, count)
+    assert 0.0 <= low < high <= 1.0
+    for end in (low, high):
+        if 0.0 < end < 1.0 and not math.isclose(end, 1.0):
+            assert abs(right / count - end) == pytest.approx(math.sqrt(end * (1 - end) / count))
+    assert wilson(1.0, 24)[0] == pytest.approx(0.96)

@@ -68,7 +68,7 @@ async function ask(path, { query = {}, headers = {}, ...options }) {
   const sent = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
   const response = await fetch(url, { ...options, headers: sent });
   if (response.status === 401) {
-    await askForKey();
+    await askForKey(key || null);
     return ask(path, { query, headers, ...options });
   }
   if (response.ok) return response;
@@ -78,9 +78,12 @@ async function ask(path, { query = {}, headers = {}, ...options }) {
 
 let asking = null;
 
-function askForKey() {
+/** Asks once for all requests that wait; `refused` is the key that was sent, if any. */
+function askForKey(refused) {
+  if (refused !== null && sessionStorage.getItem(KEY) !== refused) return null; // another request has a new one already
   asking ??= new Promise((resolve) => {
     const dialog = document.getElementById("key");
+    document.getElementById("key-wrong").hidden = refused === null;
     dialog.addEventListener("close", () => {
       sessionStorage.setItem(KEY, dialog.querySelector("input").value);
       dialog.querySelector("form").reset();

@@ -11,14 +11,20 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A table; `columns` is [title, value of a row, and whether it is text]. */
+/**
+ * A table; `columns` is [title, value of a row, whether it is text, and whether a phone may do without it]. A column that no row has anything in is left out.
+ * On a phone a row of more than two columns is a stack of lines, each with its title; the roles outlast that.
+ */
 export function table(rows, columns, caption) {
+  const filled = columns.map(([title, value, text, minor]) => ({ title, kind: [text && "text", minor && "minor"].filter(Boolean).join(" ") || null, cells: rows.map(value) }))
+    .filter(({ cells }) => !cells.length || cells.some((cell) => cell !== "" && cell !== null && cell !== undefined && cell !== false));
+  const stacked = filled.length > 2;
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    h("table", {},
+    h("table", { role: "table", class: stacked && "stacked" },
       h("caption", { class: "hidden" }, caption),
-      h("thead", {}, h("tr", {}, columns.map(([title, , text]) => h("th", { scope: "col", class: text && "text" }, title)))),
-      h("tbody", {}, rows.map((row) =>
-        h("tr", {}, columns.map(([, value, text]) => h("td", { class: text && "text" }, value(row))))))));
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, filled.map(({ title, kind }) => h("th", { scope: "col", role: "columnheader", class: kind }, title)))),
+      h("tbody", { role: "rowgroup" }, rows.map((_, i) =>
+        h("tr", { role: "row" }, filled.map(({ title, kind, cells }) => h("td", { role: "cell", "data-title": title, class: kind }, cells[i] ?? "")))))));
 }
 
 /** A part of a page that is drawn anew only when what it shows has changed. */

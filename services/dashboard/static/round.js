@@ -1,10 +1,11 @@
 import { h, problem, table } from "./dom.js";
 import { get, reportOf } from "./api.js";
-import { number, percent, plural, signed, whole } from "./format.js";
+import { number, percent, plural, readable, signed, signedWithError, whole } from "./format.js";
 
 const A_PAGE = 10;
 const DEEPEST = 6; // nats: a token this unlikely has the fullest colour
 const LARGEST = 1.5; // nats: the same for a change
+const CONTROL = /^(<[^<>\s]{1,40}>|\[\/?[A-Z_]{3,20}\])$/; // a token of a chat template
 const MODES = [["change", "change by this round"], ["after", "log p after this round"], ["before", "log p before it"]];
 const ORDERS = [["trust", "lowest trust first"], ["margin", "largest margin first"], ["round", "as in the round"]];
 
@@ -17,7 +18,7 @@ export async function roundView(id, roundNumber) {
   if (round.inspected) await pairs.load();
   const element = h("div", {},
     h("div", { class: "title" }, h("h1", {}, `Round ${round.round}`), h("span", { class: `state ${round.decision === "promote" ? "finished" : "failed"}` }, round.decision === "promote" ? "promoted" : "rejected")),
-    h("p", { class: "soft" }, round.reason),
+    h("p", { class: "soft" }, readable(round.reason)),
     neighbours(id, facts.rounds, round.round),
     h("section", {}, h("h2", {}, "In numbers"), numbers(round)),
     round.inspected ? pairs.element : h("section", {}, h("p", {}, "This round kept no pairs to look at: it had no preference pairs.")));
@@ -33,24 +34,36 @@ function numbers(round) {
   const facts = [
     ["pairs", round.pairs], ["samples that ended by length", round.samples && `${round.truncated} of ${round.samples}`],
     ["NLL a token", number(round.nll_loss)], ["DPO loss", number(round.dpo_loss)],
-    ["DPO accuracy after the round", percent(round.dpo_accuracy_after)], ["DPO accuracy over its steps", percent(round.dpo_accuracy)],
+    ["DPO accuracy after the round", accuracy(round)], ["DPO accuracy over its steps", percent(round.dpo_accuracy)],
     ["mean margin after the round", nats(round.margin_mean_after)], ["mean margin over its steps", nats(round.margin_mean)],
     ["pairs judged after the round", round.pairs_after],
     ["validation NLL", number(round.validation?.held_out_nll)], ["its change", change(round.validation_change)], ["top-1", percent(round.validation?.top1_agreement)],
-    ["task score", number(round.task?.score)], ["its change", answered(round.task_change)],
+    ["task score", percent(round.task?.score)], ["its change", answered(round.task_change)],
+    ["largest margin before the first step (must be 0: the policy is its reference)", exact(round.step0_margin_max_abs)],
+    ["engine and trainer differ on the same tokens, on average, by", exact(round.parity_mean_abs)],
     ["adapter", round.adapter], ["refers to", round.reference_adapter],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return table(facts, [["measure", ([name]) => name, true], ["value", ([, value]) => String(value)]], "The round in numbers");
 }
 
 function nats(value) {
-  return value === null || value === undefined ? "" : `${number(value, 3)} nats`;
+  return value === null || value === undefined ? "" : `${signed(value, 3)} nats`;
+}
+
+/** A difference of log-probs that should be 0, in nats. */
+function exact(value) {
+  if (value === null || value === undefined) return "";
+  if (value && value < 1e-6) return "less than 0.000001 nats";
+  return value ? `${value.toPrecision(2)} nats` : "0";
+}
+
+function accuracy({ dpo_accuracy_after: share, accuracy_after_range: range }) {
+  return percent(share) + (range ? ` (${percent(range[0])} to ${percent(range[1])})` : "");
 }
 
 function change(measured) {
   if (!measured) return "";
-  const error = measured.stderr === null ? "" : ` ± ${number(measured.stderr)}`;
-  return `${signed(measured.nll)}${error} nats a token, over ${plural(measured.prompts, "prompt")}`;
+  return `${signedWithError(measured.nll, measured.stderr)} nats a token, over ${plural(measured.prompts, "prompt")}`;
 }
 
 function answered(changed) {
@@ -64,10 +77,12 @@ class Pairs {
     this.mode = "change";
     this.told = h("p", { class: "soft", role: "status" });
     this.list = h("div");
+    this.frame = h("div");
+    this.legend = h("p", { class: "colours" });
     this.more = h("button", { type: "button", onclick: () => this.next() }, "More pairs");
     this.element = h("section", {}, h("h2", {}, "Chosen and rejected"),
-      h("p", { class: "note" }, "The teacher's completion is chosen, the proxy's own rejected. Each token is coloured by the proxy: green where it gained or is likely, red where it lost or is unlikely."),
-      this.controls(), this.told, this.list, this.more);
+      h("p", { class: "note" }, "The teacher's completion is chosen, the proxy's own rejected. Each token is coloured by the proxy's log p of it; the template's own are grey."),
+      this.controls(), this.legend, this.frame, this.told, this.list, this.more);
   }
 
   controls() {
@@ -93,7 +108,9 @@ class Pairs {
   }
 
   async load() {
-    const { inspected, found, pairs } = await get(this.path, this.query);
+    const { inspected, found, frame, pairs } = await get(this.path, this.query);
+    this.around = frame;
+    this.frame.replaceChildren(...frameOf(frame));
     this.pairs = this.query.offset ? [...this.pairs, ...pairs] : pairs;
     this.told.textContent = `${found} of the ${plural(inspected, "pair")} that were looked at token by token, the round's first.`;
     this.more.hidden = Boolean(reportOf) || this.pairs.length >= found;
@@ -106,14 +123,32 @@ class Pairs {
   }
 
   draw() {
-    this.list.replaceChildren(...this.pairs.map((pair) => pairOf(pair, this.mode)));
+    this.legend.replaceChildren(...legendOf(this.mode));
+    this.list.replaceChildren(...this.pairs.map((pair) => pairOf(pair, this.around, this.mode)));
   }
 }
 
-function pairOf(pair, mode) {
+/** What all prompts have around them alike, system prompt and template, folded away. */
+function frameOf({ before, after }) {
+  if (!before && !after) return [];
+  return [h("details", {}, h("summary", {}, "What stands around every prompt: its system prompt and the template's tokens"),
+    h("div", { class: "text-block" }, h("span", { class: "control" }, before), "the prompt", h("span", { class: "control" }, after)))];
+}
+
+/** What the colours say, from one end of their scale to the other. */
+function legendOf(mode) {
+  const swatch = (before, after, told) => h("span", {}, h("i", { style: { background: colourOf(mode, before, after) } }), told);
+  if (mode === "change") {
+    return [-LARGEST, -LARGEST / 2, 0, LARGEST / 2, LARGEST].map((change) =>
+      swatch(0, change, `${signed(change, 2)}${Math.abs(change) === LARGEST ? (change > 0 ? " nats or more: likelier" : " nats or less: unlikelier") : ""}`));
+  }
+  return [0, -DEEPEST / 8, -DEEPEST / 4, -DEEPEST / 2, -DEEPEST].map((logp) => swatch(logp, logp, `${percent(Math.exp(logp), logp < -2 ? 1 : 0)}${logp === -DEEPEST ? " or less likely" : ""}`));
+}
+
+function pairOf(pair, { before, after }, mode) {
   return h("article", { class: "pair" },
     h("p", { class: "soft" }, `${pair.id}: margin ${signed(pair.margin, 3)} nats${pair.margin < 0 ? " (the wrong way)" : ""}, trust ${number(pair.trust, 3)}`),
-    h("div", { class: "text-block" }, pair.prompt),
+    h("div", { class: "text-block" }, pair.prompt.slice(before.length, pair.prompt.length - after.length)),
     h("div", { class: "columns" }, side("chosen: the teacher's", pair, "chosen", mode), side("rejected: the proxy's own", pair, "rejected", mode)));
 }
 
@@ -125,7 +160,7 @@ function side(title, pair, name, mode) {
     h("p", { class: "soft" }, `log p ${number(sum(before), 1)} → ${number(sum(after), 1)} nats over ${plural(before.length, "token")}`),
     h("div", { class: "tokens" }, pair[name].map((token, i) => {
       const told = `log p ${number(before[i], 2)} → ${number(after[i], 2)}`;
-      return h("span", { title: told, style: { background: colourOf(mode, before[i], after[i]) } }, token);
+      return CONTROL.test(token) ? h("span", { title: told, class: "control" }, token) : h("span", { title: told, style: { background: colourOf(mode, before[i], after[i]) } }, token);
     })));
 }
 

@@ -1,7 +1,9 @@
 import { Part, h, problem, table } from "./dom.js";
 import { follow, get, reportOf } from "./api.js";
 import { appendPoint, barButtons, lineChart, shareBar } from "./charts.js";
-import { clock, duration, eventText, moment, number, percent, plural, signed, stageName, whole, withError } from "./format.js";
+import { clock, duration, eventText, moment, number, percent, plural, readable, signed, signedWithError, stageName, whole, withError } from "./format.js";
+import { outcome, roles } from "./outcome.js";
+import { droppedText, measureChart, rounds } from "./rounds.js";
 
 const TURNS = ["run_started", "stage_started", "stage_finished", "stage_adopted", "alignment_finished", "finished", "failed", "stopped"];
 const BAD = ["failed", "warning"];
@@ -22,7 +24,8 @@ class RunPage {
     this.now = new NowPart();
     this.log = new Log(id);
     this.parts = PARTS.map(([title, input, draw, note]) => [new Part(title, (facts) => draw(facts, id), note), input]);
-    this.element = h("div", {}, this.head, this.now.element, this.parts.map(([part]) => part.element), this.log.element);
+    const parts = this.parts.map(([part]) => part.element);
+    this.element = h("div", {}, this.head, this.now.element, parts, this.log.element);
     this.close = () => {};
   }
 
@@ -30,8 +33,7 @@ class RunPage {
     const last = await this.log.load();
     await this.refresh();
     if (reportOf) return;
-    this.close = follow(`runs/${this.id}/live`, last, (kind, facts) => this.take(kind, facts), (up) =>
-      this.shell.say(up ? "live" : "connection lost; trying again", !up));
+    this.close = follow(`runs/${this.id}/live`, last, (kind, facts) => this.take(kind, facts), (up) => this.link(up));
     const stopFollowing = this.close;
     const timer = setInterval(() => this.refresh().catch(() => {}), 30000); // what died silently shows no event
     this.close = () => {
@@ -45,11 +47,19 @@ class RunPage {
     this.head.replaceChildren(...heading(this.facts));
     for (const [part, input] of this.parts) part.show(input(this.facts));
     this.now.show(this.facts.status.now, this.facts.history);
+    this.link(this.up, this.facts.status.alive);
+  }
+
+  /** Says "live" while the run is at work and its events come. */
+  link(up, alive = this.alive) {
+    [this.up, this.alive] = [up, alive];
+    if (up !== undefined) this.shell.say(!up ? "connection lost; trying again" : alive ? "live" : "", !up);
   }
 
   take(kind, facts) {
     if (kind === "now") {
       this.now.show(facts.stage && facts.alive ? facts : null);
+      this.link(this.up, facts.alive);
       return;
     }
     this.log.add(facts);
@@ -61,12 +71,10 @@ class RunPage {
 }
 
 function heading({ run, status }) {
-  const models = [run.teacher.model, ["proxy", "base", "shift"].includes(run.source) ? run.proxy : null, run.student].filter(Boolean);
   return [
     h("div", { class: "title" }, h("h1", {}, run.id), h("span", { class: `state ${status.state}` }, status.state)),
-    h("p", { class: "soft" }, models.join(" → "), run.teacher.local ? " (the teacher is local, and sealed)" : "",
-      run.started_at ? `; started ${moment(run.started_at)}` : ""),
-    status.error && status.state === "failed" && h("p", { class: "problem", role: "alert" }, `failed: ${status.error}`),
+    run.started_at && h("p", { class: "soft" }, `started ${moment(run.started_at)}`),
+    status.error && status.state === "failed" && h("p", { class: "problem", role: "alert" }, `failed: ${readable(status.error)}`),
     status.state === "stopped" && h("p", {}, "Stopped; ", h("code", {}, "proxykd resume"), " goes on with it."),
     !reportOf && h("p", {}, h("a", { href: `#/runs/${run.id}/explore` }, "Explore the proxy's distribution")),
   ].filter(Boolean);
@@ -108,7 +116,7 @@ class NowPart {
       const points = history?.length ? history : [{ done: now.done, ...now.metrics }];
       this.key = key;
       const x = { label: now.unit, values: points.map((point) => point.done) };
-      this.figures = names.map((name) => lineChart({ title: name, x, series: [{ label: name, values: points.map((point) => point[name] ?? null) }], unit: "", height: 160 }));
+      this.figures = names.map((name) => measureChart(name, x, points.map((point) => point[name] ?? null), 160));
       this.chart.replaceChildren(h("div", { class: "columns" }, this.figures));
     } else {
       this.figures.forEach((figure, index) => appendPoint(figure, now.done, [metrics[index][1]]));
@@ -116,31 +124,27 @@ class NowPart {
   }
 }
 
-function pipeline({ stages, state }) {
+function pipeline({ stages, state, run }) {
   const last = stages.findLastIndex((stage) => stage.state === "begun");
-  return h("ol", { class: "pipeline" }, stages.map((stage, index) => {
+  const way = h("ol", { class: "pipeline" }, stages.map((stage, index) => {
     const broken = state !== "running" && index === last && stage.state === "begun";
     const kind = stage.state === "begun" ? (broken ? "broken" : "now") : stage.state;
     const told = { done: duration(stage.seconds), now: "at work", broken: state === "failed" ? "failed here" : "ended here", ahead: "ahead" }[kind];
     return h("li", { class: kind, "aria-current": kind === "now" ? "step" : null }, h("b", {}, stageName(stage)), h("span", { class: kind === "ahead" && "ahead" }, told));
   }));
+  return [way, roles(run)];
 }
 
 function fidelity(way) {
   const x = { label: "", values: way.map((_, i) => i), names: way.map((one) => one.label.replace("round ", "")) };
-  const nll = (slice) => way.map((one) => one[slice]?.held_out_nll ?? null);
+  const nll = (slice) => ({ label: slice, values: way.map((one) => one[slice]?.held_out_nll ?? null), errors: way.map((one) => one[slice]?.stderr ?? null) });
+  const top1 = (slice) => ({ label: slice, values: way.map((one) => one[slice]?.top1_agreement ?? null) });
   const known = (values) => values.some((value) => value !== null);
-  const test = known(nll("test"));
+  const test = known(nll("test").values);
   const kl = way.map((one) => one.true_kl?.kl ?? null);
   const charts = [
-    lineChart({ title: "Held-out NLL of the teacher's text", unit: "nats a token", x, series: [
-      { label: "validation", values: nll("validation") },
-      ...(test ? [{ label: "test", values: nll("test"), dashed: true }] : []),
-    ] }),
-    lineChart({ title: "Top-1 agreement with the teacher's tokens", unit: "share of tokens", x, series: [
-      { label: "validation", values: way.map((one) => one.validation?.top1_agreement ?? null) },
-      ...(test ? [{ label: "test", values: way.map((one) => one.test?.top1_agreement ?? null), dashed: true }] : []),
-    ] }),
+    lineChart({ title: "Held-out NLL of the teacher's text", unit: "nats a token", x, series: [nll("validation"), ...(test ? [{ ...nll("test"), dashed: true }] : [])] }),
+    lineChart({ title: "Top-1 agreement with the teacher's tokens", unit: "share of tokens", x, share: true, series: [top1("validation"), ...(test ? [{ ...top1("test"), dashed: true }] : [])] }),
   ];
   if (known(kl)) {
     charts.push(lineChart({ title: "True KL from the sealed teacher (test slice)", unit: "nats a token", x, series: [
@@ -151,64 +155,16 @@ function fidelity(way) {
 }
 
 function verdict(way) {
-  const measured = way.filter((one) => one.validation);
+  const measured = way.filter((one) => one.validation && one.decision !== "reject");
   if (measured.length < 2) return "Only its start is measured so far.";
   const [first, last] = [measured[0], measured.at(-1)];
   const change = last.validation.held_out_nll - first.validation.held_out_nll;
   const known = [first, last].every((one) => one.validation.stderr !== null);
   const error = Math.hypot(first.validation.stderr, last.validation.stderr) / Math.SQRT2;
   const kls = way.filter((one) => one.true_kl);
-  const kl = kls.length > 1 ? ` The true KL went from ${number(kls[0].true_kl.kl, 3)} to ${number(kls.at(-1).true_kl.kl, 3)}.` : "";
+  const kl = kls.length > 1 ? ` The true KL went from ${withError(kls[0].true_kl.kl, kls[0].true_kl.stderr, 3)} to ${withError(kls.at(-1).true_kl.kl, kls.at(-1).true_kl.stderr, 3)}.` : "";
   return `From ${first.label} to ${last.label} the validation NLL changed by ${signed(change, 3)} nats a token${known ? ` (each is known within ±${number(error, 3)} for other text like it; what a round changed, compared record by record, far better)` : ""}.${kl}`;
 }
-
-function rounds({ rounds: all, steps }, id) {
-  const x = { label: "round", values: all.map((one) => one.round) };
-  const of = (key) => all.map((one) => one[key] ?? null);
-  const beside = (key) => [{ label: "after the round", values: of(`${key}_after`) }, { label: "over its steps", values: of(key), dashed: true }];
-  const charts = all.length > 1 ? h("div", { class: "columns" },
-    lineChart({ title: "Losses, mean over the round", unit: "nats", x, series: [{ label: "NLL a token", values: of("nll_loss") }, { label: "DPO", values: of("dpo_loss") }] }),
-    lineChart({ title: "DPO accuracy", unit: "share of pairs", x, series: beside("dpo_accuracy"), digits: 3 }),
-    lineChart({ title: "Mean margin", unit: "nats", x, series: beside("margin_mean"), digits: 3 }),
-    all.some((one) => one.task) && lineChart({ title: "Task score, greedily answered", unit: "share of questions", x, series: [
-      { label: "after the round", values: all.map((one) => one.task?.score ?? null), errors: all.map((one) => one.task?.stderr ?? null) },
-    ], digits: 3 })) : null;
-  const rows = !all.length ? h("p", {}, "No round has ended yet.") : table(all, [
-    ["round", (one) => (one.inspected ? h("a", { href: `#/runs/${id}/rounds/${one.round}` }, `round ${one.round}`) : `round ${one.round}`), true],
-    ["decision", (one) => `${one.decision === "promote" ? "promoted" : "rejected"}: ${one.reason}`, true],
-    ["pairs", (one) => whole(one.pairs)],
-    ["dropped", (one) => droppedText(one.dropped)],
-    ["ended by length", (one) => (one.samples ? `${whole(one.truncated)} of ${whole(one.samples)}` : "")],
-    ["DPO accuracy after it", (one) => number(one.dpo_accuracy_after, 3)],
-    ["accuracy over its steps", (one) => number(one.dpo_accuracy, 3)],
-    ["margin after it", (one) => number(one.margin_mean_after, 3)],
-    ["margin over its steps", (one) => number(one.margin_mean, 3)],
-    ["margin before step 1", (one) => one.step0_margin_max_abs?.toExponential(1) ?? ""],
-    ["engine to trainer", (one) => one.parity_mean_abs?.toExponential(1) ?? ""],
-  ], "Rounds");
-  return [charts, rows, stepCurves(steps)].filter(Boolean);
-}
-
-function stepCurves(steps) {
-  const names = Object.keys(steps);
-  if (!names.length) return null;
-  const place = h("div", { class: "columns" });
-  const draw = (name) => {
-    const { grad_norm: gradient, ...measures } = steps[name];
-    const shown = Object.entries({ ...measures, "gradient norm": gradient }).filter(([key, values]) => !key.startsWith("grad_") && values?.length);
-    place.replaceChildren(...shown.map(([key, values]) =>
-      lineChart({ title: MEASURES[key] ?? key, unit: "", x: { label: "step", values: values.map((_, i) => i + 1) }, series: [{ label: MEASURES[key] ?? key, values }], height: 170 })));
-  };
-  const select = h("select", { onchange: (event) => draw(event.target.value) }, names.map((name) => h("option", { selected: name === names.at(-1) }, name)));
-  draw(names.at(-1));
-  return h("div", {}, h("h3", {}, "Step by step"), h("label", { class: "inline" }, "stage", select), place);
-}
-
-const MEASURES = {
-  nll: "NLL (nats)", dpo: "DPO loss (nats)", correct: "DPO accuracy", margin: "margin (nats)", kl: "weighted KL (nats)",
-  sequence_kl: "KL a record, unweighted (nats)", divergence: "divergence (nats a token)",
-  sample_length: "tokens a sample", ended_by_length: "samples ended by length", repeated_4grams: "repeated 4-grams",
-};
 
 function labels({ student, soft }) {
   const parts = [];
@@ -222,17 +178,17 @@ function labels({ student, soft }) {
     const kept = soft.method === "drawn" ? `${soft.k} draws` : `the ${soft.k} likeliest`;
     parts.push(h("h3", {}, "What the soft labels hold"),
       h("p", {}, `${whole(soft.tokens)} tokens with ${kept} each, ${number(soft.bytes_per_token, 1)} bytes a token.`, mass && ` Mean mass of ${mass}.`,
-        ` The text's own tokens have probability ${number(soft.text_probability, 3)} (geometric mean; near 1 the labels only repeat the text).`,
+        ` The text's own tokens have probability ${percent(soft.text_probability)} (geometric mean; near 100 % the labels only repeat the text).`,
         soft.answers && ` Beside them ${whole(soft.answers.tokens)} of the proxy's own answers to ${whole(soft.answers.records)} prompts.`));
     if (soft.share_mass_over_095) {
       const { k, share } = soft.share_mass_over_095;
-      parts.push(lineChart({ title: "Tokens whose K likeliest hold more than 0.95", unit: "share of tokens", x: { label: "K", values: k }, series: [{ label: "share", values: share }], digits: 3, height: 180 }));
+      parts.push(lineChart({ title: "Tokens whose K likeliest hold more than 95 %", unit: "share of tokens", x: { label: "K", values: k }, series: [{ label: "share", values: share }], share: true, height: 180 }));
     }
   }
   return parts;
 }
 
-function trust({ histogram, mu, gamma, reduction, adapter, spearman_vs_true_kl: rank }, id) {
+function trust({ histogram, mu, gamma, reduction, adapter, calibration }, id) {
   const { edges, counts } = histogram;
   const examples = h("div", { role: "status" }, h("p", { class: "soft" }, "Press a bar to read records behind it."));
   const bars = counts.map((count, i) => ({ value: count, told: `weight ${edges[i].toFixed(2)} to ${edges[i + 1].toFixed(2)}: ${plural(count, "record")}` }));
@@ -250,7 +206,7 @@ function trust({ histogram, mu, gamma, reduction, adapter, spearman_vs_true_kl: 
     h("p", {}, gamma
       ? `w = sigmoid((${score} ${mu < 0 ? "+" : "−"} ${number(Math.abs(mu), 2)}) / ${number(gamma, 2)}), by ${adapter}.`
       : `w = 0.5: every record has the same ${score}, ${number(mu, 2)}, by ${adapter}.`,
-      rank === null || rank === undefined ? "" : ` Rank correlation of the weight with the true KL: ${signed(rank, 2)} (a calibrated weight would make it negative).`),
+      calibration ? ` Rank correlation of the weight with the true KL: ${calibration}. (Below 0, what is trusted more is closer to the teacher.)` : ""),
     barButtons("records by trust weight", bars, show),
     h("div", { class: "ends" }, h("span", {}, "0: the proxy would not have said it"), h("span", {}, "1: it would")),
     examples,
@@ -264,23 +220,23 @@ function example(record) {
 }
 
 function student(facts) {
-  const kl = facts.true_kl;
   const phase = facts.on_policy;
-  const rows = ["before", "offline", "after"].filter((when) => facts[when]).map((when) => ({ when, ...facts[when], kl: kl?.[when]?.kl }));
-  if (facts.sft) rows.push({ when: "by SFT on all the text", ...facts.sft.after, kl: facts.sft.true_kl?.kl });
-  const less = facts.sft?.student_less_sft;
+  const rows = studentRows(facts);
   return [
-    rows.length ? table(rows, [
-      ["student", (row) => row.when, true],
-      ["NLL a token", (row) => withError(row.held_out_nll, row.stderr)],
-      ["top-1", (row) => percent(row.top1_agreement)],
-      ["true KL", (row) => number(row.kl)],
-    ], "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
-    less ? h("p", {}, `The student less SFT, paired by record: NLL ${signed(less.nll, 4)} ± ${number(less.nll_stderr, 4)} nats a token`,
-      less.true_kl === null ? "." : `, true KL ${signed(less.true_kl, 4)} ± ${number(less.true_kl_stderr, 4)}.`) : null,
+    rows.length ? table(rows, ["student", "NLL a token", "top-1", "true KL"].map((title, i) => [title, (row) => row[i], i === 0]), "The student on the test slice") : h("p", { class: "soft" }, "The test slice has not been looked at yet."),
     validationCurve(facts.curve ?? [], ""),
     ...(phase ? [h("h3", {}, "Then on its own samples"), h("p", {}, onPolicyText(phase)), validationCurve(phase.curve, "on its own samples: ")] : []),
   ].filter(Boolean);
+}
+
+/** Each student on the test slice, and what the run's own is better by than SFT. */
+function studentRows({ before, offline, after, true_kl: kls, sft }) {
+  const known = [["before", before, kls.before], ["after the distillation", offline, kls.offline], ["after", after, kls.after], ["SFT on the same text", sft?.after, sft?.true_kl]];
+  const rows = known.filter(([, measured]) => measured).map(([who, measured, kl]) =>
+    [who, withError(measured.held_out_nll, measured.stderr), percent(measured.top1_agreement), kl ? withError(kl.kl, kl.stderr) : ""]);
+  const less = sft?.student_less_sft;
+  if (less) rows.push(["student less SFT, record by record", signedWithError(less.nll, less.nll_stderr), "", signedWithError(less.true_kl, less.true_kl_stderr)]);
+  return rows;
 }
 
 function onPolicyText({ kept, drift }) {
@@ -291,8 +247,8 @@ function onPolicyText({ kept, drift }) {
 function validationCurve(points, when) {
   const x = { label: "step", values: points.map((p) => p.step) };
   return points.length > 1 ? h("div", { class: "columns" },
-    lineChart({ title: `${when}NLL on the validation slice`, unit: "nats a token", x, series: [{ label: "NLL", values: points.map((p) => p.held_out_nll) }] }),
-    lineChart({ title: `${when}top-1 agreement on the validation slice`, unit: "share of tokens", x, series: [{ label: "top-1", values: points.map((p) => p.top1_agreement) }] })) : null;
+    lineChart({ title: `${when}NLL on the validation slice`, unit: "nats a token", x, series: [{ label: "NLL", values: points.map((p) => p.held_out_nll), errors: points.map((p) => p.stderr) }] }),
+    lineChart({ title: `${when}top-1 agreement on the validation slice`, unit: "share of tokens", x, share: true, series: [{ label: "top-1", values: points.map((p) => p.top1_agreement) }] })) : null;
 }
 
 function costs(stages) {
@@ -318,10 +274,6 @@ function corpus(facts) {
   ];
 }
 
-function droppedText(dropped) {
-  return Object.entries(dropped ?? {}).filter(([, count]) => count).map(([reason, count]) => `${whole(count)} ${reason}`).join(", ");
-}
-
 function restarts(claims) {
   return table(claims, [
     ["coordinator", (one) => `epoch ${one.epoch}`, true], ["since", (one) => moment(one.time), true],
@@ -331,11 +283,12 @@ function restarts(claims) {
 
 /** [title, what of the run's facts it shows or null, how, and a word to the reader] */
 const PARTS = [
-  ["The way from text to student", (f) => ({ stages: f.pipeline, state: f.status.state }), pipeline],
+  ["What it came to", (f) => f.outcome, outcome],
+  ["The way from text to student", (f) => ({ stages: f.pipeline, state: f.status.state, run: f.run }), pipeline],
   ["Does the proxy come closer to the teacher?", (f) => (f.fidelity.length ? f.fidelity : null), fidelity,
     "After the warm-up, each round asks the proxy for its own answers and teaches it to prefer the teacher's."],
   ["What the rounds did", (f) => (f.rounds.length || Object.keys(f.steps).length ? { rounds: f.rounds, steps: f.steps } : null), rounds,
-    "DPO accuracy is the share of pairs whose chosen side gained more than the rejected one (margin above 0). Over a round's steps it counts the first one, at which every margin is 0; after the round its own adapter judges the same pairs. Before its first step a round compares policy and reference (the margin must be 0), and the engine with the trainer (nats a token)."],
+    "DPO accuracy is the share of pairs whose chosen side gained more than the rejected one (margin above 0). Over a round's steps it counts the first one, at which every margin is 0; after the round its own adapter judges the same pairs."],
   ["How far each record is trusted", (f) => (f.trust?.histogram ? f.trust : null), trust,
     "A record counts for the student by how well the aligned proxy models the teacher's answer to it."],
   ["What the student learned from", (f) => (f.soft_labels || f.student ? { student: f.student, soft: f.soft_labels } : null), labels],

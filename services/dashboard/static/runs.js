@@ -21,11 +21,12 @@ function list(runs) {
   return h("section", {}, table(runs, [
     ["run", (run) => h("a", { href: `#/${run.kind === "study" ? "studies" : "runs"}/${run.id}` }, run.id), true],
     ["state", (run) => h("span", { class: `state ${run.state}` }, run.state), true],
+    ["result", (run) => run.result ?? "", true],
     ["where it is", where, true],
-    ["rounds", (run) => run.rounds || ""],
-    ["spent", (run) => (run.seconds ? duration(run.seconds) : "")],
-    ["started", (run) => moment(run.started_at)],
-    ["teacher", (run) => run.teacher ?? ""],
+    ["rounds", (run) => run.rounds || "", false, true],
+    ["spent", (run) => (run.seconds ? duration(run.seconds) : ""), false, true],
+    ["started", (run) => moment(run.started_at), false, true],
+    ["teacher", (run) => run.teacher ?? "", false, true],
   ], "Runs and studies"));
 }
 

@@ -1,9 +1,10 @@
 import { h, table } from "./dom.js";
 import { get, text } from "./api.js";
-import { number, percent, plural, signed, whole } from "./format.js";
+import { number, percent, plural, whole } from "./format.js";
 
 const COMPARED = [["true_kl", "true KL"], ["held_out_nll", "NLL a token"], ["top1_agreement", "top-1"], ["device_hours", "device-hours"], ["sequence_agreement", "whole completions"]];
 const MEASURE_TITLES = Object.fromEntries(COMPARED);
+const NO_SHARES = ["true_kl", "held_out_nll", "device_hours"];
 const BOUNDS = { at_least: "at least ", at_most: "at most " };
 
 /** A study's tables and figures. */
@@ -65,9 +66,10 @@ function tasksOf(report) {
 
 function cell(row, key) {
   if (row[key] === null || row[key] === undefined) return "";
-  const interval = row[`${key}_ci`] === null || row[`${key}_ci`] === undefined ? "" : ` ± ${number(row[`${key}_ci`])}`;
-  const difference = row[`${key}_difference`];
-  return `${number(row[key])}${interval}${difference === null || difference === undefined ? "" : ` (${signed(difference)})`}`;
+  const told = NO_SHARES.includes(key) ? number : percent;
+  const [interval, difference] = [row[`${key}_ci`], row[`${key}_difference`]];
+  const plus = difference > 0 ? "+" : "";
+  return told(row[key]) + (told(interval) && ` ± ${told(interval)}`) + (told(difference) && ` (${plus}${told(difference)})`);
 }
 
 function figures(id, names) {
