@@ -92,7 +92,7 @@ def test_a_run_in_the_place_of_a_folder_is_opened(client, runs_dir):
     alone = Library.at(run.root)
     assert [line.id for line in alone.runs()] == [run.id]
     assert alone.address == f"#/runs/{run.id}"
-    root = TestClient(dashboard_app(alone)).get("/", follow_redirects=False)
+    root = TestClient(dashboard_app(alone, HttpOptions()), HERE).get("/", follow_redirects=False)
     assert root.headers["location"] == f"/dashboard/#/runs/{run.id}"
     assert Library.at(runs_dir).address == ""
     (runs_dir / "study-1").mkdir()
