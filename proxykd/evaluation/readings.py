@@ -16,7 +16,7 @@ Options = Mapping[str, str]
 ADVERB = r"(?:therefore|thus|then|hence|indeed|clearly|definitely|probably|most likely|here|simply)"
 CUE = re.compile(
     rf"\b(?:answer|ans|option|choice|conclusion)\s*(?:to [^.:\n]{{1,60}}? )?(?:{ADVERB} )?"
-    rf"(?:(?:is|are|would be|should be|will be|must be|has to be|seems to be|must {ADVERB} be)\b(?: {ADVERB})?\s*:?|[:=])",
+    rf"(?:(?:is|are|(?:would|should|will|must)(?: {ADVERB})? be|has to be|seems to be)\b(?: {ADVERB})?\s*:?|[:=])",
     re.IGNORECASE,
 )
 TAG = re.compile(
@@ -38,7 +38,8 @@ LETTER = re.compile(
 ALONE = re.compile(r"\W*(?:(?i:option|choice|letter)\W+)?([A-Za-z])\W*")
 LISTED = re.compile(r"\W*(?:(?i:option|choice)\s+)?([A-Za-z])(?:[).:,\]]+|\s+[-\u2013\u2014]+)\s+\S.*")
 RIGHT = re.compile(
-    r"(?:[(\[]([A-Za-z])[)\]]|\b([A-Z]))\s*(?:is|would be|seems)(?: the)?(?: most| only)? (?:correct|right|best|likely|true|answer)\b"
+    r"(?:[(\[]([A-Za-z])[)\]]|\b([A-Z]))\s*(?:is|would be|seems)(?: the)?(?: most| only)? "
+    r"(?:correct|right|best|likely|true|answer)\b"
     r"|^\W*([A-Z])(?=,?\s+(?:because|since|as)\b)",
     re.MULTILINE,
 )
@@ -89,7 +90,9 @@ def read_number(text: str) -> str | None:
 
 
 def read_word(text: str, words: Collection[str]) -> str | None:
-    text = DENIED.sub(lambda found: OPPOSITES[found[1]], text.lower()) if words & OPPOSITES.keys() else text.lower()
+    text = (
+        DENIED.sub(lambda found: f" {OPPOSITES[found[1]]}", text.lower()) if words & OPPOSITES.keys() else text.lower()
+    )
 
     def stated(piece: str) -> str | None:
         found = re.match(r"\W*(\w+)(?!\s+or\s)", piece)
@@ -97,14 +100,15 @@ def read_word(text: str, words: Collection[str]) -> str | None:
 
     return (
         _concluded(text, stated)
-        or stated(text)
         or _last(stated, re.findall(r"(?:=|evaluates to)\s*(\w+)\W*$", text))
+        or stated(text)
         or _only(word for word in re.findall(r"\w+", text) if word in words)
     )
 
 
 def read_text(text: str) -> str | None:
     def stated(piece: str) -> str | None:
+        piece = re.sub(r"^\W*[a-zA-Z]\s*=(?=.)", "", piece)
         return piece.strip().strip("\"'").removesuffix(".").strip() or None
 
     return _concluded(text, stated) or _last(stated, text.splitlines())
@@ -117,6 +121,7 @@ def canonical(text: str) -> str:
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\frac(\d)(\d)(?!\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\^\{(\w)\}", r"^\1", text).replace("{{", "{").replace("}}", "}")
     return re.sub(r"^[a-z](?:=|\\in)(?=.)", "", text)
 
 
