@@ -21,7 +21,7 @@ from proxykd.evaluation.numbers import value_of
 from tests.generations import GENERATIONS, Judged
 
 Judge = Callable[[Judged], bool]
-KINDS = ("letter", "number", "word", "latex")
+KINDS = ("letter", "number", "word", "latex", "algebra")
 
 
 def ours(judged: Judged) -> bool:
@@ -57,7 +57,7 @@ def math_verify(judged: Judged) -> bool:
 
 def _agrees(judged: Judged, found: str | None) -> bool:
     """Whether what was read is the right reading. Of LaTeX any other reading is a wrong answer."""
-    if judged.kind == "latex":
+    if judged.kind in ("latex", "algebra"):
         return judged.question.right(found) == (judged.reading is not None)
     if judged.reading is None or found is None:
         return found == judged.reading
@@ -69,7 +69,7 @@ def _agrees(judged: Judged, found: str | None) -> bool:
 def main() -> None:
     judges: dict[str, tuple[Judge, Any]] = {"ours": (ours, KINDS), "harness": (harness, KINDS[:3])}
     if importlib.util.find_spec("math_verify") is not None:
-        judges["math-verify"] = (math_verify, ("number", "latex"))
+        judges["math-verify"] = (math_verify, ("number", "latex", "algebra"))
     table = Table("kind", "generations", *judges)
     wrong: list[str] = []
     for kind in KINDS:

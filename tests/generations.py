@@ -37,10 +37,10 @@ def word(kind: str, reading: str | None, *generations: str) -> list[Judged]:
     return [Judged("word", Question("t/0", "Is it?", None, kind), generation, reading) for generation in generations]
 
 
-def latex(gold: str, right: bool, *generations: str) -> list[Judged]:
+def latex(gold: str, right: bool, *generations: str, kind: str = "latex") -> list[Judged]:
     """The reading is `gold` if `right`, and anything but that if not."""
     question = Question("t/0", "Find it.", None, gold)
-    return [Judged("latex", question, generation, gold if right else None) for generation in generations]
+    return [Judged(kind, question, generation, gold if right else None) for generation in generations]
 
 
 GENERATIONS = [
@@ -121,13 +121,18 @@ GENERATIONS = [
     *latex(r"\frac{3}{4}", True, r"\boxed{\frac{3}{4}}", r"\boxed{\dfrac{3}{4}}", r"\boxed{\frac34}", "The answer is 3/4.", "The answer is 0.75", r"The answer is $\dfrac{3}{4}$.", r"\boxed{x = \frac{3}{4}}",
            r"First \boxed{\frac{1}{4}}, no: \boxed{\frac{3}{4}}", r"\(\boxed{\tfrac{3}{4}}\)"),
     *latex(r"\frac{3}{4}", False, r"\boxed{\frac{4}{3}}", "3/5", r"\boxed{-\frac{3}{4}}", "34"),
-    *latex(r"2\sqrt{3}", True, r"\boxed{2\sqrt{3}}", r"\boxed{2\sqrt3}", r"The answer is $2\sqrt{3}$.", r"\boxed{2 \sqrt{3}}", r"\boxed{\sqrt{12}}"),
+    *latex(r"2\sqrt{3}", True, r"\boxed{2\sqrt{3}}", r"\boxed{2\sqrt3}", r"The answer is $2\sqrt{3}$.", r"\boxed{2 \sqrt{3}}"),
     *latex(r"2\sqrt{3}", False, r"\boxed{3\sqrt{2}}", r"\boxed{2\sqrt{30}}"),
-    *latex(r"\frac{\sqrt{2}}{2}", True, r"\boxed{\frac{\sqrt{2}}{2}}", r"\boxed{\frac{\sqrt{2}}{{2}}}", r"\boxed{\frac{1}{\sqrt{2}}}"),
+    *latex(r"\frac{\sqrt{2}}{2}", True, r"\boxed{\frac{\sqrt{2}}{2}}", r"\boxed{\frac{\sqrt{2}}{{2}}}"),
     *latex("(1,2)", True, r"\boxed{(1,2)}", r"\boxed{(1, 2)}", r"\boxed{\left(1,2\right)}", "The answer is (1, 2)."),
     *latex("(1,2)", False, r"\boxed{(2,1)}", r"\boxed{[1,2]}", "12"),
-    *latex(r"\{1,2\}", True, r"\boxed{\{1,2\}}", r"\boxed{\{1, 2\}}", r"\boxed{\{2,1\}}"),
-    *latex(r"x^2+1", True, r"\boxed{x^2+1}", r"\boxed{x^2 + 1}", r"\boxed{x^{2}+1}", r"\boxed{1+x^2}"),
+    *latex(r"\{1,2\}", True, r"\boxed{\{1,2\}}", r"\boxed{\{1, 2\}}"),
+    *latex(r"x^2+1", True, r"\boxed{x^2+1}", r"\boxed{x^2 + 1}", r"\boxed{x^{2}+1}"),
+    # Equal by algebra alone.
+    *latex(r"2\sqrt{3}", True, r"\boxed{\sqrt{12}}", kind="algebra"),
+    *latex(r"\frac{\sqrt{2}}{2}", True, r"\boxed{\frac{1}{\sqrt{2}}}", kind="algebra"),
+    *latex(r"\{1,2\}", True, r"\boxed{\{2,1\}}", kind="algebra"),
+    *latex(r"x^2+1", True, r"\boxed{1+x^2}", kind="algebra"),
     *latex("a b c", True, "The answer is a b c", "The answer is a, b, c.", "Sorted:\na b c", "<answer>a b c</answer>", "**a b c**"),
     *latex("a b c", False, "b a c", "The answer is a b", "", "a b c d"),
     *latex("} ) ]", True, "The answer is } ) ]", "} ) ]", "The answer is: } ) ]", "<answer>} ) ]</answer>"),

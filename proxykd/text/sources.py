@@ -29,6 +29,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
 BLOCK_ROWS, BLOCK_BYTES = 2048, 2**22
 """What ends a block, whichever comes first. No result depends on it."""
+EMPTY = "empty line"
 UNPACKED = 4
 """Bytes of text that a byte of a compressed file may hold, about."""
 FORMS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
@@ -163,9 +164,14 @@ def parsed(raw: bytes | str) -> Any:
     return value
 
 
+def is_blank(row: Any) -> bool:
+    """Whether a row is a BadRow for no more than a blank line."""
+    return isinstance(row, BadRow) and str(row) == EMPTY
+
+
 def _row_of(line: bytes) -> Any:
     try:
-        return parsed(line) if line.strip() else BadRow("empty line")
+        return parsed(line) if line.strip() else BadRow(EMPTY)
     except BadRow as reason:
         return reason
 
