@@ -157,17 +157,22 @@ def _completion(row: dict[str, Any]) -> Conversation:
     """Texts, or, as TRL has it, lists of messages."""
     prompt, completion = row.get("prompt"), _first(row, "completion", "response")
     if isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}]
+        messages: list[Message] = [{"role": "user", "content": prompt}]
     elif isinstance(prompt, list):
         messages = _turns(prompt, "prompt")
     else:
         raise BadRow(WITHOUT_REPLY["completion"].format(keys=sorted(row)))
-    thoughts = row.get("reasoning_content")
-    more = {"reasoning_content": thoughts} if thoughts else {}
-    *between, reply = _turns(completion, "completion") if isinstance(completion, list) else [_reply(completion)]
-    if reply is not None and reply["role"] != "assistant":
-        raise BadRow("the last message of `completion` is not the assistant's")
-    return Conversation(_with_system(row, messages + between), reply and more | reply, _tools(row.get("tools")))
+    if isinstance(completion, list):
+        *between, last = _turns(completion, "completion")
+        if last["role"] != "assistant":
+            raise BadRow("the last message of `completion` is not the assistant's")
+        messages += between
+        reply: Message | None = last
+    else:
+        reply = _reply(completion)
+    if reply is not None and (thoughts := row.get("reasoning_content")):
+        reply = {"reasoning_content": thoughts} | reply
+    return Conversation(_with_system(row, messages), reply, _tools(row.get("tools")))
 
 
 def _openorca(row: dict[str, Any]) -> Conversation:
@@ -179,11 +184,11 @@ def _openorca(row: dict[str, Any]) -> Conversation:
 
 def _nectar(row: dict[str, Any]) -> Conversation:
     """Nectar ranks the answers of several models; only GPT-4's are the teacher's."""
-    answers = row.get("answers")
+    answers: Any = row.get("answers")
     if not _are_ranked(answers) or not isinstance(row.get("prompt"), str):
         raise BadRow("`prompt` or `answers` is missing, or no list of each model's answer")
-    chosen = next((a for a in answers if str(a["model"]).startswith("gpt-4")), {})
-    return Conversation(_nectar_turns(row["prompt"]), _reply(chosen.get("answer")))
+    chosen = (a.get("answer") for a in answers if str(a["model"]).startswith("gpt-4"))
+    return Conversation(_nectar_turns(row["prompt"]), _reply(next(chosen, None)))
 
 
 def _are_ranked(answers: Any) -> bool:
