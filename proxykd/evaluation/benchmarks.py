@@ -103,9 +103,9 @@ def graded(question: Question, prompt: str, generation: str) -> Grade:
 
 
 def _question(row: Any, where: str) -> Question:
+    if isinstance(row, BadRow):
+        raise BenchmarkError(f"{where} is no benchmark record ({row})")
     try:
-        if isinstance(row, BadRow):
-            raise row
         choices = row["choices"]
         if not isinstance(row["question"], str):
             raise TypeError(f"question {row['question']} is no text")

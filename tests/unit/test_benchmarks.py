@@ -35,7 +35,7 @@ def test_records_are_read_plain_or_gzipped_whole_or_sampled(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "mmlu.jsonl line 2 is no benchmark record (BadRow: not JSON"),
+        ("{", "mmlu.jsonl line 2 is no benchmark record (not JSON"),
         ("[]", "mmlu.jsonl line 2 is no benchmark record"),
         (json.dumps(ROW | {"choices": "ab"}), "choices ab is no list"),
         (json.dumps(ROW | {"answer": ""}), "answer '' is no letter of its 2 choices"),
