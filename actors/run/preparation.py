@@ -61,7 +61,7 @@ def collect(context: Context, _: int | None) -> Made[CollectResult]:
     """
     config = context.config
     assert config.corpus.prompts is not None
-    prompts = read_prompts(config.corpus.prompts)[: config.corpus.limit]
+    prompts = read_prompts(config.corpus.prompts, "corpus.prompts")[: config.corpus.limit]
     placed = place(prompts, config.corpus, config.seed)
     require_training_records(placed.training * config.teacher.samples, config.corpus)
     _refuse_held_out(config, held_out_in(prompts, config.corpus))

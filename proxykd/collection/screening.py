@@ -12,7 +12,7 @@ from typing import Any
 from proxykd.config import Flag, QualityConfig
 from proxykd.errors import CorpusError
 from proxykd.text.corpus import Record, normalised_prompt
-from proxykd.text.sources import read_rows
+from proxykd.text.sources import BadRow, require_readable, rows_of
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
@@ -21,6 +21,7 @@ NGRAM = 13
 SHORT_QUESTION = 8
 """Words that a benchmark's question must have to be looked for as a whole, where it is shorter than the n-gram."""
 WORD = re.compile(r"\w+")
+BENCHMARKS = "quality.benchmarks"
 TEXT_FIELDS = ("question", "prompt", "input", "problem", "query", "text", "ctx")
 
 
@@ -105,19 +106,15 @@ class Benchmarks:
 
     def __init__(self, files: Iterable[str]):
         """Raises:
-        CorpusError: a file does not exist, or holds no question of SHORT_QUESTION words or more.
+        CorpusError: a file cannot be read, or holds no question of SHORT_QUESTION words or more.
         """
         self._grams: set[str] = set()
         self._short: dict[int, set[str]] = {}
         for name in files:
-            path = Path(name)
-            if not path.exists():
-                raise CorpusError(f"quality.benchmarks: {path} does not exist")
-            questions = 0
-            for text in _questions(path):
-                questions += self._add(words_of(text))
+            require_readable(name, BENCHMARKS)
+            questions = sum(self._add(words_of(text)) for text in _questions(name))
             if not questions:
-                raise CorpusError(f"quality.benchmarks: {path} holds no question of {SHORT_QUESTION} words or more")
+                raise CorpusError(f"{BENCHMARKS} {name} holds no question of {SHORT_QUESTION} words or more")
 
     def _add(self, words: list[str]) -> int:
         if len(words) >= NGRAM:
@@ -139,11 +136,21 @@ def _grams(words: list[str], size: int) -> Iterator[str]:
     return (" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
-def _questions(path: Path) -> Iterator[str]:
-    """The question of each row, under any of its usual names; a line of a text file is one."""
-    if path.suffix == ".txt":
-        yield from path.read_text().splitlines()
+def _questions(path: str) -> Iterator[str]:
+    """The question of each row, under any of its usual names; a line of a text file is one.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line of it.
+    """
+    if path.endswith(".txt"):
+        for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise CorpusError(f"{BENCHMARKS} {path} line {number}: not UTF-8: {error}") from None
         return
-    for row in read_rows(path):
+    for where, row in rows_of(path, BENCHMARKS):
+        if isinstance(row, BadRow):
+            raise CorpusError(f"{BENCHMARKS} {path} {where}: {row}")
         if isinstance(row, dict):
             yield from (row[name] for name in TEXT_FIELDS if isinstance(row.get(name), str))

@@ -1,16 +1,17 @@
 """Benchmark questions: what kind of answer each asks for, what a generation says, and whether that is right.
 
-A generation is read by rules, most explicit first, and by nothing else; docs/evaluate.md lists them. What no rule can
-read is no answer: it counts as wrong, and its share is reported beside the score.
+What no rule of proxykd/evaluation/readings.py can read is no answer: it counts as wrong, and its share is reported
+beside the score.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
+
+from proxykd.evaluation.numbers import value_of
+from proxykd.evaluation.readings import answer_part, canonical, read_letter, read_number, read_text, read_word
 
 Kind = Literal["letter", "number", "word", "text"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -22,14 +23,6 @@ INSTRUCTIONS: dict[Kind, str] = {
     "text": 'End with "The answer is" and the answer itself.',
 }
 MAX_TOKENS: dict[Kind, int] = {"letter": 32, "number": 320, "word": 32, "text": 160}
-
-CUE = re.compile(
-    r"(?:answer|option|choice|conclusion)\s*(?:(?:is|are|would be|should be|must be)\s*:?|[:=])", re.IGNORECASE
-)
-BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?")
-MARKUP = re.compile(r"\*\*|__|`|\\text\{([^{}]*)\}|\\mathrm\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -72,119 +65,30 @@ class Question:
 
     def extract(self, generation: str) -> str | None:
         """The answer that a generation gives, in the form of `answer`; None where it gives none."""
-        text = MARKUP.sub(lambda found: found[1] or found[2] or "", THINKING.sub("", generation)).strip()
-        return READERS[self.kind](self, text) if text else None
+        text = answer_part(generation)
+        if not text:
+            return None
+        match self.kind:
+            case "letter":
+                return read_letter(text, self.options)
+            case "number":
+                return read_number(text)
+            case "word":
+                return read_word(text, self.words)
+            case "text":
+                return read_text(text)
 
     def right(self, extracted: str | None) -> bool:
         if extracted is None:
             return False
         if self.kind == "letter":
             return extracted == self.answer.strip("()")
-        if self.kind == "number":
-            return _value(extracted) == _value(self.answer)
-        return _canonical(extracted) == _canonical(self.answer)
+        value = value_of(self.answer)
+        if self.kind == "number" or value is not None:
+            return value is not None and value_of(extracted) == value
+        return canonical(extracted) == canonical(self.answer)
 
     @property
     def words(self) -> set[str]:
         """The words of which one is asked for, where it is such a question."""
         return next((words for words in WORDS if self.answer.lower() in words), set())
-
-
-def _letter(question: Question, text: str) -> str | None:
-    options = question.options
-
-    def stated(piece: str) -> str | None:
-        piece = piece.lstrip(" :\"'$")
-        named = [letter for letter, option in options.items() if option and _starts_with(piece, option)]
-        if len(named) == 1:
-            return named[0]
-        found = re.match(r"(?i:option |choice )?(?:\(([A-Za-z])\)|([A-Z])(?![\w']))", piece)
-        letter = (found[1] or found[2]).upper() if found else None
-        return letter if letter in options else None
-
-    def alone(line: str) -> str | None:
-        found = re.match(r"\(?([A-Z])(?:[).:,]+(?:\s|$)|$)", line.strip())
-        one = len(set(re.findall(r"\(([A-Z])\)", line))) <= 1
-        return found[1] if found and one and found[1] in options else None
-
-    mentioned = {letter for letter in re.findall(r"\(([A-Z])\)", text) if letter in options}
-    quoted = [letter for letter, option in options.items() if option and _canonical(option) in _canonical(text)]
-    return (
-        _last(stated, _after_cues(text))
-        or _last(stated, BOXED.findall(text))
-        or _last(alone, [*text.splitlines(), text.splitlines()[0]])
-        or (mentioned.pop() if len(mentioned) == 1 else None)
-        or (quoted[0] if len(quoted) == 1 else None)
-    )
-
-
-def _number(_: Question, text: str) -> str | None:
-    def last(piece: str) -> str | None:
-        return next((found.replace("$", "") for found in reversed(NUMBER.findall(piece)) if found.strip("-$")), None)
-
-    def stated(piece: str) -> str | None:
-        result = piece.rpartition("=")[2]
-        return next((found.replace("$", "") for found in NUMBER.findall(result) if found.strip("-$")), None)
-
-    return (
-        _last(stated, re.findall(r"####\s*(.*)", text))
-        or _last(stated, BOXED.findall(text))
-        or _last(stated, _after_cues(text))
-        or last(text)
-    )
-
-
-def _word(question: Question, text: str) -> str | None:
-    def stated(piece: str) -> str | None:
-        found = re.match(r"\W*(\w+)", piece)
-        return found[1].lower() if found and found[1].lower() in question.words else None
-
-    mentioned = {word for word in re.findall(r"\w+", text.lower()) if word in question.words}
-    return (
-        _last(stated, [*BOXED.findall(text), *_after_cues(text)])
-        or stated(text)
-        or (mentioned.pop() if len(mentioned) == 1 else None)
-    )
-
-
-def _text(_: Question, text: str) -> str | None:
-    def stated(piece: str) -> str | None:
-        return piece.strip().strip("\"'").removesuffix(".").strip() or None
-
-    return _last(stated, BOXED.findall(text)) or _last(stated, _after_cues(text)) or _last(stated, text.splitlines())
-
-
-READERS: dict[Kind, Callable[[Question, str], str | None]] = {
-    "letter": _letter,
-    "number": _number,
-    "word": _word,
-    "text": _text,
-}
-
-
-def _after_cues(text: str) -> list[str]:
-    """What follows each "the answer is", up to the line's end or the next cue."""
-    return [piece for line in text.splitlines() for piece in CUE.split(line)[1:]]
-
-
-def _last(read: Callable[[str], str | None], pieces: list[str]) -> str | None:
-    """The last piece that can be read: models restate and then conclude."""
-    return next((found for piece in reversed(pieces) if (found := read(piece))), None)
-
-
-def _starts_with(piece: str, option: str) -> bool:
-    found, wanted = _canonical(piece), _canonical(option)
-    return found == wanted or (found.startswith(wanted) and len(wanted) > 2)
-
-
-def _canonical(text: str) -> str:
-    """Text as it is compared: without case, spaces, commas, dollar signs, LaTeX's spacing and a final full stop."""
-    text = re.sub(r"\\left|\\right|\\[!,;: ]|[$,\s]|\.$", "", text.strip().casefold())
-    return re.sub(r"\\[dt]frac", r"\\frac", text)
-
-
-def _value(number: str) -> Fraction | None:
-    try:
-        return Fraction(number.replace(",", "").strip())
-    except (ValueError, ZeroDivisionError):
-        return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import operator
 import random
 import re
@@ -11,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -19,6 +18,7 @@ from proxykd.evaluation.answers import LETTERS, Question
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.runs.json_model import JsonModel
 from proxykd.text.corpus import normalised_prompt
+from proxykd.text.sources import BadRow, is_blank, rows_of
 
 TASKS = ("bbh", "agieval", "arc_challenge", "csqa", "gsm8k", "mmlu")
 """Those that the hub gives."""
@@ -86,13 +86,14 @@ def read_questions(task: str, data_dir: Path) -> list[Question]:
 
 
 def question_file(path: Path) -> list[Question]:
-    """The records of a file, a line of JSON each, gzipped where its name ends so.
+    """The records of a file, a line of JSON each, in any form that proxykd/text/sources.py reads.
 
     Raises:
         BenchmarkError: a line that is no record.
+        CorpusError: the file cannot be read.
     """
-    with path.open("rb") as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
-        return [_question(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
+    rows = ((where, row) for where, row in rows_of(path, "benchmark") if not is_blank(row))
+    return [_question(row, f"{path} {where}") for where, row in rows]
 
 
 def graded(question: Question, prompt: str, generation: str) -> Grade:
@@ -101,18 +102,25 @@ def graded(question: Question, prompt: str, generation: str) -> Grade:
     return Grade(question.id, question.subtask, prompt, generation, question.answer, read, question.right(read))
 
 
-def _question(line: bytes, where: str) -> Question:
+def _question(row: Any, where: str) -> Question:
+    if isinstance(row, BadRow):
+        raise BenchmarkError(f"{where} is no benchmark record ({row})")
     try:
-        row = json.loads(line)
         choices = row["choices"]
         if not isinstance(row["question"], str):
             raise TypeError(f"question {row['question']} is no text")
+        if not isinstance(choices, list | None):
+            raise TypeError(f"choices {choices} is no list")
         choices = None if choices is None else tuple(map(str, choices))
         question = Question(str(row["id"]), row["question"], choices, str(row["answer"]))
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{where} is no benchmark record ({type(error).__name__}: {error})") from None
-    if question.choices is not None and question.answer not in LETTERS[: len(question.choices)]:
-        raise BenchmarkError(f"{where}: answer {question.answer!r} is no letter of its {len(question.choices)} choices")
+    if choices is not None and question.answer not in list(LETTERS[: len(choices)]):
+        raise BenchmarkError(f"{where}: answer {question.answer!r} is no letter of its {len(choices)} choices")
+    if row["answer"] is None or not question.answer.strip():
+        raise BenchmarkError(
+            f"{where}: answer {row['answer']!r} is none, so that nothing would be right; remove the line"
+        )
     return question
 
 

@@ -161,7 +161,7 @@ def records_in(config: RunConfig) -> Iterator[Record]:
         yield from records_at_first(config, Reading())
         return
     system = config.teacher.system
-    for prompt in read_prompts(config.corpus.prompts)[: config.corpus.limit]:
+    for prompt in read_prompts(config.corpus.prompts, "corpus.prompts")[: config.corpus.limit]:
         yield replace(prompt, messages=with_system(prompt.messages, system), completion=PLACEHOLDER)
 
 

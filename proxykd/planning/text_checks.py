@@ -1,5 +1,5 @@
-"""Whether a corpus gives what `corpus.training_limit`, `corpus.unlabelled` and `alignment.task` ask, before anything is
-started."""
+"""Whether the text that a config names is there and can be read, and gives what `corpus.training_limit`,
+`corpus.unlabelled` and `alignment.task` ask, before anything is started."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ from proxykd.evaluation.task import read_task, require_apart
 from proxykd.planning.preview import records_in, records_of_one
 from proxykd.runs.storage import location
 from proxykd.text.corpus import Record, prompt_key, slice_of
+from proxykd.text.sources import require_readable
+
+
+def require_sources(configs: Iterable[RunConfig]) -> None:
+    """Reads the beginning of every file that the configs name, each source once. A data set that is followed may be
+    yet to come, and what a hub has is left to the run.
+
+    Raises:
+        CorpusError: one is absent, or cannot be read; the message has its key.
+        BenchmarkError: the task cannot be asked.
+    """
+    named: dict[tuple[str, str], None] = {}
+    for config in configs:
+        corpus = config.corpus
+        places = [("path", None if corpus.follow else corpus.path)]
+        places += [("prompts", corpus.prompts), ("unlabelled", corpus.unlabelled)]
+        named |= {(f"corpus.{key}", source): None for key, source in places if source}
+        if corpus.prompts:
+            named |= {("quality.benchmarks", name): None for name in config.quality.benchmarks}
+        read_task(config.alignment)
+    for key, source in named:
+        require_readable(source, key)
 
 
 def require_text(configs: Iterable[RunConfig]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from typing import Any, Protocol
 
 from proxykd.config import CorpusConfig, Reasoning
 from proxykd.errors import CorpusError
-from proxykd.text.layouts import Message, layout_of, read_conversation, split_thoughts, without_thoughts
-from proxykd.text.sources import BadRow, rows_of
+from proxykd.text.layouts import WITHOUT_REPLY, Message, layout_of, read_conversation, split_thoughts, without_thoughts
+from proxykd.text.sources import BadRow, parsed, rows_of
 
 BAD_LINE = "bad_line"
 Row = dict[str, Any]
@@ -101,8 +102,10 @@ class Reading:
                 f"{config.max_bad_share:g}; mend them or raise the share:\n{listed}"
             )
         if not self.kept and not may_be_empty:
+            why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count)
             raise CorpusError(
-                f"{path} holds no usable record; expected `messages`, or `prompt` and `completion`, a line"
+                f"{path} holds no usable record{f' (left out: {why})' if why else ''}; expected `messages`, or "
+                f"`prompt` and `completion`, a line"
             )
 
 
@@ -213,31 +216,61 @@ def parse_row(row: Any, layout: str = "auto") -> Record | None:
         BadRow: what is wrong with it.
     """
     found = read_conversation(row, layout)
-    if found is None:
-        return None
+    if found.reply is None:
+        name = layout_of(row) if layout == "auto" else layout
+        if name == "nectar":
+            return None
+        raise BadRow(WITHOUT_REPLY[name].format(keys=sorted(row)))
     messages, calls = found.messages, tuple(found.reply.get("tool_calls", ()))
     thoughts, answer = split_thoughts(found.reply)
     if not answer.strip() and not calls and thoughts is None:
         raise BadRow("the completion is empty")
-    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
-        raise BadRow("the prompt is empty")
+    _require_prompt(messages)
     identity = json.dumps([messages, found.reply["content"], *calls], ensure_ascii=False, sort_keys=True)
-    record_id = str(row["id"]) if row.get("id") is not None else hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Record(
-        record_id,
+        _own_id(row) or hashlib.sha256(identity.encode()).hexdigest()[:16],
         tuple(map(without_thoughts, messages)),
         answer,
         row.get("finish_reason") != "length",
-        _top_logprobs(row) if thoughts is None else None,
+        _top_logprobs(row.get("top_logprobs")) if thoughts is None else None,
         thoughts,
         calls,
         found.tools,
     )
 
 
-def _top_logprobs(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    value = row.get("top_logprobs")
-    return json.loads(value) if isinstance(value, str) else value
+def _require_prompt(messages: list[Message]) -> None:
+    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
+        raise BadRow("the prompt is empty")
+
+
+def _own_id(row: dict[str, Any]) -> str | None:
+    """A row's id. Blank ones, 0 and NaN are none: where a source has no ids, these stand in every row."""
+    value = row.get("id")
+    none = not value or (isinstance(value, float) and not math.isfinite(value))
+    return None if none else str(value).strip() or None
+
+
+def _top_logprobs(value: Any) -> list[dict[str, Any]] | None:
+    """The teacher's log-probs, or JSON of them; None where it is something else of that name: the text is worth no
+    less."""
+    if isinstance(value, str):
+        try:
+            value = parsed(value)
+        except BadRow:
+            return None
+    return value if isinstance(value, list) and value and all(map(_is_place, value)) else None
+
+
+def _is_place(value: Any) -> bool:
+    """Whether it is a token's text with the likeliest ones there, as proxykd/collection/requests.py has them."""
+    if not isinstance(value, dict) or not isinstance(value.get("token"), str) or not isinstance(value.get("top"), list):
+        return False
+    return all(isinstance(one, list) and len(one) == 2 and _is_likely(*one) for one in value["top"])
+
+
+def _is_likely(text: Any, logprob: Any) -> bool:
+    return isinstance(text, str) and isinstance(logprob, (int, float)) and -1e6 < logprob < 1
 
 
 def _as_taught(record: Record, reasoning: Reasoning) -> RowRead:
@@ -268,10 +301,11 @@ def read_prompts(source: str | Path, key: str = "prompts") -> list[Record]:
             raise CorpusError(f"{source} {where}: {reason}") from None
         system = " ".join(m["content"] for m in messages if m["role"] == "system")
         text = normalised_prompt(messages) + system
-        record_id = str(row.get("id") or hashlib.sha256(text.encode()).hexdigest()[:16])
+        own_id = _own_id(row)
+        record_id = own_id or hashlib.sha256(text.encode()).hexdigest()[:16]
         if record_id not in prompts:
             prompts[record_id] = Record(record_id, messages, "")
-        elif row.get("id") and prompts[record_id].messages != messages:
+        elif own_id and prompts[record_id].messages != messages:
             raise CorpusError(f"{source} {where}: the id {record_id} is another prompt's already; ids name one prompt")
     if not prompts:
         raise CorpusError(f"{source} holds no prompt; a row has `prompt`, or `messages`")
@@ -280,17 +314,6 @@ def read_prompts(source: str | Path, key: str = "prompts") -> list[Record]:
 
 def _prompt_of(row: Any) -> tuple[Message, ...]:
     """The conversation that the teacher is to go on with."""
-    if isinstance(row, dict):
-        row = {"completion": "", "response": "", **row}
-        if layout_of(row) == "messages" and isinstance(row["messages"], list):
-            row["messages"] = [*_before_reply(row["messages"]), {"role": "assistant", "content": ""}]
-    found = read_conversation(row)
-    messages = tuple(found.messages) if found is not None else ()
-    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
-        raise BadRow("the prompt is empty")
-    return messages
-
-
-def _before_reply(messages: list[Any]) -> list[Any]:
-    replied = messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
-    return messages[:-1] if replied else messages
+    messages = read_conversation(row).messages
+    _require_prompt(messages)
+    return tuple(messages)

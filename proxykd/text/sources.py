@@ -1,6 +1,7 @@
 """Rows from the files of the field: JSONL (also .gz, .zst), Parquet, folders of them, and data sets of Hugging Face.
 
-They are read in blocks, one after the other, so that a source of any size takes no more memory than a small one.
+They are read in blocks, one after the other, so that a source of any size takes no more memory than a small one. What a
+file is, its first bytes say, not its name. A file that cannot be read is a CorpusError, a row that cannot a BadRow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +29,14 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
 BLOCK_ROWS, BLOCK_BYTES = 2048, 2**22
 """What ends a block, whichever comes first. No result depends on it."""
+EMPTY = "empty line"
 UNPACKED = 4
 """Bytes of text that a byte of a compressed file may hold, about."""
+FORMS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
+"""By what a file begins; any other holds lines."""
+NEVER_EMPTY = (".gz", ".zst", ".parquet")
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
+"""What reading a file raises that is torn, or may not be read."""
 
 
 class BadRow(ValueError):
@@ -50,16 +57,9 @@ class Block:
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """(where, row) of each; a BadRow in the place of what cannot be parsed."""
-        if isinstance(self.content, pa.Table):
-            for number, row in enumerate(self.content.to_pylist(), start=self.first):
-                yield f"{self.label} {number}", row
-            return
-        for number, raw in enumerate(self.content, start=self.first):
-            where = f"{self.label} {number}"
-            try:
-                yield where, json.loads(raw)
-            except ValueError as error:
-                yield where, BadRow("empty line" if not raw.strip() else f"not JSON: {error}")
+        rows = _rows_of_table(self.content) if isinstance(self.content, pa.Table) else map(_row_of, self.content)
+        for number, row in enumerate(rows, start=self.first):
+            yield f"{self.label} {number}", row
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Part:
 
     def blocks(self) -> Iterator[Block]:
         """Raises:
-        CorpusError: a Git-LFS pointer stands in the file's place, or it is cut off.
+        CorpusError: the file cannot be read: a Git-LFS pointer stands in its place, it is cut off or empty.
         IntegrityError: the file is not what its marker says.
         """
         if self.file is None:
             return _blocks_of_dataset(self.label, self.rows)
         if self.marked:
             verify_shard(self.file)
-        require_fetched(self.file)
-        return (_blocks_of_parquet if self.file.suffix == ".parquet" else _blocks_of_lines)(self.label, self.file)
+        form = form_of(self.file)
+        return _blocks_of_parquet(self.label, self.file) if form == "parquet" else _lines(self.label, self.file, form)
 
     @property
     def size(self) -> int:
@@ -95,11 +95,10 @@ class Part:
         """How much text it holds, about."""
         if self.file is None:
             return self.size
-        require_fetched(self.file)
-        if self.file.suffix == ".parquet":
+        if (form := form_of(self.file)) == "parquet":
             with _opened_parquet(self.file) as parquet:
                 return _unpacked_bytes(parquet.metadata)
-        return self.size * (UNPACKED if self.file.suffix in (".gz", ".zst") else 1)
+        return self.size * (1 if form == "lines" else UNPACKED)
 
     @property
     def version(self) -> list[Any]:
@@ -117,9 +116,10 @@ def parts_of(source: str | Path, key: str) -> list[Part]:
     if name.startswith(HUB):
         return _parts_of_dataset(_from_hub(name.removeprefix(HUB), key))
     path = location(name) if "://" in name else Path(name)
-    if not path.exists():
-        raise CorpusError(f"{key} {path} does not exist; set it to a file, a folder or {HUB}NAME")
-    return _parts_of_folder(path, key) if path.is_dir() else [Part(path.name, "line", path)]
+    with _readable(f"{key} {path}"):
+        if not path.exists():
+            raise CorpusError(f"{key} {path} does not exist; set it to a file, a folder or {HUB}NAME")
+        return _parts_of_folder(path, key) if path.is_dir() else [Part(path.name, "line", path)]
 
 
 def rows_of(source: str | Path, key: str) -> Iterator[tuple[str, Any]]:
@@ -133,46 +133,112 @@ def rows_of(source: str | Path, key: str) -> Iterator[tuple[str, Any]]:
             yield from block.rows()
 
 
-def read_rows(path: Path) -> Iterator[Any]:
-    """The rows of one file.
+def require_readable(source: str | Path, key: str) -> None:
+    """Reads the beginning of every file of a source, of which nothing is downloaded.
 
     Raises:
-        CorpusError: only a Git-LFS pointer stands in its place.
+        CorpusError: there is no such thing, or one of its files cannot be read.
     """
-    for block in Part(path.name, "line", path).blocks():
-        yield from (row for _, row in block.rows())
+    if not str(source).startswith(HUB):
+        for part in parts_of(source, key):
+            next(replace(part, marked=False).blocks(), None)
 
 
-def require_fetched(path: Path) -> None:
-    """Raises CorpusError where only a Git-LFS pointer stands in a file's place."""
-    if is_lfs_pointer(path):
-        raise CorpusError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with: git lfs pull")
+def parsed(raw: bytes | str) -> Any:
+    """What a line, or a text within a row, holds as JSON.
 
-
-def _blocks_of_lines(label: str, path: Path) -> Iterator[Block]:
-    first, lines, held = 1, list[bytes](), 0
+    Raises:
+        BadRow: it is not JSON, is nested too deeply, or holds half of a surrogate pair, which no file of text can.
+    """
     try:
-        with path.open("rb") as opened, _unpacked(path, opened) as unpacked:
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"half of a surrogate pair ({error.object[error.start]!a}), which is no text") from None
+    except RecursionError:
+        raise BadRow("not JSON: nested too deeply") from None
+    except ValueError as error:
+        raise BadRow(f"not JSON: {error}") from None
+    return value
+
+
+def is_blank(row: Any) -> bool:
+    """Whether a row is a BadRow for no more than a blank line."""
+    return isinstance(row, BadRow) and str(row) == EMPTY
+
+
+def _row_of(line: bytes) -> Any:
+    try:
+        return parsed(line) if line.strip() else BadRow(EMPTY)
+    except BadRow as reason:
+        return reason
+
+
+def _rows_of_table(table: pa.Table) -> list[Any]:
+    try:
+        rows: list[Any] = table.to_pylist()
+    except UNREADABLE as error:  # a text that is none, a date beyond Python's
+        if len(table) == 1:
+            return [BadRow(str(error))]
+        rows = [row for i in range(len(table)) for row in _rows_of_table(table[i : i + 1])]
+    return rows
+
+
+def form_of(path: Path) -> str:
+    """What a file holds: one of FORMS, or lines.
+
+    Raises:
+        CorpusError: only a Git-LFS pointer stands in its place, it may not be read, or is empty where it cannot be.
+    """
+    with _readable(path):
+        if is_lfs_pointer(path):
+            raise CorpusError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with: git lfs pull")
+        with path.open("rb") as file:
+            first = file.read(max(map(len, FORMS)))
+    if not first and path.suffix in NEVER_EMPTY:
+        raise CorpusError(f"{path} is empty, which no {path.suffix} is; fetch it anew")
+    return next((form for begins, form in FORMS.items() if first.startswith(begins)), "lines")
+
+
+@contextmanager
+def _readable(what: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise CorpusError(f"{what} cannot be read: {reason}; mend it, or fetch it anew") from None
+
+
+def _lines(label: str, path: Path, form: str) -> Iterator[Block]:
+    """Blank lines at the end are none."""
+    first, lines, blank, held = 1, list[bytes](), list[bytes](), 0
+    try:
+        with path.open("rb") as opened, _unpacked(form, opened) as unpacked:
             for line in unpacked:
-                lines.append(line)
+                if line.isspace():
+                    blank.append(line)
+                    continue
+                lines += [*blank, line]
+                blank.clear()
                 held += len(line)
-                if len(lines) == BLOCK_ROWS or held >= BLOCK_BYTES:
+                if len(lines) >= BLOCK_ROWS or held >= BLOCK_BYTES:
                     yield Block(label, first, lines, opened.tell())
                     first, lines, held = first + len(lines), [], 0
             if lines:
                 yield Block(label, first, lines, opened.tell())
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
-        raise CorpusError(
-            f"{path} cannot be unpacked after line {first + len(lines) - 1}: {error}; fetch it anew"
-        ) from None
+    except UNREADABLE as error:
+        how, line = "read" if form == "lines" else "unpacked", first + len(lines) + len(blank) - 1
+        raise CorpusError(f"{path} cannot be {how} after line {line}: {error}; fetch it anew") from None
 
 
 @contextmanager
-def _unpacked(path: Path, opened: IO[bytes]) -> Iterator[Any]:
-    if path.suffix == ".gz":
+def _unpacked(form: str, opened: IO[bytes]) -> Iterator[Any]:
+    if form == "gzip":
         with gzip.open(opened) as lines:
             yield lines
-    elif path.suffix == ".zst":
+    elif form == "zstd":
         with pa.CompressedInputStream(pa.PythonFile(opened, "r"), "zstd") as stream:
             yield io.BufferedReader(stream, 2**20)
     else:
@@ -199,7 +265,7 @@ def _unpacked_bytes(metadata: Any) -> int:
 def _opened_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with path.open("rb") as opened, pq.ParquetFile(opened, buffer_size=2**20) as file:
+    with _readable(path), path.open("rb") as opened, pq.ParquetFile(opened, buffer_size=2**20) as file:
         yield file
 
 
@@ -212,19 +278,29 @@ def _blocks_of_dataset(label: str, rows: Any) -> Iterator[Block]:
 
 def _parts_of_folder(folder: Path, key: str) -> list[Part]:
     if any((folder / name).exists() for name in SAVED_BY_DATASETS):
-        import datasets
-
-        return _parts_of_dataset(datasets.load_from_disk(str(folder)))
+        return _parts_of_dataset(_saved(folder, key))
     collected = (folder / DATASET_FILE).exists()
     files = sorted((folder / RECORDS).glob("shard-*.parquet")) if collected else sorted(folder.iterdir())
     parts = []
     for file in files:
-        if not file.name.endswith(SUFFIXES) or (collected and not file.with_suffix(".ok").exists()):
+        hidden = file.name.startswith(".")  # macOS lays ._x.jsonl beside x.jsonl
+        if hidden or not file.name.endswith(SUFFIXES) or file.is_dir():
+            continue
+        if collected and not file.with_suffix(".ok").exists():
             continue
         parts.append(Part(file.name, f"{file.name} line", file, marked=collected))
     if not parts:
         raise CorpusError(f"{key} {folder} holds none of {', '.join(f'*{suffix}' for suffix in SUFFIXES)} yet")
     return parts
+
+
+def _saved(folder: Path, key: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever it raises of a folder that is torn
+        raise CorpusError(f"{key} {folder} cannot be loaded as a saved data set: {error}; save it anew") from None
 
 
 def _from_hub(name: str, key: str) -> Any:

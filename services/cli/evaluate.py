@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import Question
-from proxykd.evaluation.benchmarks import Grade, TaskScore, read_questions, subset, summarise
+from proxykd.evaluation.benchmarks import Grade, TaskScore, graded, read_questions, subset, summarise
 from proxykd.evaluation.harness import Answerer, hub_questions, opened
 from proxykd.report.report_model import read_report
 from proxykd.runs.storage import RunDirectory, read_json, write_atomic, write_json
@@ -132,11 +132,15 @@ def _missing(folder: Path, questions: list[Question]) -> dict[Path, list[Questio
 
 
 def _kept(folder: Path, questions: list[Question]) -> Iterator[Grade]:
+    """What was answered, read by the rules as they are now: earlier ones may have read it otherwise."""
     for path, chunk in _chunks(folder, questions).items():
-        grades = [Grade(**json.loads(line)) for line in path.read_text().splitlines()]
+        grades = [Grade(**json.loads(line)) for line in path.read_bytes().splitlines()]
         if [grade.id for grade in grades] != [question.id for question in chunk]:
             raise BenchmarkError(f"{path} answers other questions; delete {folder} and evaluate again")
-        yield from grades
+        read = [graded(q, grade.prompt, grade.generation) for q, grade in zip(chunk, grades, strict=True)]
+        if read != grades:
+            write_atomic(path, _lines(read))
+        yield from read
 
 
 def _answer(answerer: Answerer, name: str, missing: dict[str, dict[Path, list[Question]]]) -> None:
@@ -145,10 +149,13 @@ def _answer(answerer: Answerer, name: str, missing: dict[str, dict[Path, list[Qu
         for task, chunks in missing.items():
             total, done = sum(map(len, chunks.values())), 0
             for path, chunk in chunks.items():
-                lines = [json.dumps(asdict(grade), ensure_ascii=False) + "\n" for grade in ask(chunk)]
-                write_atomic(path, "".join(lines).encode())
+                write_atomic(path, _lines(ask(chunk)))
                 done += len(chunk)
                 console.print(f"  {name}  {task}  {done} of {total} questions")
+
+
+def _lines(grades: Iterable[Grade]) -> bytes:
+    return "".join(json.dumps(asdict(grade), ensure_ascii=False) + "\n" for grade in grades).encode()
 
 
 def _show(results: dict[str, Scores], folder: Path) -> None:

@@ -317,13 +317,16 @@ def config() -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 @OVERRIDES
 def check(file: str, overrides: tuple[str, ...]) -> None:
-    """Validate FILE, a run's or a study's; print what would run and what it would need."""
+    """Validate FILE, a run's or a study's; print what would run and what it would need; look for the text it names."""
     from proxykd.config import is_study, load_config, read_yaml
     from proxykd.planning.describe import describe
+    from proxykd.planning.text_checks import require_sources
     from proxykd.study.studies import load_study
 
     if not is_study(read_yaml(file)):
-        click.echo("\n".join(describe(load_config(file, overrides))))
+        run = load_config(file, overrides)
+        click.echo("\n".join(describe(run)))
+        require_sources([run])
         return
     study = load_study(file, overrides)
     runs = study.expand()
@@ -331,6 +334,7 @@ def check(file: str, overrides: tuple[str, ...]) -> None:
     counted = f"{len(study.arms)} arms by {len(study.seeds)} seeds{sizes}"
     click.echo(f"{study.id}: valid; {counted} are {len(runs)} runs; the first:")
     click.echo("\n".join(describe(runs[0].config)))
+    require_sources(one.config for one in runs)
 
 
 @config.command()

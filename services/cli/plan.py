@@ -37,7 +37,7 @@ def print_plan(
 
     Raises:
         ConfigError: an unknown device, or a corpus that is not here and of which nothing is said.
-        CorpusError: corpus.training_limit is beyond what there is.
+        CorpusError: the text cannot be used, or corpus.training_limit is beyond what there is.
         BenchmarkError: alignment.task cannot be asked.
         ModelError: the size of a model is unknown.
     """
@@ -90,7 +90,7 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
         count = len(sizes)
         sample = [(_tokens(one), _tokens(other)) for one, other in sizes[:: ceil(count / SAMPLED)]]
     elif corpus.prompts and Path(corpus.prompts).exists():
-        rows = read_prompts(corpus.prompts)[: corpus.limit]
+        rows = read_prompts(corpus.prompts, "corpus.prompts")[: corpus.limit]
         prompts = fmean(map(_characters, rows)) / CHARACTERS_A_TOKEN
         count, completions = len(rows), float(config.teacher.max_tokens)
     elif records is None:
@@ -101,7 +101,8 @@ def _text(config: RunConfig, records: int | None, prompt: float | None, completi
     else:
         count, prompts, completions = records, 200.0, 250.0
     more = corpus.unlabelled
-    unlabelled = len(read_prompts(more)) if more and Path(more).exists() else 0
+    known = more is not None and (records is None or Path(more).exists())
+    unlabelled = len(read_prompts(str(more), "corpus.unlabelled")) if known else 0
     task = read_task(config.alignment)
     return Text(
         records=records or count,

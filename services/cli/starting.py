@@ -15,7 +15,7 @@ from actors.hosting.status import Work
 from proxykd.config import RunConfig
 from proxykd.errors import ConfigError
 from proxykd.planning.machine import require_machine, require_trackers
-from proxykd.planning.text_checks import require_text
+from proxykd.planning.text_checks import require_sources, require_text
 from proxykd.runs.journal import replay
 from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import RunDirectory, delete
@@ -68,6 +68,8 @@ def join_or_launch(work: Work, place: Place) -> LocalCluster | None:
     if place.address is None and (cluster := running(root)) is not None:
         return cluster
     if not replay(work.run.journal):  # one that has begun has its corpus, or looks for itself
+        if place.address is None:  # on a cluster, what lies there need not lie here
+            require_sources(work.configs)
         require_text(work.configs)
     for config in work.configs:
         require_trackers(config)

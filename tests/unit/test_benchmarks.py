@@ -35,13 +35,20 @@ def test_records_are_read_plain_or_gzipped_whole_or_sampled(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "mmlu.jsonl:2 is no benchmark record"),
+        ("{", "mmlu.jsonl line 2 is no benchmark record (not JSON"),
+        ("[]", "mmlu.jsonl line 2 is no benchmark record"),
+        (json.dumps(ROW | {"choices": "ab"}), "choices ab is no list"),
+        (json.dumps(ROW | {"answer": ""}), "answer '' is no letter of its 2 choices"),
+        (json.dumps(ROW | {"answer": "AB"}), "answer 'AB' is no letter of its 2 choices"),
+        (json.dumps(ROW | {"choices": [], "answer": ""}), "answer '' is no letter of its 0 choices"),
+        (json.dumps(ROW | {"choices": None, "answer": " "}), "answer ' ' is none"),
+        (json.dumps(ROW | {"choices": None, "answer": None}), "answer None is none"),
         (json.dumps({"id": 1}), "KeyError: 'choices'"),
         (json.dumps(ROW | {"answer": "C"}), "answer 'C' is no letter of its 2 choices"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
-    (tmp_path / "mmlu.jsonl").write_text(json.dumps(ROW) + "\n" + line + "\n")
+    (tmp_path / "mmlu.jsonl").write_text("\n".join([json.dumps(ROW), line, json.dumps(ROW), ""]))
     with pytest.raises(BenchmarkError) as told:
         read_questions("mmlu", tmp_path)
     assert message in str(told.value)

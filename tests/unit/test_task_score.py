@@ -178,7 +178,7 @@ LETTER = Question("t/a", "Which?", ("a", "b"), "B")
     ("text", "message"),
     [
         ("", "holds no question"),
-        ("{\n", r"task\.jsonl:1 is no benchmark record"),
+        ("{\n", r"task\.jsonl line 1 is no benchmark record"),
         ('{"id": "x", "question": "q", "choices": ["a", "b"], "answer": "C"}\n', "'C' is no letter of its 2 choices"),
         ('{"id": "x", "question": "q", "answer": "C"}\n', "KeyError: 'choices'"),
         ('{"id": "x", "question": 7, "choices": null, "answer": "C"}\n', "question 7 is no text"),
