@@ -69,7 +69,9 @@ GENERATIONS = [
     *letter("B", f"B\n\n{LISTED}", f"The answer is B.\n\n{LISTED}", f"{LISTED}\n\nB", f"{LISTED}\n\nThe answer is B.", f"{LISTED}\n\nB. a whale",
             f"B. a whale\n\n{LISTED}", "B. a whale\n\nA. a trout is a fish.\nC. a hawk is a bird.\nD. a newt is an amphibian.",
             "A. a trout - no, a fish\nB. a whale - yes\nC. a hawk - no, a bird\nD. a newt - no\nAnswer: B"),
-    *letter(None, LISTED, "Options:\n" + LISTED, "(A) a trout\n(B) a whale\n(C) a hawk\n(D) a newt", "A) a trout\nB) a whale\nC) a hawk\nD) a newt"),
+    *letter(None, LISTED, "Options:\n" + LISTED, "(A) a trout\n(B) a whale\n(C) a hawk\n(D) a newt", "A) a trout\nB) a whale\nC) a hawk\nD) a newt",
+            "A. a trout, B. a whale, C. a hawk, D. a newt", "A. a trout\nB. a whale\nC.", "A. a trout, B. a whale, C. a hawk, D.", "A, B, C", "A), B), C)"),
+    *letter("B", "A. a trout, B. a whale, C. a hawk, D. a newt\n\nB", "A. a trout, B. a whale, C. a hawk, D. a newt\nThe answer is B."),
     # Changed minds, denials.
     *letter("B", "The answer is not A. The answer is B.", "At first the answer is A. On reflection, the answer is B.", "The answer is B, not C.",
             "A is not correct. B is correct.", "The answer is B.\n\nQuestion: Which is a bird?\nAnswer: C", "B\n\nQ: Which is a fish?\nA: A",

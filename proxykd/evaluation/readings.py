@@ -37,6 +37,7 @@ LETTER = re.compile(
 )
 ALONE = re.compile(r"\W*(?:(?i:option|choice|letter)\W+)?([A-Za-z])\W*")
 LISTED = re.compile(r"\W*(?:(?i:option|choice)\s+)?([A-Za-z])(?:[).:,\]]+|\s+[-\u2013\u2014]+)\s+\S.*")
+MARK = re.compile(r"(?:^|[\s,;])\(?([A-Z])[.):,\]](?=[\s,;]|$)")
 RIGHT = re.compile(
     r"(?:[(\[]([A-Za-z])[)\]]|\b([A-Z]))\s*(?:is|would be|seems)(?: the)?(?: most| only)? "
     r"(?:correct|right|best|likely|true|answer)\b"
@@ -165,15 +166,23 @@ def _only(found: Iterator[str | None]) -> str | None:
 
 def _alone(text: str, known: Callable[[str | None], str | None]) -> str | None:
     """The letter that stands alone on the first line, or else on the last that has one; with a text behind it too
-    ("B. a whale"), unless it is one of a list in which the options are restated."""
+    ("B. a whale"), unless it is one of a list in which the options are restated, on lines of their own or on one, be
+    it whole or cut off."""
     runs: list[list[str]] = [[]]
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for line in lines:
+        if len(several := [letter for letter in MARK.findall(line) if known(letter)]) > 1:
+            runs.append(several)
+            continue
         one = len(set(re.findall(r"\(([A-Z])\)", line))) <= 1
         bare, listed = ALONE.fullmatch(line), LISTED.fullmatch(line)
         letter = known((bare or listed)[1]) if one and (bare or listed) else None  # type: ignore[index]
         if letter is None:
             continue
-        if bare or not runs[-1] or letter <= runs[-1][-1]:
+        goes_on = bool(runs[-1]) and letter > runs[-1][-1]
+        if bare and goes_on and line is lines[-1] and line.rstrip()[-1] in ".):":
+            bare = None  # the next option, cut off before its text
+        if bare or not goes_on:
             runs.append([])
         runs[-1].append(letter)
         if bare:
@@ -181,7 +190,7 @@ def _alone(text: str, known: Callable[[str | None], str | None]) -> str | None:
     singles = [run[0] for run in runs if len(run) == 1]
     if not singles:
         return None
-    first = ALONE.fullmatch(text.splitlines()[0]) or LISTED.fullmatch(text.splitlines()[0])
+    first = ALONE.fullmatch(lines[0]) or LISTED.fullmatch(lines[0])
     return singles[0] if first and known(first[1]) == singles[0] else singles[-1]
 
 
