@@ -17,8 +17,8 @@ from services.access.refusals import error_body
 
 KEYS_VARIABLE = "PROXYKD_API_KEYS"
 OPEN_ROUTES = ("/healthz", "/readyz")
-PAGE = "/dashboard"
-"""The page's own files hold no data: what they show they ask for with a key."""
+PAGE, DOCS = "/dashboard", "/docs"
+"""The pages' own files hold no data: what they show they ask for with a key."""
 SHORTEST_KEY = 16
 READING = ("GET", "HEAD", "OPTIONS")
 """Methods that change nothing; a browser shows their answers to no other site."""
@@ -148,4 +148,4 @@ class Guard:
 
 def _is_open(scope: Scope) -> bool:
     path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
-    return path in (*OPEN_ROUTES, PAGE) or path.startswith(f"{PAGE}/")
+    return path in (*OPEN_ROUTES, PAGE, DOCS) or path.startswith((f"{PAGE}/", f"{DOCS}/"))

@@ -20,6 +20,7 @@ from services.access.refusals import ApiError, body_of, first_problem, refuse_as
 from services.dashboard.api import Views, dashboard_api
 from services.dashboard.library import Library
 from services.dashboard.pages import mount_page
+from services.rest.docs_page import mount_docs
 from services.rest.proxy_service import ProxyService
 from services.rest.schemas import ChatBody, CompletionBody, DistributionBody, SamplingBody
 
@@ -42,6 +43,8 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
         version=__version__,
         description="The proxy as a service: a window into a model that shows no probabilities.",
         responses=ERRORS,
+        docs_url=None,
+        redoc_url=None,
     )
     spec = service.spec
     app.add_middleware(Guard, key_digests=spec.key_digests, max_body_bytes=spec.max_body_bytes, host=spec.host)
@@ -104,6 +107,7 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
     app.include_router(proxy)
     app.include_router(dashboard_api(Library.of_run(service.run), views))
     mount_page(app)
+    mount_docs(app)
     _document_what_is_true(app)
     return app
 

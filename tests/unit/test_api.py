@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -236,6 +238,20 @@ def test_beside_a_run_clients_wait_for_the_engine_and_for_shared_cores(front, li
     assert status == 200 or int(answer.headers["retry-after"]) > 0
 
 
+def test_the_docs_page_needs_no_network_and_its_document_a_key(front):
+    http = front[0](key_digests=(hashlib.sha256(KEY.encode()).hexdigest(),))
+    page = http.get("/docs")
+    assert page.url.path == "/docs/"
+    for path in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        if not path.startswith("data:"):
+            assert not path.startswith(("http", "/"))
+            assert http.get(f"/docs/{path}").status_code == 200, path
+    assert "unpkg" not in page.text
+    assert "cdn" not in page.text
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert http.get("/openapi.json").status_code == 401
+
+
 def test_keys_are_asked_for_everywhere_but_health(front, tmp_path, monkeypatch):
     client, _, _ = front
     (tmp_path / "keys").write_text(f"{KEY}\nanother-key-of-length\n")
@@ -244,7 +260,6 @@ def test_keys_are_asked_for_everywhere_but_health(front, tmp_path, monkeypatch):
         "/v1/models",
         "/v1/proxy/adapters",
         "/metrics",
-        "/docs",
         "/openapi.json",
         "/nowhere",
         "/healthz/../v1/models",
