@@ -121,5 +121,5 @@ def test_the_study_has_room_for_its_text_and_its_grids_give_every_arm_as_many_se
         assert answered <= min(room), (arm.name, room)
         assert asked + max(room) <= config.corpus.max_length, (arm.name, asked, room)
     grids = yaml.safe_load(Path("configs/tuning/answers-arms.yaml").read_text())["grids"]
-    assert list(grids) == list(study.arms)
-    assert {len(list(product(*grid.values()))) for grid in grids.values()} == {8}
+    assert set(study.arms) - set(grids) == {"sft_faster"}, "it takes the rate that another arm's grid chose"
+    assert {len(list(product(*grid.values()))) for grid in grids.values()} == {6}

@@ -324,7 +324,7 @@ def test_an_environment_keeps_its_python(programs, tmp_path):
 @pytest.mark.parametrize("named", [None, "python3.11", "python3.12"])
 @pytest.mark.parametrize("target", ["quickstart", "test"])
 def test_make_installs_with_the_python_that_is_named(named, target, tmp_path):
-    for name in ("Makefile", "pyproject.toml", "requirements"):
+    for name in ("Makefile", "pyproject.toml", "requirements", "tests"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     command = ["make", "-n", target, *([f"PYTHON={named}"] if named else [])]
     environment = {
