@@ -38,6 +38,8 @@ def trust_examples(run: RunDirectory, low: float, high: float, most: int) -> lis
         return []
     folder = run.soft_labels(trust.adapter)
     labelled = {path.name for path in folder.glob("*.parquet")}  # the corpus may have grown since
+    if not labelled:
+        return []
     name = run.config().corpus.slice_for("distillation")
     shards = [path for path in slice_shards(run, name) if path.name in labelled]
     found = (example for path in shards for example in _between(low, high, path, folder / path.name, trust))

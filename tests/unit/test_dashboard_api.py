@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import pytest
 from fastapi.testclient import TestClient
 
 from actors.cluster.http_options import HttpOptions
 from proxykd.evaluation.inspection import token_texts
+from proxykd.report.adapter_catalogue import trust_of_run
+from proxykd.report.trust_examples import trust_examples
 from proxykd.runs.storage import read_json, write_json
 from services.dashboard.app import dashboard_app
 from services.dashboard.library import Library
@@ -245,3 +248,12 @@ def test_the_report_is_one_file_that_fetches_nothing_and_holds_text_as_data(runs
     assert HOSTILE in str(json.loads(data))
     assert "connect-src" not in page
     assert "<link" not in page
+
+
+def test_scores_without_their_labels_have_no_examples(tmp_path):
+    """The explorer asks for one to begin with; a run whose labels and corpus are not here has none."""
+    run = tell_run(tmp_path)
+    assert trust_of_run(run) is not None
+    shutil.rmtree(run.corpus, ignore_errors=True)
+    shutil.rmtree(run.root / "soft_labels", ignore_errors=True)
+    assert trust_examples(run, 0.0, 1.0, 1) == []

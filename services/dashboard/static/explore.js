@@ -19,11 +19,16 @@ export async function exploreView(id) {
 /** The dashboard reads files; the proxy has to be started by who sees it. */
 function howToAsk({ run, status, directory }) {
   const finished = status.state === "finished";
+  const path = `/dashboard/#/runs/${run.id}/explore`;
+  if (status.served_at) {
+    return h("div", {}, h("h1", {}, "What a hard label hides"), h("section", {},
+      h("p", {}, "The explorer asks the run's proxy, which is served: ", h("a", { href: status.served_at + path }, status.served_at + path))));
+  }
   return h("div", {}, h("h1", {}, "What a hard label hides"), h("section", {},
     h("p", {}, "The explorer asks the run's proxy what else it might have said at each token. This dashboard reads the run's files alone: no proxy answers here."),
     h("p", {}, finished ? "Start it in a terminal, where the run lies:" : "While the run is at work, the address that its terminal names has this page too, from the first round to the scoring. Once it has finished:"),
     h("pre", { class: "text-block" }, `proxykd serve ${directory}`),
-    h("p", {}, "It names its address, by default ", h("code", {}, `http://127.0.0.1:8000/dashboard/#/runs/${run.id}/explore`), ", and this page is there with an example to begin with.")));
+    h("p", {}, "It names its address, by default ", h("code", {}, `http://127.0.0.1:8000${path}`), ", and this page is there with an example to begin with.")));
 }
 
 class Explorer {

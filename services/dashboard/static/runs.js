@@ -37,5 +37,5 @@ function where(run) {
     return `${done} of ${plural(Object.keys(run.runs).length, "run")} finished`;
   }
   if (run.now) return `${stageName(run.now)}${run.now.total ? `, ${percent(run.now.done / run.now.total, 0)}` : ""}`;
-  return run.stage && run.state !== "finished" ? `after ${stageName(run.stage)}` : "";
+  return run.stage && !["finished", "serving"].includes(run.state) ? `after ${stageName(run.stage)}` : "";
 }
