@@ -29,7 +29,6 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -40,17 +39,21 @@ REPORT_EVENTS, REPORT_PAIRS, REPORT_EXAMPLES = 200, 6, 2
 
 
 class Page(StaticFiles):
-    """The files of static/, index.html at the folder's own address."""
+    """The files of a folder, index.html at the folder's own address, sent with a content security policy."""
+
+    def __init__(self, folder: Path, policy: str = POLICY):
+        super().__init__(directory=folder, html=True)
+        self._headers = {"Content-Security-Policy": policy, **HEADERS}
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
-        response.headers.update(HEADERS)
+        response.headers.update(self._headers)
         return response
 
 
 def mount_page(app: FastAPI) -> None:
     """Everything in the page's addresses is relative, so that it works behind any prefix."""
-    app.mount(PAGE, Page(directory=STATIC, html=True), name="dashboard")
+    app.mount(PAGE, Page(STATIC), name="dashboard")
 
 
 def write_report_page(run: RunDirectory, target: Path | None = None) -> Path:
