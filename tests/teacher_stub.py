@@ -169,8 +169,7 @@ class Stub:
             return await self._send(writer, 404, {"error": {"code": "404", "message": "Resource not found"}})
         names = ("api-key",) if self.settings.shape == "azure" else ("authorization", "x-api-key")
         given = next((headers[name].removeprefix("Bearer ") for name in names if name in headers), "")
-        revoked = self.settings.revoke_after is not None and self.answered.total() >= self.settings.revoke_after
-        if revoked or (self.settings.key is not None and given != self.settings.key):
+        if self._revoked() or (self.settings.key is not None and given != self.settings.key):
             return await self._error(writer, 401, incorrect(given), "invalid_api_key")
         self.key_given = given
         if "/batches" in path or "/files" in path:
@@ -180,6 +179,9 @@ class Stub:
         if path.endswith("/messages"):
             return await self._complete(writer, json.loads(body), message)
         return await self._error(writer, 404, f"no route {path}", "not_found")
+
+    def _revoked(self) -> bool:
+        return self.settings.revoke_after is not None and self.answered.total() >= self.settings.revoke_after
 
     async def _batch_route(
         self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
@@ -291,6 +293,8 @@ class Stub:
         if habit == "the key repeated":
             self.faults[habit] += 1
             return await self._raw(writer, repeated(self.key_given).encode(), "text/html")
+        if self._revoked():  # while others were answered
+            return await self._error(writer, 401, incorrect(self.key_given), "invalid_api_key")
         self.answered[name] += 1
         self.statuses.append((time.monotonic(), 200))
         model = settings.model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -121,7 +120,7 @@ class Context:
         self.events.step("start the workers")
         self.events.standing(training=True)
         found: type[Found] = get_type_hints(loop)["return"]
-        outcome_path = self.run.outcomes / f"{key}-{uuid.uuid4().hex[:8]}.json"
+        outcome_path = self.run.outcome(key)
         call = LoopCall(str(self.run.root), key, loop, task, str(outcome_path), self.reporter)
         try:
             self._until_trained(key, TrainRequest(call, stream))
@@ -130,7 +129,8 @@ class Context:
         if (message := self._refused()) is not None:
             raise StorageError(message)
         outcome = read_json(outcome_path)
-        delete(outcome_path)
+        for of_any_attempt in self.run.outcomes_of(key):
+            delete(of_any_attempt)
         if "error" in outcome:
             known: type[ProxykdError] = getattr(errors, outcome["error"]["type"], ProxykdError)
             raise known(outcome["error"]["message"])

@@ -17,6 +17,9 @@ from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import RunDirectory, is_remote, stage_key, write_atomic
 from proxykd.stages.stage import Finished
 
+FLUSH_S = 2
+"""Seconds until a value is on the disk: what a killed coordinator loses, and what a viewer waits for."""
+
 
 class Tracker(BaseWatcher, ABC):
     """Logs every measure of every step, and each finished stage's milestones."""
@@ -44,7 +47,7 @@ class TensorBoard(Tracker):
         self._target = run.root / "tensorboard"
         self._remote = is_remote(run.root)
         self._folder = Path(tempfile.mkdtemp(prefix="proxykd-tensorboard-")) if self._remote else self._target
-        self._writer: Any = SummaryWriter(str(self._folder))
+        self._writer: Any = SummaryWriter(str(self._folder), flush_secs=FLUSH_S)
 
     def log(self, name: str, step: int, value: float) -> None:
         self._writer.add_scalar(name, value, step)

@@ -489,6 +489,14 @@ class RunDirectory:
         """What the Train workers hand to the coordinator, which removes it."""
         return self.root / "outcomes"
 
+    def outcome(self, key: str) -> Path:
+        """A new file for one attempt at the stage: workers that outlive their coordinator write their own."""
+        return self.outcomes / f"{key}-{uuid.uuid4().hex[:8]}.json"
+
+    def outcomes_of(self, key: str) -> list[Path]:
+        """Those that attempts at the stage left: one may have been killed before it was read."""
+        return sorted(self.outcomes.glob(f"{key}-{'?' * 8}.json"))
+
     @property
     def report(self) -> Path:
         return self.root / "report" / "report.json"

@@ -256,7 +256,7 @@ def test_trackers_and_logs_hold_what_the_run_did(finished):
     rounds = {event.step: event.value for event in board.Scalars("proxy/held_out_nll")}
     report = read_json(root / "report" / "report.json")
     assert rounds[2] == pytest.approx(report["rounds"][1]["validation"]["held_out_nll"], rel=1e-6)
-    assert {"align-01/dpo", "warmup/nll", "distil/kl", "student/held_out_nll"} <= set(board.Tags()["scalars"])
+    assert {"align-01/dpo", "warmup/nll", "sft/nll", "student/held_out_nll"} <= set(board.Tags()["scalars"])
     lines = [json.loads(line) for path in (root / "logs").glob("*.jsonl") for line in path.read_text().splitlines()]
     assert {line["role"] for line in lines} == {"coordinator", "trainer", "engine"}
     assert {line["run"] for line in lines} == {root.name}

@@ -11,7 +11,7 @@ from proxykd.planning.requirements import cpus_needed
 from proxykd.planning.time_plan import estimate
 from proxykd.report.overview import overview
 from proxykd.report.run_report import build_report
-from proxykd.runs.storage import read_json
+from proxykd.runs.storage import read_json, write_json
 from proxykd.stages import table
 from proxykd.stages.table import STAGES, stage_keys, stages_of
 from tests.inline_run import Lender, Trainers, context_of, make_run, stream_rows
@@ -41,9 +41,11 @@ def test_one_entry_and_one_loop_are_a_stage_that_runs_and_is_reported(with_toy, 
     lender = Lender(donor, ["corpus", *TRAINED[:5]])
     with pytest.raises(OSError, match="dies in toy"):
         Pipeline(context_of(run, trainers, lender)).execute()
+    write_json(run.outcome("toy"), {})  # the workers were done, and nobody lived to read it
     trainers = Trainers()
     Pipeline(context_of(run, trainers, lender)).execute()
     assert trainers.asked == ["toy", "evaluate"]
+    assert not list(run.outcomes.iterdir())
     result = TOY.finished(run).result
     assert result.tokens_read > 0
     [toy] = [stage for stage in build_report(run, "told").stages if stage.stage == "toy"]
