@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from proxykd.collection.collector import Outcome
 from proxykd.collection.dataset import content_digest
 from proxykd.collection.job import Collection
+from proxykd.collection.progress import Outcome
 from proxykd.config import CollectConfig
 from proxykd.runs.storage import read_json, read_table
 from proxykd.text.corpus import read_prompts

@@ -13,9 +13,10 @@ from ray.exceptions import RayActorError
 from actors.data.shared_rate_limit import SharedRateLimit, rate_limit_name
 from proxykd.collection.api_keys import api_key
 from proxykd.collection.budget import BudgetExhausted, Usage
-from proxykd.collection.collector import CollectionProgress, Collector, Outcome, Show
+from proxykd.collection.collector import Collector
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
 from proxykd.collection.job import Collection, open_provider
+from proxykd.collection.progress import CollectionProgress, Outcome, Show
 from proxykd.collection.response_log import Kept
 from proxykd.config import BudgetConfig, CollectConfig, CollectionConfig
 from proxykd.errors import TeacherError

@@ -11,9 +11,9 @@ from actors.data.collectors import shared_rate_limit
 from actors.engine.proxy_engine import EngineSpec
 from actors.run.context import Context
 from actors.telemetry.event_types import CorpusGrew
-from proxykd.collection.collector import CollectionProgress
 from proxykd.collection.dataset import Dataset
 from proxykd.collection.job import Collection
+from proxykd.collection.progress import CollectionProgress
 from proxykd.config import CollectConfig, RunConfig
 from proxykd.data import corpus_segments
 from proxykd.data.corpus_segments import source_of

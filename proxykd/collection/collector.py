@@ -11,12 +11,15 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from proxykd.collection.budget import BudgetExhausted, Ledger, Usage, worst_case
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter
+from proxykd.collection.doubts import Doubts, Refusal
 from proxykd.collection.failures import Denied, Limited, Rejected, Transient, Unclear
+from proxykd.collection.lengths import Lengths, characters
+from proxykd.collection.progress import CollectionProgress, Outcome, Show
 from proxykd.collection.providers import Limits, Provider
 from proxykd.collection.rate_limit import RateLimit, Slots
 from proxykd.collection.requests import Reply, Request
@@ -34,40 +37,8 @@ BYTES_A_TOKEN = 16
 DISK_PATIENCE_S = 60.0
 FAILED_IN_A_ROW = 8
 """Prompts that failed after all their retries, with no answer to any other in between: the teacher is away."""
-UNCLEAR_IN_A_ROW = 8
-"""Prompts that were refused without a word whose fault it is, and no answer since: then the shortest is asked, and if
-it is refused too, it is none of the prompts'."""
 HEDGE = "/hedge"
 FIRST_SLOTS = 8
-
-
-@dataclass
-class CollectionProgress:
-    """Where collecting stands. `minute` counts the answers of the last minute."""
-
-    done: int = 0
-    total: int = 0
-    failed: int = 0
-    screened: int = 0
-    retried: int = 0
-    limited: int = 0
-    in_flight: int = 0
-    minute: int = 0
-    cost: float = 0.0
-    tokens: int = 0
-
-
-@dataclass
-class Outcome:
-    """How collecting ended. `stop` says why where it ended early; `failed` has the last error of each lost prompt."""
-
-    kept: Kept
-    progress: CollectionProgress
-    failed: dict[str, str] = field(default_factory=dict)
-    stop: Exception | None = None
-
-
-Show = Callable[[CollectionProgress], None]
 
 
 class Collector:
@@ -114,10 +85,7 @@ class Collector:
         self._heard = time.monotonic()
         self._last_error = ""
         self._in_a_row = 0
-        self._unclear: list[tuple[float, Request, int, str]] = []
-        """Refused, perhaps for the prompt: each with the time from which on an answer shows that, its chunk's number,
-        and the provider's words."""
-        self._probe: Request | None = None
+        self._doubts = Doubts()
         self._lengths = Lengths(self._max_tokens)
         self._tokens = TokenCounts(self._config.tokenizer)
         self._remote = is_remote(dataset.root)
@@ -239,7 +207,8 @@ class Collector:
             self._halt(TeacherError(f"{error}\n{error.fix}, then start again; nothing was put apart for it"))
         except Unclear as error:
             await self._came_back(request.key, worst, charged=False)
-            self._unclear.append((0.0 if error.by_length else time.monotonic(), request, chunk, str(error)))
+            since = 0.0 if error.by_length else time.monotonic()
+            self._doubts.add(Refusal(since, request, chunk, str(error)))
             if error.by_length and self._kept.replies:
                 await self._blame_prompts(began=0.0)
             self._doubt(request)
@@ -280,42 +249,27 @@ class Collector:
 
     def _doubt(self, refused: Request) -> None:
         """After a refusal that may be the prompt's: asks the shortest prompt that is left, or stops if it was that."""
-        if self._config.batch or len(self._unclear) < UNCLEAR_IN_A_ROW:
+        if self._config.batch:
             return
-        if self._probe is None:
-            if not self._queue:
-                return  # it is judged at the end
-            place = min(range(len(self._queue)), key=lambda at: _characters(self._queue[at][3]))
-            _, _, attempts, self._probe, chunk = self._queue.pop(place)
+        if self._doubts.is_probe(refused):
+            self._halt(self._doubts.error())
+        elif self._doubts.need_a_probe and self._queue:  # else it is judged at the end
+            place = min(range(len(self._queue)), key=lambda at: characters(self._queue[at][3]))
+            _, _, attempts, probe, chunk = self._queue.pop(place)
             heapq.heapify(self._queue)
-            heapq.heappush(self._queue, (0.0, -1, attempts, self._probe, chunk))
-        elif self._probe == refused:
-            self._halt_for_the_unclear()
+            heapq.heappush(self._queue, (0.0, -1, attempts, probe, chunk))
+            self._doubts.probe = probe
 
     async def _blame_prompts(self, began: float) -> None:
-        """A request that began at `began` was answered: refusals until then were for their prompts."""
-        proved = [refusal for refusal in self._unclear if refusal[0] <= began]
-        self._unclear = [refusal for refusal in self._unclear if refusal[0] > began]
-        if proved:
-            self._probe = None
-        for _, request, chunk, message in proved:
-            await self._put_apart(request, chunk, message)
+        for refusal in self._doubts.settled_by(began):
+            await self._put_apart(refusal.request, refusal.chunk, refusal.message)
 
     async def _judge_the_unclear(self) -> None:
         """At the end: of a data set that has answers, they were the prompts'."""
-        if self._unclear and not self._kept.replies:
-            self._halt_for_the_unclear()
+        if self._doubts and not self._kept.replies:
+            self._halt(self._doubts.error())
         else:
             await self._blame_prompts(math.inf)
-
-    def _halt_for_the_unclear(self) -> None:
-        self._halt(
-            TeacherError(
-                f"{len(self._unclear)} prompts were refused and none was answered since, so that it may be the request "
-                f"or the account; the last one: {self._unclear[-1][3]}\nmend what it speaks of in teacher.* or the "
-                f"account, or take such prompts out, then start again; nothing was put apart for it"
-            )
-        )
 
     async def _put_apart(self, request: Request, chunk: int, message: str) -> None:
         await self._note(self._log.refused, request.key, message)
@@ -439,32 +393,5 @@ class Collector:
         self._show(self.progress)
 
 
-class Lengths:
-    """What a request will take in tokens, for the rate limit: learned from the answers so far."""
-
-    def __init__(self, max_tokens: int):
-        self._characters, self._prompt_tokens = 4.0, 1.0
-        self._completion, self._answers = float(max_tokens), 0
-
-    def expected(self, request: Request) -> float:
-        return self._prompt(request) + self._completion
-
-    def learn(self, request: Request, used: Usage) -> float:
-        """Returns by how many tokens the expectation was too low."""
-        off = used.tokens - self.expected(request)
-        self._characters += _characters(request)
-        self._prompt_tokens += used.prompt
-        self._answers += 1
-        self._completion += (used.completion - self._completion) / self._answers
-        return off
-
-    def _prompt(self, request: Request) -> float:
-        return _characters(request) * self._prompt_tokens / self._characters
-
-
 def _usage(reply: Reply) -> Usage:
     return Usage(reply.prompt_tokens or 0, reply.completion_tokens or 0)
-
-
-def _characters(request: Request) -> int:
-    return sum(len(message["content"]) for message in request.messages)

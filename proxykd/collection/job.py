@@ -10,8 +10,9 @@ from typing import Any
 from proxykd.collection.api_keys import api_key
 from proxykd.collection.batches import AnthropicBatches, BatchProvider, OpenAIBatches, forget
 from proxykd.collection.budget import Usage, worst_case
-from proxykd.collection.collector import Collector, Outcome, Show
+from proxykd.collection.collector import Collector
 from proxykd.collection.dataset import Chunk, Dataset, ShardWriter, flags_of_line
+from proxykd.collection.progress import Outcome, Show
 from proxykd.collection.providers import OnlineProvider, Provider
 from proxykd.collection.rate_limit import LocalRateLimit, RateLimit
 from proxykd.collection.requests import Request, requests_for

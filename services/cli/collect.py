@@ -16,8 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from actors.cluster.embedded_redis import EmbeddedRedis
-from proxykd.collection.collector import CollectionProgress, Outcome, Show
 from proxykd.collection.job import Collection
+from proxykd.collection.progress import CollectionProgress, Outcome, Show
 from proxykd.config import CollectConfig
 from proxykd.errors import ConfigError, RunError
 from proxykd.runs.storage import is_remote
