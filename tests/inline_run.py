@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,12 @@ from actors.telemetry.events import EventLog
 from actors.training.training_runs import TrainRequest
 from proxykd.data.ingest import Here
 from proxykd.data.label_shards import LabelledGroup, labelled_rows
+from proxykd.data.pairs import read_pairs
 from proxykd.data.row_ranges import RowRange, read_ranges
 from proxykd.data.soft_labels import LabelSource
+from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
+from proxykd.runs.adapter_names import adapter_name
 from proxykd.runs.journal import Journal
 from proxykd.runs.storage import RunDirectory, location, write_json
 from proxykd.text.corpus import Row
@@ -98,9 +102,9 @@ class Untold:
         pass
 
 
-def context_of(run: RunDirectory, trainers: Any, sharing: Any = None) -> Context:
+def context_of(run: RunDirectory, trainers: Any, sharing: Any = None, own_engines: Any = None) -> Context:
     deployer: Any = Deployer()
-    engines: Any = NoEngines()
+    engines: Any = own_engines or NoEngines()
     shared = sharing or NothingShared()
     facilities = Facilities(OwnRoutes(deployer), OwnModels(), engines, trainers, shared, deployer, lambda _: Here())
     journal = Journal(run.journal, host="here", job=None, cluster_pid=None)
@@ -116,8 +120,13 @@ def stream_rows(patch: pytest.MonkeyPatch) -> None:
     def labelled(groups: list[LabelledGroup], source: LabelSource, trust: Any, _: str | None = None) -> list[Row]:
         return [row for group in groups for row in labelled_rows(group, source, trust)]
 
+    def pairs(shards: list[RowRange], _: str | None = None) -> list[Row]:
+        rows = [row for shard in shards for row in read_pairs(location(shard.path))]
+        return [row | {"index": index} for index, row in enumerate(rows)]
+
     for module in (alignment, distillation, baselines):
         patch.setattr(module, "stream_corpus", corpus)
+    patch.setattr(alignment, "stream_pairs", pairs)
     patch.setattr(distillation, "stream_distillation", labelled)
 
 
@@ -125,21 +134,38 @@ class OwnAnswers:
     """The proxy's own forward passes, where a run would call its engine."""
 
     def __init__(self, run: RunDirectory, adapter: str):
-        self.adapter = adapter
+        self.adapter = adapter_name(run.id, adapter)
         self._scorer = load_scorer(
             run.models / "proxy", run.config().proxy, adapter=run.adapters / adapter, trainable=False
         )
         self._lock = Lock()
 
-    def __call__(
-        self, method: str, prompts: list[list[int]], max_tokens: list[int], seeds: list[int]
-    ) -> list[Generation]:
-        assert method == "generate"
+    def __call__(self, method: str, prompts: list[list[int]], **request: Any) -> list[Any]:
         with self._lock:
-            return [
-                Generation(sample_completions(self._scorer, [ids], Room(len(ids) + most), seed)[0], True, self.adapter)
-                for ids, most, seed in zip(prompts, max_tokens, seeds, strict=True)
-            ]
+            return list(getattr(self, f"_{method}")(prompts, **request))
+
+    def _generate(self, prompts: list[list[int]], max_tokens: list[int], seeds: list[int]) -> Iterator[Generation]:
+        for ids, most, seed in zip(prompts, max_tokens, seeds, strict=True):
+            drawn = sample_completions(self._scorer, [ids], Room(len(ids) + most), seed)[0]
+            yield Generation(drawn, True, self.adapter)
+
+    def _score(self, prompts: list[list[int]], completions: list[list[int]], top_k: int) -> Iterator[Any]:
+        for prompt, completion in zip(prompts, completions, strict=True):
+            scores = self._scorer.score(collate([prompt], [completion]))
+            yield SimpleNamespace(token_logps_T=scores.token_logps_N.tolist())
+
+
+class OwnEngines(NoEngines):
+    """The run's proxies, in this process. `asked` are their adapters, in order."""
+
+    def __init__(self, run: RunDirectory):
+        self._run = run
+        self.asked: list[str] = []
+
+    @contextmanager
+    def proxy(self, _: Any, adapter: str, __: float) -> Iterator[OwnAnswers]:
+        self.asked.append(adapter)
+        yield OwnAnswers(self._run, adapter)
 
 
 def answer_here(patch: pytest.MonkeyPatch) -> None:

@@ -94,8 +94,9 @@ class ShardMaker:
     spread: Spread
     reporter: Callable[[], Progress]
 
-    def pairs(self, shards: ByReference, draw: Sampler, config: AlignmentConfig) -> None:
-        """Draws one rejected completion for every row of every unfinished shard, and writes the pairs."""
+    def pairs(self, shards: ByReference, draw: Sampler, config: AlignmentConfig, enough: Path | None = None) -> None:
+        """Draws one rejected completion for every row of every unfinished shard, and writes the pairs. Once the file
+        `enough` is there, the shards in hand are the last ones."""
 
         def write(path: Path, rows: list[Row], answers: list[tuple[int, Generation]]) -> None:
             pairs = []
@@ -104,7 +105,7 @@ class ShardMaker:
                 pairs.append({**row, "rejected_ids": drawn.token_ids, **facts})
             write_pairs(path, pairs, config)
 
-        self._make(shards, draw, write, "pairs")
+        self._make(shards, draw, write, "pairs", enough)
 
     def completions(self, shards: ByReference, draw: Sampler) -> None:
         """Writes every unfinished shard with another model's completions in place of the corpus' own."""
@@ -139,6 +140,7 @@ class ShardMaker:
         ask: Callable[[list[Row]], Sequence[Answer]],
         write: Callable[[Path, list[Row], list[Answer]], None],
         unit: str,
+        enough: Path | None = None,
     ) -> None:
         """Writes every shard that is not finished, and reports them as `unit`.
 
@@ -151,13 +153,14 @@ class ShardMaker:
         require_there(one for ranges in missing.values() for one in ranges)
         total = sum(len(one) for ranges in shards.values() for one in ranges)
         window = Window.of_rows(resources.rows_in_flight)
+        ends = [run.stop_request] if enough is None else [run.stop_request, enough]
 
         def feed_engine(share: list[Path]) -> None:
             progress = reporter()
 
             def to_be_made() -> Iterator[tuple[Path, list[Row]]]:
                 for path in share:
-                    if run.stop_request.exists():
+                    if any(end.exists() for end in ends):
                         return
                     if unfinished(path):  # an attempt whose worker died may have made it
                         yield path, read_ranges(missing[path])

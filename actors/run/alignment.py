@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from itertools import islice
-from pathlib import Path
 
-from actors.data.engine_shards import EngineCall, Sampler
 from actors.data.streams import stream_corpus, stream_pairs
 from actors.run.context import Context
-from actors.run.preparation import take_added, task_as_asked
+from actors.run.preparation import task_as_asked
+from actors.run.round_samples import parity_of_round, rows_of_round, sample_round, segments_of
+from actors.run.sampling_ahead import sampling_ahead
 from actors.telemetry.event_types import Warned
 from proxykd.data.corpus_store import manifest, slice_ranges
-from proxykd.data.pairs import count_pairs, read_pairs
-from proxykd.data.round_records import growing_round, require_rounds, round_slice
-from proxykd.data.row_ranges import RowRange, completion_tokens, parts, select, whole
+from proxykd.data.pairs import count_pairs
+from proxykd.data.round_records import require_rounds
+from proxykd.data.row_ranges import completion_tokens, whole
 from proxykd.evaluation.promotion import Change, ScoreChange, decide, round_rate, stop_reason
 from proxykd.evaluation.task import prompts_of, score_change
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.report.adapter_catalogue import adapters_in_force
-from proxykd.runs.storage import finished_facts, read_json, unfinished, write_json
+from proxykd.runs.storage import delete, finished_facts, write_json
 from proxykd.stages.align import ALIGN, RoundResult
 from proxykd.stages.stage import Finished, Made
 from proxykd.stages.warmup import WarmupResult
-from proxykd.training.loops.align import Parity, RoundTask, align_nll
+from proxykd.training.loops.align import RoundTask, align_nll
 from proxykd.training.loops.align import align as align_with_preference
 from proxykd.training.loops.warm_up import WarmupTask
 from proxykd.training.loops.warm_up import warm_up as warm_up_loop
@@ -65,7 +63,10 @@ def why_it_ends(context: Context, rounds: int) -> str | None:
         _change(context, before, done.result.adapter) if done.result.decision == "promote" else None
         for before, done in zip(in_force, _rounds_before(context, rounds + 1), strict=False)
     ]
-    return stop_reason(changes, context.config.alignment)
+    reason = stop_reason(changes, context.config.alignment)
+    if reason is not None:
+        delete(context.run.pairs(rounds + 1))  # sampled ahead, for a round that does not follow
+    return reason
 
 
 def _change(context: Context, before: str, after: str) -> Change:
@@ -86,25 +87,26 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
     run, config = context.run, context.config.alignment
     reference = context.aligned_adapter()
     assert reference is not None
-    segments = _segments_of(context, number)
+    segments = segments_of(context, number)
     verdicts = [done.result.decision for done in _rounds_before(context, number)]
     rate = round_rate(verdicts, config)
     facts = {"reference": reference, "seed": context.config.seed, "segments": segments, "learning_rate": rate}
     context.journal.append("ROUND_STARTED", round=number, **facts)
     began = time.time()
-    shards = _sample(context, number, reference) if config.preference else []
+    shards = sample_round(context, number, reference) if config.preference else []
     sampled = time.time()
     counts = count_pairs(shards) if config.preference else {}
-    rows = whole(shards) if config.preference else _rows_of(context, number)
+    rows = whole(shards) if config.preference else rows_of_round(context, number)
     records = sum(map(len, rows))
-    parity = Parity(**read_json(_parity_file(context, number))) if config.preference else None
+    parity = parity_of_round(run, number) if config.preference else None
     context.events.step("train")
-    trained = context.train(
-        f"align-{number:02d}",
-        align_with_preference if config.preference else align_nll,
-        RoundTask(number, reference, records, rate, parity, task_as_asked(context)),
-        (stream_pairs if config.preference else stream_corpus)(rows, context.data_pool),
-    )
+    with sampling_ahead(context, number, reference):
+        trained = context.train(
+            f"align-{number:02d}",
+            align_with_preference if config.preference else align_nll,
+            RoundTask(number, reference, records, rate, parity, task_as_asked(context)),
+            (stream_pairs if config.preference else stream_corpus)(rows, context.data_pool),
+        )
     change = _change(context, reference, trained.adapter)
     decision = decide(change)
     event = "ROUND_PROMOTED" if decision.verdict == "promote" else "ROUND_REJECTED"
@@ -125,57 +127,3 @@ def align(context: Context, number: int | None) -> Made[RoundResult]:
     write_json(run.round(number) / "metrics.json", result.model_dump())
     sampled_tokens = sum(finished_facts(path)["tokens"] for path in shards)
     return Made(result, records, sampled_tokens + completion_tokens(rows))
-
-
-def _sample(context: Context, number: int, reference: str) -> list[Path]:
-    """y^ from the round's own start, by tasks that feed the deployment; finished shards stand."""
-    config, folder = context.config, context.run.pairs(number)
-    rows = enumerate(parts(_rows_of(context, number), config.corpus.shard_records))
-    shards = {folder / f"shard-{i:05d}.parquet": part for i, part in rows}
-    missing = any(unfinished(path) for path in shards)
-    if missing or not _parity_file(context, number).exists():
-        with context.proxy_engine(reference) as call:
-            if missing:
-                context.events.step("sample")
-                draw = Sampler(call, number, config.seed, context.room(config.alignment.max_new_tokens))
-                context.shards.pairs(shards, draw, config.alignment)
-            context.events.step("parity sample")
-            _keep_parity(context, number, list(shards), call)
-    return list(shards)
-
-
-def _rows_of(context: Context, number: int) -> list[RowRange]:
-    """Where the round's records of D_p are."""
-    run, config, corpus = context.run, context.config.alignment, context.config.corpus
-    name = corpus.slice_for("alignment")
-    segments = [_segments_of(context, each) for each in range(1, number + 1)]
-    rows = slice_ranges(run, name, segments[-1])
-    if corpus.follow:
-        totals = [manifest(run, many)[name] for many in segments]
-        return select(rows, growing_round(totals, config))
-    return select(rows, round_slice(number, sum(map(len, rows)), config))
-
-
-def _segments_of(context: Context, number: int) -> int:
-    """How far the corpus had grown when the round first began: a round that is resumed takes nothing new."""
-    for entry in context.journal.entries:
-        if entry["event"] == "ROUND_STARTED" and entry["round"] == number:
-            return int(entry.get("segments", 0))
-    return take_added(context)
-
-
-def _keep_parity(context: Context, number: int, shards: list[Path], call: EngineCall) -> None:
-    """The engine's log-probs of a few teacher completions, for the trainer to compare with its own.
-
-    Kept, so that a round whose training goes on after a death needs no engine.
-    """
-    pairs = (row for path in shards for row in read_pairs(path))
-    rows = list(islice(pairs, context.config.alignment.parity_records))
-    prompts, completions = [list(r["prompt_ids"]) for r in rows], [list(r["completion_ids"]) for r in rows]
-    scored = call("score", prompts=prompts, completions=completions, top_k=1) if rows else []
-    logps = [float(value) for one in scored for value in one.token_logps_T]
-    write_json(_parity_file(context, number), asdict(Parity(prompts, completions, logps)))
-
-
-def _parity_file(context: Context, number: int) -> Path:
-    return context.run.round(number) / "parity.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import TypeVar, get_type_hints
 
@@ -16,7 +16,7 @@ from actors.engine.proxy_engine import EngineSpec
 from actors.run.facilities import Facilities
 from actors.telemetry.event_types import Warned
 from actors.telemetry.events import EventLog
-from actors.telemetry.progress import Reporter
+from actors.telemetry.progress import Reporter, Unheard
 from actors.training.training_runs import TrainRequest
 from actors.training.worker_loop import LoopCall
 from proxykd import errors
@@ -60,10 +60,12 @@ class Context:
         self.data_pool = self.config.resources.pools.data
         self.spread = facilities.spread(self.data_pool)
         self.shards = ShardMaker(run, self.spread, reporter)
+        self.shards_beside = ShardMaker(run, self.spread, Unheard)
+        """For work beside the stage in hand."""
         self.busy_s = 0.0
         """Of the stage in hand, at work on its devices: without what was waited for."""
+        self.proxy_is_up = False
         self._refused = refused
-        self._proxy_is_up = False
 
     def need(self, stage: Stage[R]) -> R:
         """The result of a stage that has finished before.
@@ -86,12 +88,17 @@ class Context:
 
         Not beside the warm-up: on two cores the two slowed each other by more than the start takes.
         """
-        if not self._proxy_is_up:
+        if not self.proxy_is_up:
             self.events.step("start the proxy's engine")
         with self._engine(EngineSpec.of_run(self.run, self.config), adapter) as call:
-            self._proxy_is_up = True
+            self.proxy_is_up = True
             self.events.standing(engine=True)
             yield call
+
+    def proxy_beside(self, adapter: str) -> AbstractContextManager[EngineCall]:
+        """The proxy's deployment, which is up, for work beside the stage in hand."""
+        spec = EngineSpec.of_run(self.run, self.config)
+        return self.facilities.engines.proxy(spec, adapter, self.config.resources.request_deadline_s)
 
     @contextmanager
     def open_teachers_engine(self) -> Iterator[EngineCall]:
@@ -158,13 +165,13 @@ class Context:
                 self.events.step("put the proxy's engine to sleep")
                 self.events.standing(engine=False)
                 self.facilities.engines.rest(EngineSpec.of_run(self.run, self.config))
-                self._proxy_is_up = False
+                self.proxy_is_up = False
 
     def stop_proxy(self) -> None:
         """Gives the engine's devices back."""
         self.events.standing(engine=False)
         self.facilities.engines.release(EngineSpec.of_run(self.run, self.config))
-        self._proxy_is_up = False
+        self.proxy_is_up = False
 
     def stop_open_teacher(self) -> None:
         if self.config.open_teacher is not None:

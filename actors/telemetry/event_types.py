@@ -99,6 +99,17 @@ class StageAdopted(Event):
 
 
 @dataclass(frozen=True)
+class SampledAhead(Event):
+    """While the round before was still looked at, the engine finished `made` of the round's `shards` of pairs."""
+
+    name: ClassVar[str] = "sampled_ahead"
+    round: int
+    made: int
+    shards: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class AlignmentFinished(Event):
     """No further round follows; `adapter` is the aligned proxy's."""
 
@@ -173,8 +184,8 @@ RunEnded = RunFinished | RunStopped | RunFailed
 EVENT_TYPES: dict[str, type[Event]] = {
     cls.name: cls
     for cls in (
-        RunStarted, RoutesOpen, MetricsOpen, StageStarted, StageFinished, StageAdopted, AlignmentFinished, CorpusGrew,
-        Warned, RunFinished, RunStopped, RunFailed,
+        RunStarted, RoutesOpen, MetricsOpen, StageStarted, StageFinished, StageAdopted, SampledAhead, AlignmentFinished,
+        CorpusGrew, Warned, RunFinished, RunStopped, RunFailed,
     )
 }  # fmt: skip
 

@@ -42,3 +42,16 @@ class Reporter:
 
     def __call__(self) -> Progress:
         return Progress(self.coordinator, self.namespace, self.run)
+
+
+class Unheard(Progress):
+    """That of work beside the stage in hand, which has the one place where progress is shown."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, done: float, total: float, unit: str, **metrics: Any) -> None:
+        pass
+
+    def add(self, done: float, total: float, unit: str) -> None:
+        pass

@@ -12,7 +12,7 @@ import pyarrow as pa
 from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_blocks import IDS, TEACHER_TOP
 from proxykd.errors import CorpusError
-from proxykd.runs.storage import read_table, shard_facts, verify_shard
+from proxykd.runs.storage import finished_facts, read_table, shard_facts, verify_shard
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.corpus import Row
 
@@ -44,6 +44,7 @@ def write_pairs(path: Path, rows: list[Row], config: AlignmentConfig) -> Counter
         else:
             kept.append(row)
     facts = {
+        "adapter": rows[0]["adapter"],
         "dropped": dict(dropped),
         "samples": len(rows),
         "truncated": sum(not row["rejected_stopped"] for row in rows),
@@ -51,6 +52,11 @@ def write_pairs(path: Path, rows: list[Row], config: AlignmentConfig) -> Counter
     }
     write_rows_as_shard(path, kept, SCHEMA, facts)
     return dropped
+
+
+def drawn_from(path: Path) -> str:
+    """The versioned name of the adapter that a finished shard's samples are of."""
+    return str(finished_facts(path).get("adapter"))
 
 
 def _reason_to_drop(row: Row, config: AlignmentConfig) -> str | None:

@@ -28,6 +28,11 @@ def write_validation(run: RunDirectory, adapter: str, scores: RecordScores) -> N
     write_table_shard(_path(run, adapter), pa.table(columns, schema=SCHEMA))
 
 
+def is_judged(run: RunDirectory, adapter: str) -> bool:
+    """Whether its scores are there."""
+    return shard_facts(_path(run, adapter)) is not None
+
+
 def validation_change(run: RunDirectory, before: str, after: str) -> NllChange:
     """What one adapter changed against another on the validation slice, with its paired standard error.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from proxykd.errors import IntegrityError
-from proxykd.runs.storage import delete, is_remote, verify_shard, write_shard
+from proxykd.runs.storage import discard_shard, is_remote, verify_shard, write_shard
 
 State = dict[str, Any]
 
@@ -56,12 +56,12 @@ class Checkpoints:
         """Those of earlier steps are no longer needed."""
         for old in self._finished():
             if old.name < self._path(before).name:
-                _remove(old)
+                discard_shard(old)
 
     def clear(self) -> None:
         """The stage is done, its result stands elsewhere: all kinds of its checkpoints go."""
         for marker in self._directory.glob("*.ok"):
-            _remove(marker.with_suffix(".pt"))
+            discard_shard(marker.with_suffix(".pt"))
 
     def _path(self, step: int) -> Path:
         return self._directory / f"{self._kind}-{step:06d}.pt"
@@ -85,9 +85,3 @@ def _map(path: Path) -> State:
 def _write(state: State, target: Path) -> None:
     with target.open("wb") as file:  # given a path, torch does not say why a write failed
         torch.save(state, file)
-
-
-def _remove(path: Path) -> None:
-    """The marker goes first: what is left of a removal that was cut short counts for nothing."""
-    delete(path.with_suffix(".ok"))
-    delete(path)

@@ -246,9 +246,14 @@ def unfinished(path: Path) -> bool:
             verify_shard(path)
             return False
     except (IntegrityError, KeyError):
-        delete(path.with_suffix(".ok"))
-        delete(path)
+        discard_shard(path)
     return True
+
+
+def discard_shard(path: Path) -> None:
+    """Removes a shard: its marker first, so that what a kill leaves counts for nothing."""
+    delete(path.with_suffix(".ok"))
+    delete(path)
 
 
 def publish_directory(

@@ -26,19 +26,22 @@ def save_proxy(
     number: int | None,
     parent: str | None,
     validation: RecordScores,
-    answers: Sequence[Grade] = (),
 ) -> str:
-    """Saves the adapter with its round, its parent, its validation scores and its answers to the task; returns its
-    directory's name. Every worker must call it: those that do not lead get ""."""
+    """Saves the adapter with its round, its parent and its validation scores; returns its directory's name. Every
+    worker must call it: those that do not lead get ""."""
     state = full_state(scorer.model, trainable_only=True, keep=worker.lead)
     if not worker.lead:
         return ""
     facts = {"round": number, "parent": parent, "fidelity": validation.fidelity().model_dump()}
     path = save_adapter(scorer.model, state, worker.run.adapters, prefix, facts)
     write_validation(worker.run, path.name, validation)
-    if answers:
-        write_answers(worker.run, path.name, answers)
     return path.name
+
+
+def save_answers(worker: Worker, adapter: str, answers: Sequence[Grade]) -> None:
+    """The saved adapter's answers to the task, where one was asked."""
+    if worker.lead and answers:
+        write_answers(worker.run, adapter, answers)
 
 
 def save_student(worker: Worker, scorer: CompletionScorer, base: Path, target: Path, fidelity: Fidelity) -> None:

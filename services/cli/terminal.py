@@ -19,6 +19,7 @@ from actors.telemetry.event_types import (
     RoutesOpen,
     RunEnded,
     RunStarted,
+    SampledAhead,
     StageAdopted,
     StageFinished,
     StageStarted,
@@ -136,6 +137,8 @@ def event_line(logged: LoggedEvent) -> str:
             return _finished_line(finished, logged.run)
         case StageAdopted(stage=stage, round=number, donor=donor):
             return f"{stage_title(stage, number)} as in {donor}"
+        case SampledAhead(round=number, made=made, shards=shards, seconds=seconds):
+            return f"sampled ahead for round {number}: {made} of {shards} shards in {seconds:.0f} s"
         case RoutesOpen(url=url):
             return f"the proxy answers at {url} while its engine is up; the run shows itself at /dashboard/ there"
         case MetricsOpen(url=url):

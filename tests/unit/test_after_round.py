@@ -57,7 +57,7 @@ def aligned(prepared):
     warm = [row for path in slice_shards(run, "warmup") for row in read_shard_rows(path)]
     warmup = warm_up(worker_of(run, "warmup", warm), WarmupTask(len(warm))).adapter
     rows = [
-        {**row, "rejected_ids": [40 + i % 9, 41, 2], "rejected_stopped": True, "seed": 1}
+        {**row, "rejected_ids": [40 + i % 9, 41, 2], "rejected_stopped": True, "adapter": "a", "seed": 1}
         for i, row in enumerate(read_slice(run, "alignment"))
     ]
     path = run.pairs(1) / "shard-00000.parquet"

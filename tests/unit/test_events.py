@@ -23,6 +23,7 @@ from actors.telemetry.event_types import (
     RunFinished,
     RunStarted,
     RunStopped,
+    SampledAhead,
     StageAdopted,
     StageFinished,
     StageStarted,
@@ -47,6 +48,10 @@ ENTRIES: list[tuple[Event, dict]] = [
         {"event": "stage_finished", "stage": "align", "round": 1, "seconds": 3.0, "busy_seconds": 2.0, "pairs": 7},
     ),
     (StageAdopted("score", None, "t-2"), {"event": "stage_adopted", "stage": "score", "round": None, "donor": "t-2"}),
+    (
+        SampledAhead(3, 2, 5, 1.5),
+        {"event": "sampled_ahead", "round": 3, "made": 2, "shards": 5, "seconds": 1.5},
+    ),
     (AlignmentFinished("r01", "k"), {"event": "alignment_finished", "adapter": "r01", "reason": "k"}),
     (CorpusGrew(5, 1), {"event": "corpus_grew", "records": 5, "number": 1}),
     (Warned("look"), {"event": "warning", "message": "look"}),

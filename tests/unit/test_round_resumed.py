@@ -32,7 +32,12 @@ class Round:
         self.run = make_run(tiny, folder, proxy=proxy, alignment=ALIGNMENT, resources={"checkpoint_seconds": 0.0})
         rows = read_slice(self.run, "alignment")
         for row in rows:
-            row |= {"rejected_ids": [20, *row["completion_ids"][:3], 2], "rejected_stopped": True, "seed": 0}
+            row |= {
+                "rejected_ids": [20, *row["completion_ids"][:3], 2],
+                "rejected_stopped": True,
+                "adapter": "a",
+                "seed": 0,
+            }
         path = self.run.pairs(1) / "shard-00000.parquet"
         write_pairs(path, rows, self.run.config().alignment)
         self.pairs, self.reference = read_pairs(path), make_adapter(self.run, 0)

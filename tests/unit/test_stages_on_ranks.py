@@ -61,6 +61,7 @@ def prepare(source, folder, world=1, mode="ddp"):
         row |= {
             "rejected_ids": [*row["completion_ids"][::-1][1:], 20, 2],
             "rejected_stopped": True,
+            "adapter": "a",
             "adapter": "",
             "seed": 0,
         }

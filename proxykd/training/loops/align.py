@@ -23,7 +23,7 @@ from proxykd.training import gates
 from proxykd.training.after_round import pairs_after_round
 from proxykd.training.asking import Answers, ask
 from proxykd.training.resumable import ResumableTraining
-from proxykd.training.saving import save_proxy
+from proxykd.training.saving import save_answers, save_proxy
 from proxykd.training.stage_losses import AlignmentLoss, SftLoss, pair_logps, put_references, with_references
 from proxykd.training.trainer import Step
 from proxykd.training.worker import Worker
@@ -52,8 +52,8 @@ class RoundTask:
 
 
 def align(worker: Worker, task: RoundTask) -> TrainedRound:
-    """Reference log-probs and parity first, then the steps, then a look at the pairs, the validation slice and the
-    task."""
+    """Reference log-probs and parity first, then the steps, the validation slice and the saving, then a look at the
+    pairs and the task."""
     config = _gentle(worker.config.alignment, task)
     scorer = worker.proxy(task.reference)
     training = ResumableTraining(worker, scorer, config, task.records)
@@ -79,6 +79,8 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
         return training.trainer.step(rows, loss, gate if "step0" not in notes else None)
 
     steps = training.run(step)
+    validation = training.validation()
+    adapter = _save(worker, scorer, task, validation)  # the next round's samples can begin
     began = time.monotonic()
     judged = pairs_after_round(worker, scorer, training)
     after = pair_token_logps(scorer, pairs, worker.workers, budget)
@@ -86,13 +88,13 @@ def align(worker: Worker, task: RoundTask) -> TrainedRound:
         tokenizer = load_tokenizer(worker.run.models / "proxy")
         write_inspected(worker.run, task.round, pairs, notes["before"], after, tokenizer)
     judged_seconds = time.monotonic() - began
-    validation = training.validation()
     answers = ask(worker, scorer, task.task)
+    save_answers(worker, adapter, answers.grades)
     measured = [step for step in steps if step.grad_norms]
     return TrainedRound(
         **notes["step0"],
         **notes["parity"],
-        adapter=_save(worker, scorer, task, validation, answers),
+        adapter=adapter,
         validation=validation.fidelity(),
         task=answers.score,
         nll_loss=fmean(step.losses["nll"] for step in steps),
@@ -124,9 +126,11 @@ def align_nll(worker: Worker, task: RoundTask) -> TrainedRound:
     by_sequence = config.nll_reduction == "sequence_sum"
     steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows, by_sequence)))
     validation = training.validation()
+    adapter = _save(worker, scorer, task, validation)
     answers = ask(worker, scorer, task.task)
+    save_answers(worker, adapter, answers.grades)
     return TrainedRound(
-        adapter=_save(worker, scorer, task, validation, answers),
+        adapter=adapter,
         validation=validation.fidelity(),
         task=answers.score,
         nll_loss=fmean(step.losses["nll"] for step in steps),
@@ -135,8 +139,8 @@ def align_nll(worker: Worker, task: RoundTask) -> TrainedRound:
     )
 
 
-def _save(worker: Worker, scorer: CompletionScorer, task: RoundTask, validation: RecordScores, answers: Answers) -> str:
-    return save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation, answers.grades)
+def _save(worker: Worker, scorer: CompletionScorer, task: RoundTask, validation: RecordScores) -> str:
+    return save_proxy(worker, scorer, f"r{task.round:02d}", task.round, task.reference, validation)
 
 
 def _asking(answers: Answers) -> dict[str, float]:

@@ -10,7 +10,7 @@ from proxykd.evaluation.task import Asked
 from proxykd.stages.warmup import WarmupResult
 from proxykd.training.asking import ask
 from proxykd.training.resumable import ResumableTraining
-from proxykd.training.saving import save_proxy
+from proxykd.training.saving import save_answers, save_proxy
 from proxykd.training.stage_losses import SftLoss
 from proxykd.training.worker import Worker
 
@@ -28,9 +28,11 @@ def warm_up(worker: Worker, task: WarmupTask) -> WarmupResult:
     training.begin_curve()
     steps = training.run(lambda rows: training.trainer.step(rows, SftLoss(rows)))
     validation = training.validation()
+    adapter = save_proxy(worker, scorer, "warmup", 0, None, validation)
     answers = ask(worker, scorer, task.task)
+    save_answers(worker, adapter, answers.grades)
     return WarmupResult(
-        adapter=save_proxy(worker, scorer, "warmup", 0, None, validation, answers.grades),
+        adapter=adapter,
         validation=validation.fidelity(),
         task=answers.score,
         base=training.curve[0],

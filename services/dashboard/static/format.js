@@ -75,6 +75,7 @@ export function eventText(event) {
   if (kind === "run_started") return `coordinator up (epoch ${event.epoch})`;
   if (kind === "stage_started") return `${stageName(event)} begins`;
   if (kind === "stage_adopted") return `${stageName(event)} as in ${event.donor}`;
+  if (kind === "sampled_ahead") return `sampled ahead for round ${event.round}: ${event.made} of ${event.shards} shards in ${duration(event.seconds)}`;
   if (kind === "routes_open") return `the proxy answers at ${event.url} while its engine is up`;
   if (kind === "metrics_open") return `metrics for Prometheus at ${event.url}`;
   if (kind === "alignment_finished") return `alignment ends: ${event.reason}`;
