@@ -1,6 +1,9 @@
 """What share of tests/generations.py is read rightly: by our rules, by lm-evaluation-harness' filters, by math-verify.
 
-    python -m benchmarks.answers
+    python -m benchmarks.answers [DATA]
+
+DATA, where it is given, holds text of others whose form tells its answer: bench/gsm8k_train.jsonl.gz, where it stands
+behind ####, and teacher/teacher_mmlupro_gemini15.jsonl.gz, which ends with "The answer is (X)".
 
 math-verify is no dependency: it is asked where it is installed ("math-verify[antlr4_13_2]" of PyPI). It is for numbers
 and LaTeX alone, and is asked by value; the harness' filters are those of its zero-shot BBH and of GSM8K (flexible).
@@ -8,15 +11,20 @@ and LaTeX alone, and is asked by value; the harness' filters are those of its ze
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from proxykd.evaluation.answers import Question
 from proxykd.evaluation.numbers import value_of
 from tests.generations import GENERATIONS, Judged
 
@@ -66,6 +74,32 @@ def _agrees(judged: Judged, found: str | None) -> bool:
     return replace(judged.question, answer=judged.reading).right(found)
 
 
+def solutions(data: Path) -> Iterator[tuple[Question, str]]:
+    """GSM8K's own solutions, each with its question."""
+    for row in _rows(data / "bench" / "gsm8k_train.jsonl.gz"):
+        yield Question(row["id"], row["question"], None, row["answer"]), row["solution"]
+
+
+def letters(data: Path) -> Iterator[tuple[Question, str]]:
+    """Gemini's answers to MMLU-Pro, with the letter that they end with in the answer's place."""
+    for row in _rows(data / "teacher" / "teacher_mmlupro_gemini15.jsonl.gz"):
+        options = tuple(re.findall(r"^[A-J]\. (.*)$", row["prompt"], re.MULTILINE))
+        said = re.findall(r"[Aa]nswer is \(([A-J])\)", row["response"])
+        if said:
+            yield Question("gemini", row["prompt"], options, said[-1]), row["response"]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def read_others(data: Path) -> None:
+    for name, texts in (("GSM8K's solutions", solutions(data)), ("Gemini's answers to MMLU-Pro", letters(data))):
+        verdicts = [question.right(question.extract(text)) for question, text in texts]
+        print(f"{name}: {sum(verdicts):,} of {len(verdicts):,} read as their form says")
+
+
 def main() -> None:
     judges: dict[str, tuple[Judge, Any]] = {"ours": (ours, KINDS), "harness": (harness, KINDS[:3])}
     if importlib.util.find_spec("math_verify") is not None:
@@ -82,6 +116,8 @@ def main() -> None:
         table.add_row(kind, str(len(mine)), *shares)
     Console().print(table)
     print("\n".join(wrong))
+    for data in sys.argv[1:]:
+        read_others(Path(data))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,6 @@ def prepare(source, folder, world=1, mode="ddp"):
             "rejected_ids": [*row["completion_ids"][::-1][1:], 20, 2],
             "rejected_stopped": True,
             "adapter": "a",
-            "adapter": "",
             "seed": 0,
         }
     write_pairs(runs["proxy"].pairs(1) / "shard-00000.parquet", rows, runs["proxy"].config().alignment)
