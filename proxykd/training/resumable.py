@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from proxykd.models.scorer import CompletionScorer
 from proxykd.runs.checkpoints import Checkpoints
 from proxykd.stages.trained import CurvePoint
 from proxykd.text.corpus import Row
+from proxykd.training.behind_writer import BehindWriter
 from proxykd.training.epochs import Epochs
 from proxykd.training.trainer import Step, Trainer
 from proxykd.training.worker import Worker
@@ -59,6 +61,7 @@ class ResumableTraining:
         self.trainer = Trainer(scorer, config, worker.workers, resources.micro_batch_tokens, self.total_steps)
         folder = worker.run.checkpoints / worker.key
         self._checkpoints, self._best = Checkpoints(folder), Checkpoints(folder, "best")
+        self._writer = BehindWriter(worker.workers.device.type != "cpu")
         self._every_s = resources.checkpoint_seconds
         self._saved = self._looked = time.monotonic()
         self.steps: list[Step] = []
@@ -84,6 +87,8 @@ class ResumableTraining:
         """The point before the first step, of a stage whose model nobody has validated yet."""
         if not self.curve:
             self._point()
+            if self._counting and self._is_best and (weights := self.trainer.weights()) is not None:
+                self._best.save(0, {"parameters": weights})
 
     def run(self, step: Callable[[list[Row]], Step], at_point: Callable[[CurvePoint], None] = _nothing) -> list[Step]:
         """Takes the steps that are still to be taken and returns all of them. `at_point` sees every point of the
@@ -106,11 +111,13 @@ class ResumableTraining:
                 better = self.kept == len(self.steps)
             due, stop = self._agree()
             if due or stop or better or self._over:
-                self.save()
+                self.save(best=better and self._is_best)
             if stop:
+                self._writer.finish()
                 raise RunStoppedError("stopped, as asked")
             if self._over:
                 break
+        self._writer.finish()
         self._stand_at_kept()
         return self.steps
 
@@ -149,23 +156,29 @@ class ResumableTraining:
         """The batches of one epoch, without a step."""
         return self._epochs.batches(0)
 
-    def save(self) -> None:
-        """Every worker must call it; rank 0 gathers and writes."""
+    def save(self, best: bool = False) -> None:
+        """Every worker must call it; rank 0 gathers and writes, while the steps go on where what it gathered is a copy.
+        `best` keeps the weights as those of the best point too."""
         self._take_up()
+        self._writer.finish()
         if (trained := self.trainer.state()) is not None:
             state = {
                 "trainer": trained,
                 "steps": [asdict(step) for step in self.steps],
                 "curve": [point.model_dump() for point in self.curve],
-                "notes": self.notes,
+                "notes": dict(self.notes),
                 "seconds": self.seconds,
                 "validation_seconds": self.validation_seconds,
             }
-            self._checkpoints.save(len(self.steps), state)
-            self._checkpoints.forget(before=len(self.steps))
-            if self._counting:
-                self._best.forget(before=self.kept)
+            self._writer.write(partial(self._write, len(self.steps), state, best, self.kept if self._counting else 0))
         self._saved = time.monotonic()
+
+    def _write(self, step: int, state: dict[str, Any], best: bool, kept: int) -> None:
+        if best:
+            self._best.save(step, {"parameters": state["trainer"]["parameters"]})
+        self._checkpoints.save(step, state)
+        self._checkpoints.forget(before=step)
+        self._best.forget(before=kept)
 
     def _take_up(self) -> None:
         if self._checkpoint is not None:
@@ -189,17 +202,17 @@ class ResumableTraining:
         """The points of the curve that may be the stage's result."""
         return [point for point in self.curve if point.step or self._start_counts]
 
+    @property
+    def _is_best(self) -> bool:
+        """Whether the weights are the best so far, and others may follow."""
+        return self._config.keep == "best" and self.kept == len(self.steps) < self.total_steps
+
     def _point(self) -> CurvePoint:
-        """Validates, and keeps the weights where they are the best so far and may not be the last."""
         scores, step = self._validate(), len(self.steps)
         point = CurvePoint(**dict(scores.fidelity()) | {"step": step, "records": self.records_seen})
         self.curve.append(point)
         if self._counting and self.kept == step:
             self._scores = step, scores
-            if self._config.keep == "best" and step < self.total_steps:
-                weights = self.trainer.weights()
-                if weights is not None:
-                    self._best.save(step, {"parameters": weights})
         return point
 
     def _validate(self) -> RecordScores:

@@ -121,14 +121,16 @@ class Trainer:
         return Step(losses, metrics, norm, grad_norms, len(rows))
 
     def state(self) -> dict[str, Any] | None:
-        """All that the next step depends on, whole and on the CPU: weights, Adam's moments, steps, the RNG.
+        """All that the next step depends on, whole and on the CPU: weights, Adam's moments, steps, the RNG. From
+        another device it is a copy, which no step changes.
 
         Every worker must call it. Rank 0 has it, the others get None and hold one tensor of it at a time. Any number of
         workers can go on from it.
         """
         keep = self.workers.rank == 0
         moments = [
-            {name: gathered(value, keep) for name, value in self.optimizer.state[p].items()} for p in self.parameters
+            {name: _copied(gathered(value, keep)) for name, value in self.optimizer.state[p].items()}
+            for p in self.parameters
         ]
         weights = self.weights()
         if weights is None:
@@ -178,3 +180,8 @@ class Trainer:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         self.optimizer.zero_grad(set_to_none=True)
         return gradients
+
+
+def _copied(moment: Tensor | None) -> Tensor | None:
+    """Adam counts its steps in a scalar, which may lie on the CPU beside moments that do not."""
+    return moment.clone() if moment is not None and moment.ndim == 0 else moment
