@@ -10,6 +10,7 @@ from typing import Any
 from actors.run.context import Context
 from actors.run.stage_runner import run_once, why_it_ends
 from actors.telemetry.event_types import AlignmentFinished, RoutesOpen, RunFinished, RunStarted
+from proxykd.report.model_card import write_cards
 from proxykd.report.run_report import write_report
 from proxykd.stages import table
 from proxykd.stages.align import ALIGN
@@ -33,7 +34,7 @@ class Pipeline:
             self.do(stage)
             if stage is MODELS and (url := context.facilities.routes.open(context.run, context.config)) is not None:
                 context.events.emit(RoutesOpen(url))
-        write_report(context.run, self.stop_reason)
+        write_cards(context.run, write_report(context.run, self.stop_reason))
         context.facilities.deployer.write_page(context.run)
         context.journal.append("RUN_FINISHED", adapter=context.aligned_adapter())
         context.events.emit(RunFinished(str(context.run.report)))

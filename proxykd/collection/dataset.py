@@ -138,7 +138,7 @@ class Dataset:
         if path.exists() and read_json(path)["asked"] != asked:  # what was refused then says nothing of this request
             for part in (self.records, self.apart):
                 delete(part)
-        about = {"licence": config.collection.licence, "terms": config.collection.terms}
+        about = {"licence": config.collection.licence, "terms": config.teacher.terms}
         write_json(path, {"asked": asked, **about, "quality": config.quality.model_dump(mode="json")})
 
     def chunks(self, requests: list[Request], again: set[str]) -> list[Chunk]:

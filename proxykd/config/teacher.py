@@ -48,6 +48,10 @@ class TeacherConfig(Section):
     """Environment variable that holds the key. Unset, `OPENAI_API_KEY` or `ANTHROPIC_API_KEY`."""
     api_key_file: str | None = None
     """A file that holds the key and nothing else; it goes before the variable."""
+    terms: str | None = Field(None, min_length=1)
+    """What its provider's terms say of training on its answers, as you have checked them; the data set and the
+    student's card keep it.
+    """
     local: ModelConfig | None = None
     """A model that a run serves sealed: text alone, so that its true distribution is known at the end."""
     system: str | None = None
@@ -178,7 +182,7 @@ class BatchConfig(Section):
 
 
 class CollectionConfig(Section):
-    """How fast the teacher is asked, what that may cost, and under which terms; no answer depends on it."""
+    """How fast the teacher is asked, and what that may cost; no answer depends on it."""
 
     concurrency: int = Field(64, ge=1)
     """Requests in flight at most; how many there are is learned."""
@@ -209,8 +213,6 @@ class CollectionConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     licence: str | None = None
     """The data set's licence; kept in its metadata."""
-    terms: str | None = None
-    """The provider's terms as you have checked them; kept in the metadata."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -219,6 +221,15 @@ class CollectionConfig(Section):
         if self.batch is not None and self.hedge_after_s is not None:
             raise ValueError("collection.hedge_after_s and collection.batch are both set; a batch is not asked twice")
         return self
+
+
+def with_terms_in_place(raw: Any) -> Any:
+    """What a config says, with the terms where they are now: those of before had them in `collection`."""
+    if isinstance(raw, dict) and isinstance(raw.get("collection"), dict) and "terms" in raw["collection"]:
+        collection = dict(raw["collection"])
+        teacher = {"terms": collection.pop("terms")} | dict(raw.get("teacher") or {})
+        return raw | {"teacher": teacher, "collection": collection}
+    return raw
 
 
 def check_asking(teacher: TeacherConfig, collection: CollectionConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from proxykd.config.card import CardConfig
 from proxykd.config.machines import EngineConfig, RedisConfig, ResourceConfig, TrackingConfig
 from proxykd.config.method import (
     AlignmentConfig,
@@ -21,10 +22,10 @@ from proxykd.config.method import (
     WhiteBoxConfig,
 )
 from proxykd.config.sections import ModelConfig, Section
-from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig, check_asking
+from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig, check_asking, with_terms_in_place
 from proxykd.config.teachings import TEACHINGS, Teaching
 
-WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "runs_dir")
+WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "card", "runs_dir")
 """Sections of a run on which no result depends."""
 
 LEFT_TO_THE_USER = "left_to_the_user"
@@ -63,6 +64,9 @@ class RunConfig(Section):
     resources: ResourceConfig = ResourceConfig()
     redis: RedisConfig = RedisConfig()
     tracking: TrackingConfig = TrackingConfig()
+    card: CardConfig = CardConfig()
+
+    _terms = model_validator(mode="before")(with_terms_in_place)
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
@@ -247,7 +251,7 @@ class RunConfig(Section):
     def of_results(self) -> dict[str, Any]:
         """Everything that changes results, JSON-ready."""
         # How adapters get into the engine follows the device, which a run may change between attempts.
-        without = dict.fromkeys(WITHOUT_EFFECT, True) | {"engine": {"adapters"}}
+        without = dict.fromkeys(WITHOUT_EFFECT, True) | {"engine": {"adapters"}, "teacher": {"terms"}}
         return self.model_dump(mode="json", exclude=without)
 
     @property
@@ -271,6 +275,8 @@ class CollectConfig(Section):
     collection: CollectionConfig = CollectionConfig()
     quality: QualityConfig = QualityConfig()
     redis: RedisConfig = RedisConfig()
+
+    _terms = model_validator(mode="before")(with_terms_in_place)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

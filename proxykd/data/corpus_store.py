@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -156,6 +157,13 @@ def write_rows_shard(path: Path, rows: list[Row]) -> None:
     """Rows of the corpus as one shard; a finished one stands."""
     if unfinished(path):
         write_rows_as_shard(path, rows, SCHEMA)
+
+
+def corpus_sha256(run: RunDirectory) -> str:
+    """Of the checksums of all its shards, by their places."""
+    shards = sorted(path.relative_to(run.corpus).as_posix() for path in run.corpus.glob("*/*.ok"))
+    sums = (f"{name} {read_json(run.corpus / name)['sha256']}\n" for name in shards)
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def manifest(run: RunDirectory, segments: int | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from proxykd.errors import ConfigError, RunError
 from proxykd.runs.storage import is_remote
 from proxykd.text.corpus import read_prompts
 from services.cli.formatting import PLAIN_EVERY_S, bar_columns, clock, figure_table
+from services.cli.starting import say_where_terms_go
 
 Facts = dict[str, Any]
 REASONS_SHOWN, REASON_WIDTH = 8, 100
@@ -58,7 +59,7 @@ def collect(
     if dry_run:
         console.print(_estimate_table(estimate))
         return
-    _print_terms(console, config)
+    say_where_terms_go(config.teacher)
     with (
         _locked(collection.dataset.root),
         _stoppable(console) as stop_requested,
@@ -188,14 +189,6 @@ class _Display:
             left = (now.total - now.screened - now.done) * (time.monotonic() - self._began) / gained
             parts.append(f"{clock(left)} left")
         return " | ".join(parts)
-
-
-def _print_terms(console: Console, config: CollectConfig) -> None:
-    if config.collection.terms is None:
-        console.print(
-            "Many providers restrict what their outputs may train. Check yours, and name what you found in "
-            "collection.terms; the data set keeps it."
-        )
 
 
 def _estimate_line(estimate: Facts) -> str:

@@ -15,6 +15,7 @@ from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import Question
 from proxykd.evaluation.benchmarks import Grade, TaskScore, graded, read_questions, subset, summarise
 from proxykd.evaluation.harness import Answerer, hub_questions, opened
+from proxykd.report.model_card import write_cards
 from proxykd.report.report_model import read_report
 from proxykd.runs.storage import RunDirectory, read_json, write_atomic, write_json
 from proxykd.study.studies import StudyDirectory
@@ -91,7 +92,9 @@ def _enter(run: RunDirectory, key: str, scores: Scores) -> None:
     if run.report.exists():
         report = read_report(run)
         known = report.benchmarks | {key: report.benchmarks.get(key, {}) | scores}
-        write_json(run.report, report.model_copy(update={"benchmarks": known}).model_dump())
+        report = report.model_copy(update={"benchmarks": known})
+        write_json(run.report, report.model_dump())
+        write_cards(run, report)
 
 
 def _questions(task: str, settings: Settings) -> list[Question]:

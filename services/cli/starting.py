@@ -12,7 +12,7 @@ from actors.cluster.launch import Launch
 from actors.hosting import coordinator_host
 from actors.hosting.local_cluster import LocalCluster, running, start
 from actors.hosting.status import Work
-from proxykd.config import RunConfig
+from proxykd.config import RunConfig, TeacherConfig
 from proxykd.errors import ConfigError
 from proxykd.planning.machine import require_machine, require_trackers
 from proxykd.planning.text_checks import require_sources, require_text
@@ -68,6 +68,7 @@ def join_or_launch(work: Work, place: Place) -> LocalCluster | None:
     if place.address is None and (cluster := running(root)) is not None:
         return cluster
     if not replay(work.run.journal):  # one that has begun has its corpus, or looks for itself
+        say_where_terms_go(work.config.teacher)
         if place.address is None:  # on a cluster, what lies there need not lie here
             require_sources(work.configs)
         require_text(work.configs)
@@ -82,6 +83,15 @@ def join_or_launch(work: Work, place: Place) -> LocalCluster | None:
         return start(root, work.config.resources.logical_cpus, spec)
     coordinator_host.start(place.address, replace(spec, http=place.http.beside_others(work.run.id)))
     return None
+
+
+def say_where_terms_go(teacher: TeacherConfig) -> None:
+    """Where nobody has stated the teacher's terms."""
+    if teacher.terms is None:
+        print(
+            f"Many providers restrict what their outputs may train. Check the terms of {teacher.model}, and name what "
+            f"you found in teacher.terms: the data set and the student's card keep it."
+        )
 
 
 def job_id() -> str | None:

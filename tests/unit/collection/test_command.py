@@ -41,7 +41,7 @@ def test_the_command_line_shows_the_estimate_the_cost_and_where_it_lies(prompts,
         assert "Many providers restrict" in done.stdout
         assert "60/60 answers" in done.stdout
         assert f"data set: {tmp_path / 'out'}" in done.stdout
-        again = run("--set", "collection.terms=checked")
+        again = run("--set", "teacher.terms=checked")
         assert "0 requests to send" in again.stdout
         assert "Many providers" not in again.stdout
         bad = run("--set", "teacher.temperature=0.1")
