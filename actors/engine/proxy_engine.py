@@ -17,13 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actors.engine.adapter_slot import AdapterSlot
+from actors.engine.prompt_logprobs import completion_logps, told_logps
 from actors.engine.sleeping import Door
-from proxykd.config import ENGINE_TOP_K, LORA_SLOTS, RunConfig, lora_slot_rank
+from proxykd.config import LORA_SLOTS, RunConfig, lora_slot_rank
 from proxykd.data.label_shards import CompletionLogps
-from proxykd.errors import EngineError, ModelError
+from proxykd.errors import EngineError
 from proxykd.models.loading import merge_adapter
 from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import UnknownAdapterError, adapter_name
@@ -34,8 +33,8 @@ GPU_STEP_TOKENS = 8192
 logits of prompt log-probs are those of one request, or of 1,024 tokens at a time, however many a step has."""
 PROBE, RUN, CLIENT = -1, 0, 1
 """Priorities: the run's own requests come before those of clients, and the probe of its life before both."""
-SMALLEST_TAIL = 1e-9
-"""Tail mass where the engine's float32 top-K sums to 1: its complement cannot be had from there."""
+LIKELIEST = 256
+"""How many of a position's likeliest ids the scoring pass tells at most: any other costs a draw of its own."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class EngineSpec:
     on_gpu: bool
     sleeps: bool = False
     """Whether it gives its devices' memory to the trainers while they work."""
-    max_logprobs: int = ENGINE_TOP_K
 
     @classmethod
     def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
@@ -175,20 +173,54 @@ class ProxyEngine:
         top_k: int,
         deadline_s: float,
         priority: int = RUN,
+        token_ids: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[CompletionLogps]:
-        """Log-probs of given completions, from prompt log-probs. Raises as `generate` does."""
+        """Log-probs of given completions, from prompt log-probs. Raises as `generate` does.
+
+        With `token_ids`, a list of ids for each position of each completion, of these ids too. What is not among a
+        position's LIKELIEST costs one token drawn there.
+        """
         from vllm import SamplingParams
 
+        told = top_k if token_ids is None else max(top_k, min(LIKELIEST, self.client.model_config.get_vocab_size()))
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, flat_logprobs=True
+            max_tokens=1, temperature=0.0, prompt_logprobs=told, detokenize=False, flat_logprobs=True
         )
         async with asyncio.timeout(deadline_s), self.answering_as(adapter, priority) as lora:
             rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
             outputs = await asyncio.gather(*[self._run(row, params, lora, priority) for row in rows])
-        return [
-            _completion_logps(output.prompt_logprobs, row, len(prompt), top_k, adapter)
-            for output, row, prompt in zip(outputs, rows, prompts, strict=True)
-        ]
+            scored = [
+                completion_logps(output.prompt_logprobs, row, len(prompt), top_k, adapter)
+                for output, row, prompt in zip(outputs, rows, prompts, strict=True)
+            ]
+            if token_ids is None:
+                return scored
+            told_NT = [told_logps(o.prompt_logprobs, len(p)) for o, p in zip(outputs, prompts, strict=True)]
+            asked = zip(rows, token_ids, told_NT, strict=True)
+            found = await asyncio.gather(*[self._logps_of_ids(*each, lora, priority) for each in asked])
+        return [replace(one, asked_logps=logps) for one, logps in zip(scored, found, strict=True)]
+
+    async def _logps_of_ids(
+        self,
+        row: Sequence[int],
+        asked: Sequence[Sequence[int]],
+        told: Sequence[dict[int, float]],
+        lora: Any,
+        priority: int,
+    ) -> list[list[float]]:
+        """Log-probs of the ids `asked` for at each of the row's last positions: as `told`, else by a draw there."""
+        from vllm import SamplingParams
+
+        async def of(prefix: Sequence[int], ids: Sequence[int], known: dict[int, float]) -> list[float]:
+            if any(i not in known for i in ids):
+                params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=list(ids))
+                [drawn] = (await self._run(prefix, params, lora, priority)).outputs[0].logprobs
+                known = {i: drawn[i].logprob for i in ids}
+            return [known[i] for i in ids]
+
+        start = len(row) - len(asked)
+        positions = zip(asked, told, strict=True)
+        return await asyncio.gather(*[of(row[: start + t], ids, known) for t, (ids, known) in enumerate(positions)])
 
     async def probe(self, deadline_s: float) -> str:
         """Makes one real token with the weights in place, ahead of everything else, and names their adapter.
@@ -324,7 +356,7 @@ def engine_arguments(spec: EngineSpec, base: Path) -> dict[str, Any]:
         "dtype": spec.dtype,
         "max_model_len": spec.max_length,
         "max_num_seqs": spec.max_seqs,
-        "max_logprobs": spec.max_logprobs,
+        "max_logprobs": LIKELIEST,
         "tensor_parallel_size": spec.tensor_parallel,
         # A seeded request whose prefill is cut into chunks kills vLLM's CPU engine, which takes a prompt whole.
         "enable_chunked_prefill": spec.on_gpu,
@@ -358,19 +390,3 @@ def _linear_layers(model: str) -> list[str]:
         skeleton: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
     decoder = skeleton.get_decoder()
     return sorted({n.rsplit(".", 1)[-1] for n, m in decoder.named_modules() if isinstance(m, torch.nn.Linear)})
-
-
-def _completion_logps(flat: Any, row: Sequence[int], start: int, top_k: int, adapter: str) -> CompletionLogps:
-    """Reads vLLM's flat prompt log-probs: a position holds the actual token first, then the top-K."""
-    begins = np.asarray(flat.start_indices[start:], dtype=np.int64)
-    token_ids, logprobs = np.asarray(flat.token_ids, dtype=np.int64), np.asarray(flat.logprobs, dtype=np.float64)
-    at_TK = begins[:, None] + 1 + np.arange(top_k)[None, :]
-    actual = token_ids[begins]
-    if not np.array_equal(actual, np.asarray(row[start:])):
-        raise ModelError(
-            "the engine's prompt log-probs are not of the tokens that were sent: another vLLM than the lock's?"
-        )
-    top_logps = logprobs[at_TK]
-    tail = np.maximum(-np.expm1(np.logaddexp.reduce(top_logps, axis=1)), SMALLEST_TAIL)
-    ranks = np.asarray(flat.ranks, dtype=np.int64)[begins]
-    return CompletionLogps(logprobs[begins], token_ids[at_TK], top_logps, np.log(tail), adapter, ranks)

@@ -27,6 +27,8 @@ class CompletionLogps:
     adapter: str
     ranks_T: np.ndarray | None = None
     """Each token's place in the whole vocabulary, from 1; known where the engine scored."""
+    asked_logps: list[list[float]] | None = None
+    """By position, those of the ids that were asked for there, in their order."""
 
 
 def write_soft_labels(path: Path, rows: list[Row], results: list[CompletionLogps], source: LabelSource) -> None:

@@ -16,7 +16,7 @@ from proxykd.errors import ConfigError
 from services.access.refusals import error_body
 
 KEYS_VARIABLE = "PROXYKD_API_KEYS"
-OPEN_ROUTES = ("/healthz", "/readyz")
+OPEN_ROUTES = ("/health", "/healthz", "/readyz")
 PAGE, DOCS = "/dashboard", "/docs"
 """The pages' own files hold no data: what they show they ask for with a key."""
 SHORTEST_KEY = 16

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -29,7 +29,6 @@ WAITED_HEADER = "X-Proxykd-Adapter-Waited"
 """Seconds for the adapter's turn and its switch."""
 NDJSON = "application/x-ndjson"
 BATCH_LINES = 1024
-BATCH_AT_ONCE = 16
 NDJSON_BODY = {"requestBody": {"content": {NDJSON: {"schema": {"type": "string"}}}}}
 
 _ERROR = {"description": "An error as OpenAI shapes it: `error.message` names the value and the fix."}
@@ -53,8 +52,12 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> dict[str, Any]:
-        """The base and every adapter, each with its round, sha256 and fidelity."""
-        return {"object": "list", "data": [_model_card(card, service) for card in service.adapters()]}
+        """The base and every adapter, each with its round, sha256 and fidelity; the one that answers where a request
+        names nobody comes first."""
+        cards = sorted(
+            service.adapters(), key=lambda card: service.spec.default_adapter not in (card.name, *card.aliases)
+        )
+        return {"object": "list", "data": [_model_card(card, service) for card in cards]}
 
     @app.get("/v1/models/{name}", tags=["openai"])
     async def model(name: str) -> dict[str, Any]:
@@ -89,6 +92,7 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
         the engine switches from one to the next."""
         return await service.facts()
 
+    @app.get("/health", tags=["health"], include_in_schema=False)  # as vLLM calls it, and who asks for vLLM
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """Alive: this front answers."""
@@ -147,26 +151,18 @@ def _batched_by_lines(service: ProxyService) -> type[APIRoute]:
 
 
 async def _answers_by_line(service: ProxyService, lines: list[bytes]) -> AsyncIterator[str]:
-    """Answers in the order of the lines, several at work; a line's error is its answer."""
-    at_once = asyncio.Semaphore(BATCH_AT_ONCE)
+    """Answers in the order of the lines; a line's error is its answer."""
+    async with aclosing(service.distributions([_body_of(line) for line in lines])) as answers:
+        async for answer in answers:
+            facts = body_of(answer) if isinstance(answer, ApiError) else answer
+            yield json.dumps(facts, allow_nan=False) + "\n"
 
-    async def answer(line: bytes) -> str:
-        async with at_once:
-            try:
-                facts = await service.distribution(DistributionBody.model_validate_json(line))
-            except ValidationError as error:
-                facts = body_of(first_problem(error.errors()))
-            except ApiError as error:
-                facts = body_of(error)
-            return json.dumps(facts, allow_nan=False) + "\n"
 
-    tasks = [asyncio.create_task(answer(line)) for line in lines]
+def _body_of(line: bytes) -> DistributionBody | ApiError:
     try:
-        for task in tasks:
-            yield await task
-    finally:
-        for task in tasks:
-            task.cancel()
+        return DistributionBody.model_validate_json(line)
+    except ValidationError as error:
+        return first_problem(error.errors())
 
 
 async def _openai(service: ProxyService, route: Route, body: SamplingBody) -> Response:

@@ -21,6 +21,9 @@ class DistributionQuery:
     prompt_ids: list[int]
     completion_ids: list[int]
     any_token_id: int
+    top_k: int
+    asked_ids: list[list[int]] | None
+    """By position, ids whose log-probs are asked for beside those of the likeliest."""
 
     @property
     def scored_ids(self) -> list[int]:
@@ -61,12 +64,14 @@ def _token(
         {"token_id": int(i), "token": text(int(i)), "logprob": float(logp)}
         for i, logp in zip(scored.top_ids_TK[t], top_logps, strict=True)
     ]
-    facts = {
+    facts: dict[str, Any] = {
         "top": top,
         "tail_mass": tail,
         "entropy_at_least": least,
         "entropy_at_most": least + tail * float(np.log(max(vocabulary - len(top), 1))),
     }
+    if scored.asked_logps is not None:
+        facts["asked"] = scored.asked_logps[t]
     if not query.completion_ids:
         return facts
     token_id = query.completion_ids[t]

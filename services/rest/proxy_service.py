@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray.exceptions import RayActorError, RayError
@@ -19,9 +19,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from actors.cluster.http_options import HttpOptions
 from actors.engine.openai_front import Opening, Route
-from actors.engine.proxy_engine import CLIENT
+from actors.engine.proxy_engine import CLIENT, Switching
 from actors.telemetry.live_state import LiveState, read_live
 from proxykd.config import RunConfig
+from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError, ProxykdError
 from proxykd.report.adapter_catalogue import AdapterCard, catalogue, find, trust_of_run
 from proxykd.runs.adapter_names import UnknownAdapterError
@@ -32,7 +33,8 @@ from services.access.refusals import ApiError
 from services.rest.distribution import DistributionQuery, distribution_of
 from services.rest.schemas import DistributionBody
 
-Answer = TypeVar("Answer")
+QUESTIONS_AT_ONCE = 16
+"""Of one request."""
 SWITCHING_WITHIN_S = 2.0
 LIVE_FOR_S = 0.5
 """How long one look at the run's live state is good for."""
@@ -112,13 +114,13 @@ class ProxyService:
     async def facts(self) -> dict[str, Any]:
         """Every adapter, which of them answers where a request names nobody (None so far), mu and gamma, and how the
         engine switches (None where it is not up)."""
-        cards, trust = self.adapters(), trust_of_run(self.run)
+        cards, trust, switching = self.adapters(), trust_of_run(self.run), await self._switching()
         default = next((card.name for card in cards if self.spec.default_adapter in (card.name, *card.aliases)), None)
         return {
             "default": default,
             "adapters": [asdict(card) for card in cards],
             "trust": asdict(trust) if trust else None,
-            "switching": await self._or_none(lambda: self._engine().switching.remote(), asdict, SWITCHING_WITHIN_S),
+            "switching": asdict(switching) if switching else None,
         }
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -136,27 +138,79 @@ class ProxyService:
 
     async def distribution(self, body: DistributionBody) -> dict[str, Any]:
         """The answer to one question, by every adapter that it names."""
-        names = body.adapters or [body.adapter or self.spec.default_adapter]
-        cards = [self.adapter(name) for name in dict.fromkeys(names)]
-        query = self._query(body)
-        scored = []
-        for card in cards:
-            with self._admitted("distribution", card.name), self._failures_as_statuses():
-                [one] = await self._within_deadline(
-                    self._engine().score.remote(
-                        card.name,
-                        prompts=[query.prompt_ids],
-                        completions=[query.scored_ids],
-                        top_k=body.top_k,
-                        deadline_s=self.spec.deadline_s,
-                        priority=CLIENT,
-                    )
+        async with aclosing(self.distributions([body])) as answers:
+            answer = await anext(answers)
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    async def distributions(
+        self, bodies: Sequence[DistributionBody | ApiError]
+    ) -> AsyncGenerator[dict[str, Any] | ApiError]:
+        """The answers in order, several at work; an error is its own question's answer.
+
+        All that one adapter is asked goes before what the next one is, so that an engine where adapters take turns
+        switches once an adapter, and not once for the one that is loaded.
+        """
+        questions = []
+        for body in bodies:
+            questions.append(self._question(body))
+            await asyncio.sleep(0)  # tokenising holds the loop
+        at_once = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+
+        async def ask(name: str, query: DistributionQuery) -> CompletionLogps:
+            async with at_once:
+                return await self._score(name, query)
+
+        asked = {i: question for i, question in enumerate(questions) if isinstance(question, Question)}
+        names = dict.fromkeys(name for question in asked.values() for name in question.adapters)
+        tasks = {
+            (i, name): asyncio.create_task(ask(name, question.query))
+            for name in await self._loaded_first(list(names))
+            for i, question in asked.items()
+            if name in question.adapters
+        }
+        try:
+            for i, question in enumerate(questions):
+                if isinstance(question, ApiError):
+                    yield question
+                    continue
+                try:
+                    scored = [await tasks[i, name] for name in question.adapters]
+                except ApiError as error:
+                    yield error
+                else:
+                    yield self._answer(question.query, scored)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+    async def _score(self, adapter: str, query: DistributionQuery) -> CompletionLogps:
+        with self._admitted("distribution", adapter), self._failures_as_statuses():
+            [scored] = await self._within_deadline(
+                self._engine().score.remote(
+                    adapter,
+                    prompts=[query.prompt_ids],
+                    completions=[query.scored_ids],
+                    top_k=query.top_k,
+                    deadline_s=self.spec.deadline_s,
+                    priority=CLIENT,
+                    token_ids=None if query.asked_ids is None else [query.asked_ids],
                 )
-                scored.append(one)
-        trust = trust_of_run(self.run)
-        vocabulary = len(self._chat.tokenizer)
+            )
+            return scored
+
+    def _answer(self, query: DistributionQuery, scored: list[CompletionLogps]) -> dict[str, Any]:
+        trust, vocabulary = trust_of_run(self.run), len(self._chat.tokenizer)
         answers = [distribution_of(query, one, trust, self._token_text, vocabulary) for one in scored]
         return {"object": "proxy.distribution", **query.facts(), "results": answers}
+
+    async def _loaded_first(self, names: list[str]) -> list[str]:
+        switching = await self._switching() if len(names) > 1 else None
+        return sorted(names, key=lambda name: switching is None or name != switching.loaded)
+
+    async def _switching(self) -> Switching | None:
+        return await self._or_none(lambda: self._engine().switching.remote(), SWITCHING_WITHIN_S)
 
     async def ready(self) -> str:
         """The name of the adapter in the weights, after the engine has made one real token with it."""
@@ -168,14 +222,14 @@ class ProxyService:
 
     async def exposition(self) -> str:
         """Prometheus text: ours, and vLLM's where the engine is up."""
-        theirs = await self._or_none(lambda: self._engine().metrics.remote(), str, self.spec.ready_within_s)
+        theirs = await self._or_none(lambda: self._engine().metrics.remote(), self.spec.ready_within_s)
         return generate_latest(self.metrics.registry).decode() + (theirs or "")
 
-    async def _or_none(self, ask: Callable[[], Any], form: Callable[[Any], Answer], within_s: float) -> Answer | None:
+    async def _or_none(self, ask: Callable[[], Any], within_s: float) -> Any:
         """What the engine says of itself, None where it is not up."""
         try:
             async with asyncio.timeout(within_s):
-                return form(await ask())
+                return await ask()
         except (RayError, RayServeException, ProxykdError, TimeoutError):
             return None
 
@@ -213,6 +267,16 @@ class ProxyService:
                 param=param,
             )
 
+    def _question(self, body: DistributionBody | ApiError) -> Question | ApiError:
+        if isinstance(body, ApiError):
+            return body
+        names = body.adapters or [body.adapter or self.spec.default_adapter]
+        try:
+            cards = [self.adapter(name) for name in names]
+            return Question(list(dict.fromkeys(card.name for card in cards)), self._query(body))
+        except ApiError as error:
+            return error
+
     def _query(self, body: DistributionBody) -> DistributionQuery:
         try:
             if body.messages is not None:
@@ -225,13 +289,30 @@ class ProxyService:
                 completion = self._ids(body.completion)
         except ProxykdError as error:
             raise ApiError(400, str(error), param="messages") from error
-        query, vocabulary = DistributionQuery(prompt, completion, self._chat.stop_token_id), len(self._chat.tokenizer)
+        query = DistributionQuery(prompt, completion, self._chat.stop_token_id, body.top_k, body.token_ids)
         if not prompt:
             raise ApiError(400, "the prompt has no tokens", param="prompt")
         self._require_room(len(prompt), len(query.scored_ids), "completion")
-        if (largest := max([*prompt, *completion])) >= vocabulary:
-            raise ApiError(400, f"token id {largest} is outside the vocabulary of {vocabulary}", param="prompt")
+        self._require_known([*prompt, *completion], "prompt")
+        if (asked := body.token_ids) is not None:
+            if len(asked) != len(query.scored_ids):
+                raise ApiError(
+                    400,
+                    f"token_ids has {len(asked)} lists, and the completion has {len(completion)} tokens; give one list "
+                    "for each of them, or without a completion a single one for the next token",
+                    param="token_ids",
+                )
+            self._require_known([i for ids in asked for i in ids], "token_ids")
         return query
+
+    def _require_known(self, token_ids: list[int], param: str) -> None:
+        vocabulary = len(self._chat.tokenizer)
+        if (largest := max(token_ids, default=0)) >= vocabulary:
+            raise ApiError(
+                400,
+                f"token id {largest} is outside the vocabulary of {vocabulary}: give 0 to {vocabulary - 1}",
+                param=param,
+            )
 
     def _ids(self, text: str | list[int] | None) -> list[int]:
         if text is None or isinstance(text, list):
@@ -313,6 +394,14 @@ class ProxyService:
         except ProxykdError as error:  # such as an adapter whose files are not what its manifest says
             kind = type(getattr(error, "cause", error)).__name__
             raise ApiError(503, f"the adapter cannot be taken up ({kind}); the engine's log says why") from error
+
+
+@dataclass(frozen=True)
+class Question:
+    """What several adapters, by their whole names, are asked."""
+
+    adapters: list[str]
+    query: DistributionQuery
 
 
 @dataclass

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 TOP_K = 20
 """vLLM's max_logprobs."""
 CHOICES = 16
+IDS_AT_A_TOKEN = 128
+"""vLLM's MAX_LOGPROB_TOKEN_IDS."""
 INT64 = 2**63
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -156,6 +158,9 @@ class DistributionBody(Body):
         None, description="Text after `messages` gets the stop token, as in training; token ids are taken as they are."
     )
     top_k: int = Field(10, ge=1, le=TOP_K)
+    token_ids: list[Annotated[list[TokenId], Field(max_length=IDS_AT_A_TOKEN)]] | None = Field(
+        None, description="Ids whose log-probs are asked for: a list for each completion token, or one for the next."
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> DistributionBody:

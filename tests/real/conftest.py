@@ -9,7 +9,7 @@ import pytest
 
 from actors.cluster.http_options import HttpOptions
 from actors.data.engine_shards import EngineCall
-from actors.engine.app_names import proxy_app
+from actors.engine.app_names import proxy_app, rest_app
 from actors.hosting import local_cluster
 from proxykd.models.loading import initialise
 from proxykd.runs.storage import RunDirectory, write_json
@@ -73,3 +73,13 @@ def engine(request: pytest.FixtureRequest, run_with_adapters: RunDirectory, depl
         lambda directory: EngineCall(proxy_app(spec.prefix), spec.adapter_name(directory), 120.0),
     )
     deployer.stop(proxy_app(spec.prefix))
+
+
+@pytest.fixture(scope="module")
+def url(deployer, run_with_adapters: RunDirectory) -> Iterator[str]:
+    """Where the REST front answers for that run."""
+    from services.rest.proxy_service import ServiceSpec
+
+    run = run_with_adapters
+    yield deployer.deploy_rest(ServiceSpec.of_run(run, run.config(), HttpOptions(), beside_run=False))
+    deployer.stop(rest_app(run.id))

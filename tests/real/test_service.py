@@ -26,12 +26,11 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
-from actors.engine.app_names import rest_app
+from actors.engine.proxy_engine import LIKELIEST
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
-from services.rest.proxy_service import ServiceSpec
 from tests.browser import chromium, watched_page
 from tests.ray_nodes import wait_for
 from tests.small_run import make_adapter
@@ -39,16 +38,6 @@ from tests.small_run import make_adapter
 PROMPT, COMPLETION = [40, 41, 42], [70, 80, 90, 2]
 CHAT = [{"role": "user", "content": "the red dog?"}]
 PROMOTIONS, REQUESTS, AT_ONCE = 10, 1000, 48
-
-
-@pytest.fixture(scope="module")
-def url(deployer, run_with_adapters):
-    from actors.cluster.http_options import HttpOptions
-
-    run = run_with_adapters
-    spec = ServiceSpec.of_run(run, run.config(), HttpOptions(), beside_run=False)
-    yield deployer.deploy_rest(spec)
-    deployer.stop(rest_app(run.id))
 
 
 @pytest.fixture
@@ -89,6 +78,7 @@ class Truth:
 
     def dense(self, directory):
         """[T, V] log-probs in float64."""
+        self.scores(directory)
         proxy = self._known[directory][1]
         return proxy.head().logits(proxy.hidden(collate([PROMPT], [COMPLETION]))).double().log_softmax(-1)
 
@@ -132,6 +122,27 @@ def test_echo_gives_the_trainers_log_probs_under_every_adapter(client, engine, t
         assert logprobs.token_logprobs[0] is None
         assert all(logprobs.top_logprobs[1:])
         assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (0, 7)
+
+
+def test_ids_that_a_student_picked_have_the_trainers_log_probs_however_unlikely_they_are(http, engine, truth):
+    """The tiny vocabulary has 320 ids, of which one pass tells the 256 likeliest: the others are drawn for."""
+    run, spec, _ = engine
+    vocabulary = len(load_tokenizer(run.models / "proxy"))
+    picked = [[7], list(range(0, vocabulary, 3)), [], [vocabulary - 1, 70, vocabulary - 1]]
+    body = {"prompt": PROMPT, "completion": COMPLETION, "token_ids": picked, "top_k": 3}
+    answer = http.post("/v1/proxy/distribution", json=body | {"adapters": list(NAMES)}).json()
+    for name, result in zip(NAMES, answer["results"], strict=True):
+        directory = directory_of(run, name)
+        assert result["adapter"] == spec.adapter_name(directory)
+        dense_TV = truth.dense(directory)
+        for token, ids, logps_V in zip(result["tokens"], picked, dense_TV, strict=True):
+            assert np.allclose(token["asked"], logps_V[ids].numpy(), atol=2e-3)
+            assert len(token["top"]) == 3
+            ranks = (logps_V[:, None] > logps_V[ids][None]).sum(0)
+            assert len(ids) < 10 or ranks.max() > LIKELIEST
+    body = {"prompt": PROMPT, "token_ids": [[5, 300]], "adapter": "r02"}
+    [result] = http.post("/v1/proxy/distribution", json=body).json()["results"]
+    assert np.allclose(result["next_token"]["asked"], truth.dense(directory_of(run, "r02"))[0, [5, 300]], atol=2e-3)
 
 
 def test_seeds_repeat_streams_agree_and_n_gives_n(client):

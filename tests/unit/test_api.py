@@ -58,7 +58,10 @@ class FakeEngine:
         top = np.log(np.tile([0.5, 0.2, 0.1][:k], (len(ids), 1)))
         tail = np.log1p(-np.exp(top).sum(1))
         ranks = np.arange(1, len(ids) + 1)
-        return [CompletionLogps(np.full(len(ids), -2.0), np.tile([4, 5, 6][:k], (len(ids), 1)), top, tail, name, ranks)]
+        [picked] = request["token_ids"] or [None]
+        asked = picked and [[-float(i) for i in at] for at in picked]
+        likeliest = np.tile([4, 5, 6][:k], (len(ids), 1))
+        return [CompletionLogps(np.full(len(ids), -2.0), likeliest, top, tail, name, ranks, asked)]
 
     def remote(self, name, **request):
         return self._answer(name, **request)
@@ -150,6 +153,40 @@ def test_without_a_completion_the_next_token_is_told(front):
     assert one["sequence"] is None
     assert len(one["next_token"]["top"]) == 3
     assert "rank" not in one["next_token"]
+
+
+def test_ids_that_a_student_picked_are_told_in_the_order_that_they_were_asked_in(front):
+    client, _, _ = front
+    http = client()
+    told = http.post("/v1/proxy/distribution", json=QUESTION | {"token_ids": [[9, 3, 9], [], [1]]}).json()["results"][0]
+    assert [token["asked"] for token in told["tokens"]] == [[-9.0, -3.0, -9.0], [], [-1.0]]
+    next_one = http.post("/v1/proxy/distribution", json={"prompt": [1, 5], "token_ids": [[8, 2]]}).json()["results"][0]
+    assert next_one["next_token"]["asked"] == [-8.0, -2.0]
+    assert "asked" not in http.post("/v1/proxy/distribution", json=QUESTION).json()["results"][0]["tokens"][0]
+
+
+def test_several_adapters_are_asked_one_after_the_other_and_the_loaded_one_first(front):
+    """However the lines mix them: with merged weights each change of adapter is a switch of seconds."""
+    client, engine, run = front
+    warmup, r01 = sorted(path.name for path in run.adapters.iterdir())[::-1]
+    engine.switching = Told(engine, Switching("merged", True, f"{run.id}-{r01}", 4.5))
+    lines = [{"adapters": ["base", "r01"]}, {"adapter": "warmup"}, {"adapters": ["r01", "base"]}, {"adapter": "r01"}]
+    answer = client().post(
+        "/v1/proxy/distribution",
+        content="\n".join(json.dumps(QUESTION | line) for line in lines),
+        headers={"content-type": "application/x-ndjson"},
+    )
+    assert engine.asked == [f"{run.id}-{name}" for name in (r01, r01, r01, "base", "base", warmup)]
+    told = [[one["adapter"] for one in json.loads(line)["results"]] for line in answer.text.splitlines()]
+    assert told == [[f"{run.id}-{n}" for n in names] for names in (["base", r01], [warmup], [r01, "base"], [r01])]
+
+
+def test_who_takes_the_first_model_for_the_served_one_is_right(front):
+    client, _, run = front
+    first = client(default_adapter="r01").get("/v1/models").json()["data"][0]
+    assert "r01" in first["aliases"]
+    assert client().get("/v1/models").json()["data"][0]["id"] == f"{run.id}-base"
+    assert client().get("/health").status_code == 200
 
 
 def test_lines_are_answered_in_order_each_error_by_itself(front):
@@ -331,7 +368,21 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
         ("chat/completions", {"messages": [{"role": "root", "content": "x"}]}, "messages"),
         ("proxy/distribution", QUESTION | {"top_k": 10**6}, "top_k"),
         ("proxy/distribution", QUESTION | {"messages": CHAT["messages"]}, "either"),
-        ("proxy/distribution", QUESTION | {"prompt": [319_000]}, "vocabulary"),
+        ("proxy/distribution", QUESTION | {"prompt": [319_000]}, "vocabulary of 320: give 0 to 319"),
+        (
+            "proxy/distribution",
+            QUESTION | {"token_ids": [[1], [320], []]},
+            "token id 320 is outside the vocabulary of 320",
+        ),
+        ("proxy/distribution", QUESTION | {"token_ids": [[1], [-1], []]}, "token_ids.1.0: Input should be greater"),
+        (
+            "proxy/distribution",
+            QUESTION | {"token_ids": [[1], [2]]},
+            "token_ids has 2 lists, and the completion has 3 t",
+        ),
+        ("proxy/distribution", QUESTION | {"token_ids": [[1] * 129, [], []]}, "token_ids.0: at most 128, got 129"),
+        ("proxy/distribution", QUESTION | {"token_ids": [1, 2, 3]}, "token_ids.0: Input should be a valid list"),
+        ("proxy/distribution", {"prompt": [1], "token_ids": [[1], [2]]}, "a single one for the next token"),
         ("proxy/distribution", QUESTION | {"prompt": [1] * 30}, "have at most 20 together"),
         ("completions", {"prompt": [1] * 20}, "the prompt has 20 tokens, and prompt and completion have at most 20"),
         ("completions", {"prompt": ["x", "x " * 30]}, "shorten it to 19"),
