@@ -7,8 +7,6 @@ log-probs of a completion's tokens with the top-K and the tail's mass.
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -18,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine.adapter_slot import AdapterSlot
+from actors.engine.merged_checkpoints import MergedCheckpoints
 from actors.engine.prompt_logprobs import completion_logps, told_logps
 from actors.engine.sleeping import Door
 from proxykd.config import LORA_SLOTS, RunConfig, lora_slot_rank
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError
-from proxykd.models.loading import merge_adapter
 from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import UnknownAdapterError, adapter_name
 from proxykd.runs.storage import RunDirectory, fetch, location, verify_directory
@@ -125,9 +123,10 @@ class ProxyEngine:
         self._spec = spec
         self._base = local_model(location(spec.model))
         self.client = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(spec, self._base)))
+        self._checkpoints = MergedCheckpoints(self._base, spec.dtype)
         merged = spec.mode == "merged"
         self._slot: AdapterSlot[Any] = AdapterSlot(
-            self._merge if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
+            self._merged if merged else _nothing, self._load if merged else _nothing, spec.adapter_name(None)
         )
         self._door = Door()
         self._loras: dict[str, Any] = {}
@@ -255,6 +254,11 @@ class ProxyEngine:
 
     def shutdown(self) -> None:
         self.client.shutdown()
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        """What it keeps on this machine's disk."""
+        self._checkpoints.close()
 
     @asynccontextmanager
     async def answering_as(self, adapter: str, priority: int) -> AsyncIterator[Any]:
@@ -297,17 +301,10 @@ class ProxyEngine:
             raise UnknownAdapterError(f"unknown adapter {adapter!r}; known: {', '.join(sorted(known))}")
         return known[adapter]
 
-    async def _merge(self, adapter: str) -> Path:
-        """Writes base + adapter as a checkpoint to load; the base is one already."""
+    async def _merged(self, adapter: str) -> Path:
+        """Base + adapter as a checkpoint to load; the base is one already."""
         directory = self._directory(adapter)
-        if directory is None:
-            return self._base
-        scratch = Path(tempfile.mkdtemp(prefix="proxykd-merged-"))
-        try:
-            return await asyncio.to_thread(merge_adapter, self._base, directory, scratch / "model", self._spec.dtype)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+        return self._base if directory is None else await asyncio.to_thread(self._checkpoints.of, directory)
 
     async def _load(self, checkpoint: Path) -> None:
         """Puts a checkpoint in place of the weights, without a restart. The slot has drained the requests."""
@@ -315,9 +312,10 @@ class ProxyEngine:
             await self.client.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint)})
             if not await self.client.reset_prefix_cache():
                 raise EngineError("the engine kept cached prompts of the adapter before")
-        finally:
+        except BaseException:
             if checkpoint != self._base:
-                shutil.rmtree(checkpoint.parent, ignore_errors=True)
+                self._checkpoints.drop(checkpoint)
+            raise
 
     async def _lora_request(self, adapter: str, directory: Path) -> Any:
         from vllm.lora.request import LoRARequest

@@ -253,29 +253,37 @@ def save_adapter(model: Any, state: dict[str, Tensor], parent: Path, prefix: str
 
 
 def merge_adapter(base: Path, adapter: Path | None, target: Path, dtype: str) -> Path:
-    """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast.
-
-    Tensor by tensor, in the base's own files: the process needs memory for a few of the largest tensors. A mixture of
-    experts that are fused when they are loaded is merged in memory, all of it.
-    """
+    """Publishes base + adapter as an ordinary checkpoint, as `write_adapted` writes it; nothing where it is there."""
     if (target / READY).exists():
         return target
 
     def build(directory: Path) -> dict[str, Any]:
-        local = None if adapter is None else fetch(adapter)
-        if local is not None:
-            verify_directory(local)
-        folder = local_model(base)
-        if not write_merged(folder, local, directory, DTYPES[dtype]):
-            from peft import PeftModel
-
-            merged = PeftModel.from_pretrained(read_model(folder, torch.float32), str(local)).merge_and_unload()
-            save_model(merged.to(DTYPES[dtype]), folder, directory)
+        write_adapted(base, adapter, directory, dtype)
         return {"base": str(base), "adapter": adapter.name if adapter else None}
 
     publish_directory(target, build)
-    gc.collect()
     return target
+
+
+def write_adapted(base: Path, adapter: Path | None, directory: Path, dtype: str) -> None:
+    """Writes base + adapter as an ordinary checkpoint. Merged in float32 (bfloat16 drops small deltas), then cast.
+
+    Tensor by tensor, in the base's own files: the process needs memory for a few of the largest tensors. A mixture of
+    experts that are fused when they are loaded is merged in memory, all of it.
+
+    Raises:
+        IntegrityError: the adapter is not what its manifest says, or does not fit the base.
+    """
+    local = None if adapter is None else fetch(adapter)
+    if local is not None:
+        verify_directory(local)
+    folder = local_model(base)
+    if not write_merged(folder, local, directory, DTYPES[dtype]):
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(read_model(folder, torch.float32), str(local)).merge_and_unload()
+        save_model(merged.to(DTYPES[dtype]), folder, directory)
+    gc.collect()
 
 
 def save_model(model: Any, base: Path, directory: Path, state: dict[str, Tensor] | None = None) -> None:

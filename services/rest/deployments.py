@@ -81,6 +81,9 @@ class ProxyReplica:
     async def check_health(self) -> None:
         await self._engine.check_health()
 
+    def __del__(self) -> None:  # Serve calls it when it stops a replica
+        self._engine.remove_files()
+
 
 class Rest:
     """The REST front: no weights, so that it answers with a status while the engine is away."""
