@@ -1,10 +1,12 @@
 """What the proxy's service costs: the bare engine, the deployment's handle and REST side by side, and under load.
 
     python benchmarks/service.py RUN [--rows 48] [--tokens 48] [--repeats 3] [--clients 64] [--seconds 60]
-        [--parts compare,round,load]
+        [--parts compare,round,load,switch,adapters,idle,first]
 
 RUN is a finished run, such as the quickstart's. Bare engine, handle and REST answer the same requests in turn, several
-times; the figure is the median. Then the run's own sampling with and without 16 querying clients, and a crowd.
+times; the figure is the median. Then the run's own sampling with and without 16 querying clients, and a crowd; what a
+switch of adapters takes, first and again; a crowd over one, two and all adapters; answers beside 1,000 connections that
+nobody uses; and the time to a stream's first token.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from actors.hosting import local_cluster
@@ -30,6 +34,13 @@ from proxykd.runs.storage import RunDirectory
 
 PORT = 8765
 QUERYING = 16
+OVER_ADAPTERS = 12
+ADAPTERS = 3
+"""At most, the latest."""
+IDLE = 1000
+ANSWERS = 20
+ENGINE_PARTS = {"compare", "round"}
+"""The parts that need the run's records."""
 
 
 class Workload:
@@ -92,13 +103,22 @@ async def compare(workload, engine, handle, http, adapter, repeats):
         )
 
 
-async def crowd(http, adapter, clients, until, found):
-    """`clients` clients asking for 16 tokens, over and over, until `until` is set or its time has come."""
+async def crowd(http, adapters, clients, until, found):
+    """`clients` clients asking for 16 tokens, over and over, until `until` is set or its time has come; each asks
+    another of the adapters every time."""
 
     async def client(index):
-        while not until():
+        for turn in count(index):
+            if until():
+                return
             began = time.perf_counter()
-            body = {"model": adapter, "prompt": "The sky is", "max_tokens": 16, "temperature": 1.0, "seed": index}
+            body = {
+                "model": adapters[turn % len(adapters)],
+                "prompt": "The sky is",
+                "max_tokens": 16,
+                "temperature": 1.0,
+                "seed": index,
+            }
             answer = await http.post("/v1/completions", json=body)
             tokens = answer.json()["usage"]["completion_tokens"] if answer.status_code == 200 else 0
             found.append((answer.status_code, time.perf_counter() - began, tokens))
@@ -115,7 +135,7 @@ async def round_under_clients(workload, handle, http, adapter):
     alone = await sample()
     done = asyncio.Event()
     found = []
-    clients = asyncio.create_task(crowd(http, adapter, QUERYING, done.is_set, found))
+    clients = asyncio.create_task(crowd(http, [adapter], QUERYING, done.is_set, found))
     await asyncio.sleep(3)
     beside = await sample()
     done.set()
@@ -131,13 +151,116 @@ async def load(http, adapter, clients, seconds):
         return sum(p.memory_info().rss for p in ours) / 2**20
 
     before, found, end = resident(), [], time.monotonic() + seconds
-    await crowd(http, adapter, clients, lambda: time.monotonic() > end, found)
+    await crowd(http, [adapter], clients, lambda: time.monotonic() > end, found)
     waits = sorted(wait for code, wait, _ in found if code == 200)
     print(
         f"{clients} clients for {seconds} s: {dict(Counter(code for code, _, _ in found))}, "
         f"p50 {waits[len(waits) // 2]:.2f} s, p95 {waits[int(len(waits) * 0.95)]:.2f} s, "
         f"{sum(t for _, _, t in found) / seconds:.0f} tokens/s; replicas' memory {before:.0f} -> {resident():.0f} MiB"
     )
+
+
+async def switches(http, handle, adapters):
+    """Seconds of each switch, as the engine counts them: to adapters that it has not seen, and back to each."""
+
+    async def to(adapter):
+        await asked(http, adapter)
+        return (await handle.switching.remote()).last_switch_s
+
+    first = [await to(adapter) for adapter in adapters]
+    again = [await to(adapter) for _ in range(3) for adapter in adapters]
+    print(f"a switch to each of {len(adapters)} adapters: {spread(first)} the first time, {spread(again)} again")
+
+
+async def over_adapters(http, adapters, seconds):
+    print(f"{OVER_ADAPTERS} clients for {seconds} s, each asking 16 tokens of another adapter every time")
+    print("  adapters   tokens/s    p50 s    p95 s   statuses")
+    for number in sorted({1, 2, len(adapters)}):
+        found, end = [], time.monotonic() + seconds
+        await crowd(http, adapters[:number], OVER_ADAPTERS, partial(passed, end), found)
+        waits = [wait for code, wait, _ in found if code == 200]
+        took = time.monotonic() - end + seconds
+        statuses = dict(Counter(code for code, _, _ in found))
+        print(
+            f"  {number:8} {sum(t for _, _, t in found) / took:10.1f} {quantile(waits, 0.5):8.2f} "
+            f"{quantile(waits, 0.95):8.2f}   {statuses}"
+        )
+
+
+def passed(end):
+    return time.monotonic() > end
+
+
+async def beside_idle(http, adapter):
+    """Answers alone, and beside connections that have each had an answer and are kept alive."""
+
+    async def idle():
+        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        await reader.readuntil(b"}")
+        return reader, writer
+
+    async def row(name):
+        health = [await seconds_of(http.get("/healthz")) for _ in range(ANSWERS)]
+        token = [await seconds_of(asked(http, adapter)) for _ in range(ANSWERS)]
+        print(f"  {name:22} /healthz {spread(health, 1000)} ms   one token {spread(token, 1000)} ms")
+
+    print(f"answers beside idle connections, {ANSWERS} each")
+    await row("alone")
+    held = [await idle() for _ in range(IDLE)]
+    await row(f"beside {IDLE}")
+    open_still = sum(not reader.at_eof() for reader, _ in held)
+    for _, writer in held:
+        writer.close()
+    print(f"  of the {IDLE} were open to the end: {open_still}")
+
+
+async def first_tokens(http, adapter):
+    """Seconds from a request to the first token of its stream."""
+
+    async def one():
+        body = {"model": adapter, "prompt": "The sky is", "max_tokens": 16, "stream": True}
+        began = time.perf_counter()
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    first = time.perf_counter() - began
+                    break
+            async for _ in answer.aiter_bytes():
+                """To its end, as a reader would."""
+        return first
+
+    await one()
+    alone = [await one() for _ in range(ANSWERS)]
+    done, found = asyncio.Event(), []
+    clients = asyncio.create_task(crowd(http, [adapter], QUERYING, done.is_set, found))
+    await asyncio.sleep(3)
+    beside = [await one() for _ in range(ANSWERS)]
+    done.set()
+    await clients
+    print(
+        f"time to the first token: {spread(alone, 1000)} ms alone, {spread(beside, 1000)} ms beside {QUERYING} clients"
+    )
+
+
+async def asked(http, adapter):
+    body = {"model": adapter, "prompt": "The sky is", "max_tokens": 1}
+    (await http.post("/v1/completions", json=body)).raise_for_status()
+
+
+async def seconds_of(answer):
+    began = time.perf_counter()
+    await answer
+    return time.perf_counter() - began
+
+
+def quantile(values, share):
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+def spread(values, unit=1):
+    return f"{quantile(values, 0.5) * unit:.3g} (p95 {quantile(values, 0.95) * unit:.3g})"
 
 
 async def measure(run, deployer, arguments):
@@ -153,20 +276,30 @@ async def measure(run, deployer, arguments):
     url = await asyncio.to_thread(
         deployer.deploy_rest, ServiceSpec.of_run(run, config, HttpOptions(), beside_run=False)
     )
-    workload = Workload(run, arguments.rows, arguments.tokens) if arguments.parts != "load" else None
+    parts = arguments.parts.split(",")
+    workload = Workload(run, arguments.rows, arguments.tokens) if ENGINE_PARTS & set(parts) else None
+    adapters = [card.name for card in catalogue(run) if card.sha256][-ADAPTERS:]
     limits = httpx.Limits(max_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         print(
             f"{arguments.rows} requests of {arguments.tokens} tokens, {config.engine.adapters}, {config.engine.dtype}"
         )
-        if "compare" in arguments.parts:
+        if "compare" in parts:
             engine = ProxyEngine(spec)
             await compare(workload, engine, handle, http, adapter, arguments.repeats)
             engine.shutdown()
-        if "round" in arguments.parts:
+        if "round" in parts:
             await round_under_clients(workload, handle, http, adapter)
-        if "load" in arguments.parts:
+        if "load" in parts:
             await load(http, adapter, arguments.clients, arguments.seconds)
+        if "switch" in parts:
+            await switches(http, handle, adapters)
+        if "adapters" in parts:
+            await over_adapters(http, adapters, arguments.seconds)
+        if "idle" in parts:
+            await beside_idle(http, adapter)
+        if "first" in parts:
+            await first_tokens(http, adapter)
 
 
 def main() -> None:
@@ -174,7 +307,7 @@ def main() -> None:
     parser.add_argument("run")
     for name, default in (("rows", 48), ("tokens", 48), ("repeats", 3), ("clients", 64), ("seconds", 60)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--parts", default="compare,round,load", help="which to measure")
+    parser.add_argument("--parts", default="compare,round,load,switch,adapters,idle,first", help="which to measure")
     arguments = parser.parse_args()
     run = RunDirectory.open(arguments.run)
     resources = run.config().resources

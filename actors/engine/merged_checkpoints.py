@@ -15,8 +15,8 @@ from proxykd.runs.links import locked
 
 PREFIX = f"proxykd-merged-{os.getuid()}-"
 KEPT = 4
-"""At most, and only while memory and disk have room for two more: a checkpoint that does not stay in memory is read from
-the disk, which takes as long as merging."""
+"""At most, and only while memory and disk have room for two more: what the memory does not hold is read from disk, and
+that takes as long as merging."""
 
 
 class MergedCheckpoints:
