@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -315,6 +316,8 @@ def main() -> None:
     from actors.cluster.http_options import HttpOptions
     from services.rest.deployments import ServeDeployer, engine_environment
 
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * IDLE), hard))  # Ray's processes have it from here
     os.environ.update(engine_environment(resources))  # the bare engine gets what a replica gets
     with tempfile.TemporaryDirectory() as folder:
         cluster = local_cluster.start(Path(folder), resources.logical_cpus)
