@@ -224,11 +224,10 @@ async def first_tokens(http, adapter):
         began = time.perf_counter()
         async with http.stream("POST", "/v1/completions", json=body) as answer:
             answer.raise_for_status()
-            async for line in answer.aiter_lines():
-                if line.startswith("data: {"):
-                    first = time.perf_counter() - began
-                    break
-            async for _ in answer.aiter_bytes():
+            lines = answer.aiter_lines()
+            await anext(lines)
+            first = time.perf_counter() - began
+            async for _ in lines:
                 """To its end, as a reader would."""
         return first
 
@@ -316,8 +315,10 @@ def main() -> None:
     from actors.cluster.http_options import HttpOptions
     from services.rest.deployments import ServeDeployer, engine_environment
 
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8 * IDLE), hard))  # Ray's processes have it from here
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * IDLE)), hard)
+    )  # Ray's processes have it from here
     os.environ.update(engine_environment(resources))  # the bare engine gets what a replica gets
     with tempfile.TemporaryDirectory() as folder:
         cluster = local_cluster.start(Path(folder), resources.logical_cpus)

@@ -184,10 +184,11 @@ class ProxyService:
         finally:
             for task in tasks.values():
                 task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _score(self, adapter: str, query: DistributionQuery) -> CompletionLogps:
         with self._admitted("distribution", adapter), self._failures_as_statuses():
-            [scored] = await self._within_deadline(
+            scored: list[CompletionLogps] = await self._within_deadline(
                 self._engine().score.remote(
                     adapter,
                     prompts=[query.prompt_ids],
@@ -198,7 +199,7 @@ class ProxyService:
                     token_ids=None if query.asked_ids is None else [query.asked_ids],
                 )
             )
-            return scored
+            return scored[0]
 
     def _answer(self, query: DistributionQuery, scored: list[CompletionLogps]) -> dict[str, Any]:
         trust, vocabulary = trust_of_run(self.run), len(self._chat.tokenizer)
@@ -210,7 +211,8 @@ class ProxyService:
         return sorted(names, key=lambda name: switching is None or name != switching.loaded)
 
     async def _switching(self) -> Switching | None:
-        return await self._or_none(lambda: self._engine().switching.remote(), SWITCHING_WITHIN_S)
+        told: Switching | None = await self._or_none(lambda: self._engine().switching.remote(), SWITCHING_WITHIN_S)
+        return told
 
     async def ready(self) -> str:
         """The name of the adapter in the weights, after the engine has made one real token with it."""
