@@ -58,7 +58,7 @@ clean:
 	$(INSTALL) dev
 	@touch $@
 
-# What benchmarks/step.py is compared with.
+# What benchmarks/step.py is compared with, and what tests/real/test_trl.py has learn from the service.
 .venv/bench: .venv/cpu requirements/bench.lock
 	$(INSTALL) bench
 	@touch $@

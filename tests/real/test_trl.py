@@ -9,7 +9,7 @@ from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.text.tokenizer import load_tokenizer
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install --no-deps -r requirements/bench.lock")
+pytest.importorskip("trl", reason="TRL is not installed: make .venv/bench")
 
 WORDS = ("the red dog", "a small cat", "one old man", "my blue car")
 STEPS, BATCH = 40, 8
@@ -46,5 +46,7 @@ def test_trls_server_distillation_brings_its_student_nearer_to_the_aligned_proxy
     assert trainer.teacher_client.model.startswith(f"{run.id}-r02-")
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    after = distance(run, student)
+    print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}, true KL {before:.2f} -> {after:.2f} nats a token")
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    assert distance(run, student) < 0.8 * before
+    assert after < 0.8 * before
