@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
+from actors.engine.scratch_folders import claim
 from proxykd.models.loading import write_adapted
 from proxykd.planning.machine import available_memory_gib, free_gib, held_gib
-from proxykd.runs.links import locked
 
-PREFIX = f"proxykd-merged-{os.getuid()}-"
 KEPT = 4
 """At most, and only while memory and disk have room for two more: what the memory does not hold is read from disk, and
 that takes as long as merging."""
 
 
 class MergedCheckpoints:
-    """Of one engine, in a folder of its own. What a killed engine left is removed by the next one on its machine."""
+    """Of one engine, in a folder of its own."""
 
     def __init__(self, base: Path, dtype: str):
         self._base = base
@@ -28,12 +24,7 @@ class MergedCheckpoints:
         self._size_gib = held_gib(base)
         self._ready: dict[str, Path] = {}
         """By the adapter's directory, the one that was asked for last at the end."""
-        temporary = Path(tempfile.gettempdir())
-        with locked(temporary / PREFIX.rstrip("-")):
-            for left in temporary.glob(f"{PREFIX}*"):
-                _remove_unless_held(left)
-            self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-            _hold(self._folder)
+        self._folder = claim()
         self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         """Removes all of them; again, nothing."""
 
@@ -68,19 +59,3 @@ class MergedCheckpoints:
 
     def _room_gib(self) -> float:
         return min(available_memory_gib(), free_gib(self._folder))
-
-
-def _hold(folder: Path) -> None:
-    """Marks a folder as in use for as long as this process lives."""
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
-
-
-def _remove_unless_held(folder: Path) -> None:
-    seen = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(seen, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        """Its engine lives."""
-    finally:
-        os.close(seen)

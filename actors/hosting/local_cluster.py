@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from actors.cluster.launch import Launch
+from actors.engine.scratch_folders import remove_left
 from proxykd.errors import ResourceError
 from proxykd.runs.local_folder import local_folder
 from proxykd.runs.storage import cache_folder, read_json, write_json
@@ -86,6 +87,7 @@ class LocalCluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+        remove_left()  # what its engines had in the folder for temporary files
 
     def _processes(self) -> list[int]:
         """Every process of this cluster, engines included: all inherit its tag. Zombies have an empty environment."""

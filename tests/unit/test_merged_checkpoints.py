@@ -12,6 +12,8 @@ import pytest
 
 from actors.engine import merged_checkpoints
 from actors.engine.merged_checkpoints import KEPT, MergedCheckpoints
+from actors.engine.scratch_folders import claim
+from actors.hosting.local_cluster import LocalCluster
 from proxykd.errors import IntegrityError
 from proxykd.models.loading import initialise, merge_adapter
 from proxykd.runs.storage import RunDirectory
@@ -86,7 +88,8 @@ def test_an_adapter_that_is_not_what_its_manifest_says_leaves_nothing_behind(run
         assert files(scratch) == []
 
 
-def test_what_a_killed_engine_left_is_removed_by_the_next_one_and_a_living_ones_is_not(run, scratch):
+@pytest.mark.parametrize("end", [claim, LocalCluster("none", 0, "no-such-cluster").kill], ids=["next one", "cluster"])
+def test_what_a_killed_engine_left_is_removed_and_a_living_ones_is_not(run, scratch, end):
     adapter = sorted(run.adapters.iterdir())[0]
     code = """
 import sys
@@ -101,10 +104,10 @@ input()
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
     )
     line = engine.stdout.readline().strip()
-    MergedCheckpoints(run.models / "proxy", "float32")
+    end()
     assert files(scratch) == [adapter.name]
     engine.send_signal(signal.SIGKILL)
     engine.wait()
     assert line.endswith(adapter.name)
-    MergedCheckpoints(run.models / "proxy", "float32")
+    end()
     assert files(scratch) == []
