@@ -27,7 +27,8 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 PRE_TOKENIZERS = {
@@ -155,7 +156,8 @@ def _tensors(folder: Path, config: dict[str, Any], architecture: str) -> Iterato
 def by_pairs(weight: Tensor, heads: int) -> Tensor:
     """Rows [heads * d, H] in the order in which llama.cpp's Llama rotates them: neighbours 2i and 2i + 1, where
     transformers rotates i and i + d / 2."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+    by_heads: Tensor = weight.unflatten(0, (heads, 2, -1))
+    return by_heads.transpose(1, 2).reshape(weight.shape)
 
 
 def llama3_factors(rope: dict[str, Any], config: dict[str, Any]) -> Tensor:
@@ -164,7 +166,8 @@ def llama3_factors(rope: dict[str, Any], config: dict[str, Any]) -> Tensor:
     low, high, old = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
     wavelengths = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, head_dim, 2).double() / head_dim)
     smooth = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - smooth) / rope["factor"] + smooth)).float()
+    factors: Tensor = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors.float()
 
 
 def _stored(tensor: Tensor, weights: Weights) -> tuple[np.ndarray, Any]:

@@ -269,6 +269,18 @@ def evaluate(
 
 
 @main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--to", "form", required=True, metavar="FORMAT", help="safetensors, lora, gguf-f16 or gguf-q8_0.")
+@click.option("--sft", "by_sft", is_flag=True, help="The student by SFT, in place of the distilled one.")
+@click.option("--out", type=click.Path(file_okay=False), help="Default: export/<format>/ in the run.")
+def export(run_directory: str, form: str, by_sft: bool, out: str | None) -> None:
+    """Write RUN's student in another FORMAT, once it is shown to be the student still."""
+    from services.cli.export import export_student
+
+    export_student(run_directory, form, by_sft, out)
+
+
+@main.command()
 @click.argument("file", metavar="CONFIG", type=click.Path(dir_okay=False))
 @OVERRIDES
 @click.option("--device", help="A GPU by name (default a100-80g), or `this` for this machine's cores (CPU configs).")
