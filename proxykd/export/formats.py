@@ -17,7 +17,8 @@ from proxykd.export.llama_cpp import llama_cpp
 from proxykd.export.modelfile import modelfile
 from proxykd.export.parity import Parity, by_llama_cpp, by_transformers, compare, held_out, require_same_texts
 from proxykd.models.loading import read_model, save_model
-from proxykd.report.model_card import CARD, PROVENANCE
+from proxykd.report.model_card import CARD, PROVENANCE, write_cards
+from proxykd.report.report_model import read_report
 from proxykd.runs.storage import RunDirectory, fetch, publish_directory, read_json, verify_directory, write_json
 from proxykd.text.tokenizer import load_tokenizer
 
@@ -32,7 +33,7 @@ def export(run: RunDirectory, form: str, target: Path, by_sft: bool = False) -> 
     """Writes the run's student, or the one by SFT, into the folder `target`; one that is there is replaced.
 
     Raises:
-        RunError: the run has no such student.
+        RunError: the run has no such student, or has not finished.
         ModelError: the format does not know its family or tokenizer, or needs a package.
         GateError: what was made is not the student.
     """
@@ -40,14 +41,14 @@ def export(run: RunDirectory, form: str, target: Path, by_sft: bool = False) -> 
     if not (student / "manifest.json").exists():
         raise RunError(f"{run.id} has no {'student by SFT' if by_sft else 'student'} yet; resume the run first")
     verify_directory(student)
+    write_cards(run, read_report(run))
     found: list[Parity] = []
 
     def build(folder: Path) -> dict[str, Any]:
         found.append(_make(run, fetch(student), form, folder))
         write_json(folder / "parity.json", found[0].model_dump())
         for name in (CARD, PROVENANCE):
-            if (student / name).exists():
-                (folder / name).write_bytes((student / name).read_bytes())
+            (folder / name).write_bytes((student / name).read_bytes())
         return {"run": run.id, "format": form, "student": student.name}
 
     publish_directory(target, build)

@@ -273,11 +273,13 @@ def evaluate(
 @click.option("--to", "form", required=True, metavar="FORMAT", help="safetensors, lora, gguf-f16 or gguf-q8_0.")
 @click.option("--sft", "by_sft", is_flag=True, help="The student by SFT, in place of the distilled one.")
 @click.option("--out", type=click.Path(file_okay=False), help="Default: export/<format>/ in the run.")
-def export(run_directory: str, form: str, by_sft: bool, out: str | None) -> None:
+@click.option("--push", "repository", metavar="OWNER/NAME", help="Then upload it to the hub, by the token in HF_TOKEN.")
+@click.option("--public", is_flag=True, help="For all to see, where --push makes the repository.")
+def export(run_directory: str, form: str, by_sft: bool, out: str | None, repository: str | None, public: bool) -> None:
     """Write RUN's student in another FORMAT, once it is shown to be the student still."""
     from services.cli.export import export_student
 
-    export_student(run_directory, form, by_sft, out)
+    export_student(run_directory, form, by_sft, out, repository, public)
 
 
 @main.command()
