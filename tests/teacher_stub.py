@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -85,6 +86,10 @@ class Settings:
     key: str | None = None
     completion_tokens: int = 8
     logprobs: bool = False
+    judge: str = ""
+    """As a judge of two answers: `longer`, `shorter` and `first` name the answer that they prefer, `some` does as longer
+    and says nothing of a third of the comparisons, `refuses` declines; else words.
+    """
 
 
 class Limiter:
@@ -300,7 +305,8 @@ class Stub:
         model = settings.model
         if settings.model_after is not None and self.answered.total() > settings.model_after:
             model = "stub-2"
-        answer = shape(request, model, settings, text_of(request, settings.completion_tokens))
+        text = judged(request, settings.judge) or text_of(request, settings.completion_tokens)
+        answer = shape(request, model, settings, text)
         self.tokens += sum(answer["usage"].get(key, 0) for key in ("total_tokens", "input_tokens", "output_tokens"))
         if habit in ANSWERS or habit == "events":
             self.faults[habit] += 1
@@ -408,6 +414,19 @@ def identity(request: dict[str, Any]) -> str:
 def text_of(request: dict[str, Any], length: int) -> str:
     draw = random.Random(identity(request))
     return " ".join(draw.choice(WORDS) for _ in range(length))
+
+
+def judged(request: dict[str, Any], how: str) -> str:
+    """What a judge says of the two answers in a request."""
+    if how == "refuses":
+        return "I'm sorry, but I can't help with comparing these."
+    if not how or (how == "some" and int(identity(request), 16) % 3 == 0):
+        return ""
+    said = request["messages"][-1]["content"]
+    a, b = (re.findall(rf"<answer_{one}>\n(.*)\n</answer_{one}>", said, re.DOTALL)[0] for one in "ab")
+    more = (len(a) - len(b)) * (-1 if how == "shorter" else 1)
+    better = "A" if how == "first" or more > 0 else "tie" if more == 0 else "B"
+    return f"It says more.\n**Verdict: {better}**"
 
 
 def chat_completion(request: dict[str, Any], model: str, settings: Settings, text: str) -> dict[str, Any]:

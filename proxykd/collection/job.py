@@ -17,7 +17,7 @@ from proxykd.collection.providers import OnlineProvider, Provider
 from proxykd.collection.rate_limit import LocalRateLimit, RateLimit
 from proxykd.collection.requests import Request, requests_for
 from proxykd.collection.response_log import ResponseLog, read_log
-from proxykd.collection.screening import screen
+from proxykd.collection.screening import Screened, screen
 from proxykd.config import CollectConfig
 from proxykd.errors import ProxykdError, TeacherError
 from proxykd.runs.storage import write_json
@@ -60,17 +60,22 @@ class Collection:
     """The data set at `root` and the prompts that it is to answer."""
 
     def __init__(
-        self, root: str | Path, config: CollectConfig, prompts: list[Record], retry: frozenset[str] = frozenset()
+        self,
+        root: str | Path,
+        config: CollectConfig,
+        prompts: list[Record],
+        retry: frozenset[str] = frozenset(),
+        as_they_are: bool = False,
     ):
-        """Screens the prompts and reads what earlier attempts have left. What they put apart with a flag of `retry` is
-        missing again.
+        """Screens the prompts (unless they are all to be asked `as_they_are`) and reads what earlier attempts have
+        left. What they put apart with a flag of `retry` is missing again.
 
         Raises:
             CorpusError: a file of benchmark questions is absent.
         """
         self.config = config
         self.dataset = Dataset(root)
-        self.screened = screen(prompts, config.quality)
+        self.screened = Screened(prompts) if as_they_are else screen(prompts, config.quality)
         self.requests = requests_for(self.screened.prompts, config.teacher, config.seed)
         self.writer = ShardWriter(self.dataset, config, self.screened.flags)
         self._retry = retry

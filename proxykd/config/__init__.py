@@ -22,6 +22,7 @@ from proxykd.config.method import (
 from proxykd.config.reading import (
     apply_overrides,
     is_study,
+    load_certify_config,
     load_collect_config,
     load_config,
     read_yaml,
@@ -40,7 +41,7 @@ from proxykd.config.teacher import (
     QualityConfig,
     TeacherConfig,
 )
-from proxykd.config.whole import CollectConfig, RunConfig
+from proxykd.config.whole import CertifyConfig, CollectConfig, RunConfig
 
 __all__ = [
     "AZURE_DEPLOYMENT",
@@ -50,6 +51,7 @@ __all__ = [
     "USES",
     "AlignmentConfig",
     "BudgetConfig",
+    "CertifyConfig",
     "CollectConfig",
     "CollectionConfig",
     "CorpusConfig",
@@ -71,6 +73,7 @@ __all__ = [
     "Use",
     "apply_overrides",
     "is_study",
+    "load_certify_config",
     "load_collect_config",
     "load_config",
     "lora_slot_rank",

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from proxykd.config.sections import Section, section_of
-from proxykd.config.whole import LEFT_TO_THE_USER, CollectConfig, RunConfig
+from proxykd.config.whole import LEFT_TO_THE_USER, CertifyConfig, CollectConfig, RunConfig
 from proxykd.config.yaml_text import parse_yaml, read_text
 from proxykd.errors import ConfigError
 
-WORDS = (("system",), ("terms",), ("licence",))
+WORDS = (("system",), ("terms",), ("licence",), ("rubric",))
 """Keys whose texts are no paths, whatever they begin with."""
 Whole = TypeVar("Whole", bound=Section)
+Asking = TypeVar("Asking", bound=CollectConfig)
 
 
 def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> CollectConfig:
@@ -27,11 +28,20 @@ def load_collect_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Co
     Raises:
         ConfigError: as load_config.
     """
+    return _load_asking(CollectConfig, path, overrides)
+
+
+def load_certify_config(path: str | Path, overrides: tuple[str, ...] = ()) -> CertifyConfig:
+    """The same of CertifyConfig."""
+    return _load_asking(CertifyConfig, path, overrides)
+
+
+def _load_asking(kind: type[Asking], path: str | Path, overrides: tuple[str, ...]) -> Asking:
     raw = read_yaml(path)
     require_kind(raw, path, study=False)
     apply_overrides(raw, overrides)
-    others = RunConfig.model_fields.keys() - CollectConfig.model_fields.keys()
-    config = validated(CollectConfig, {key: value for key, value in raw.items() if key not in others}, str(path))
+    others = RunConfig.model_fields.keys() - kind.model_fields.keys()
+    config = validated(kind, {key: value for key, value in raw.items() if key not in others}, str(path))
     if config.teacher.local is not None:
         raise ConfigError("teacher.local is served within a run; use `proxykd run` with corpus.prompts for it")
     if config.teacher.base_url is None:

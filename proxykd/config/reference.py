@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from proxykd.config.sections import Section, section_of
-from proxykd.config.whole import WITHOUT_EFFECT, CollectConfig, RunConfig
+from proxykd.config.whole import WITHOUT_EFFECT, CertifyConfig, CollectConfig, RunConfig
 
 INTRO = """# Configuration
 
@@ -50,11 +50,12 @@ def configuration_page(study: type[Section]) -> str:
     first, *sections = [_section(place, titles) for place in run]
     without = ", ".join(f"`{name}`" for name in WITHOUT_EFFECT)
     parts = [INTRO.format(without=without), "## A run\n\n" + first, *sections]
-    for title, whole in (("## Collecting alone", CollectConfig), ("## A study", study)):
+    others: dict[str, type[Section]] = {"Collecting alone": CollectConfig, "A judge": CertifyConfig, "A study": study}
+    for title, whole in others.items():
         own = [place for place in _places(whole) if place.kind not in titles]
-        titles |= {place.kind: place.key for place in own}
+        titles |= {place.kind: place.key or title for place in own}
         bodies = [_section(place, titles) for place in own]
-        parts += [f"{title}\n\n{bodies[0]}", *bodies[1:]]
+        parts += [f"## {title}\n\n{bodies[0]}", *bodies[1:]]
     return "\n".join(parts)
 
 
@@ -110,7 +111,7 @@ def _cells(*cells: str) -> str:
 
 def _link(key: str) -> str:
     """To a section's heading, as GitHub names its anchor."""
-    return f"[{key}](#{key.lower().replace('.', '')})"
+    return f"[{key}](#{key.lower().replace('.', '').replace(' ', '-')})"
 
 
 def _flowing(text: str | None) -> str:

@@ -248,6 +248,17 @@ def check_asking(teacher: TeacherConfig, collection: CollectionConfig) -> None:
         )
 
 
+class JudgeConfig(Section):
+    """How answers are compared ([certify.md](certify.md))."""
+
+    rubric: str | None = None
+    """What the judge is to go by, in words that follow "You compare two answers to the same request." Unset, a rubric
+    that puts being correct first.
+    """
+    repeats: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the prompts whose first comparison is asked once more, to see how far the judge agrees with itself."""
+
+
 class QualityConfig(Section):
     """What of the teacher's text is left out. All is flagged and counted; what is dropped is kept apart."""
 

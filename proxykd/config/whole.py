@@ -22,7 +22,14 @@ from proxykd.config.method import (
     WhiteBoxConfig,
 )
 from proxykd.config.sections import ModelConfig, Section
-from proxykd.config.teacher import CollectionConfig, QualityConfig, TeacherConfig, check_asking, with_terms_in_place
+from proxykd.config.teacher import (
+    CollectionConfig,
+    JudgeConfig,
+    QualityConfig,
+    TeacherConfig,
+    check_asking,
+    with_terms_in_place,
+)
 from proxykd.config.teachings import TEACHINGS, Teaching
 
 WITHOUT_EFFECT = ("collection", "resources", "redis", "tracking", "card", "runs_dir")
@@ -286,3 +293,20 @@ class CollectConfig(Section):
     @classmethod
     def of_run(cls, run: RunConfig) -> Self:
         return cls(**{name: getattr(run, name) for name in cls.model_fields})
+
+
+class CertifyConfig(CollectConfig):
+    """What `proxykd certify --judge` takes: the judge is a teacher that is asked which of two answers is better. A
+    run's config is one too, with its teacher as the judge.
+    """
+
+    judge: JudgeConfig = JudgeConfig()
+
+    @model_validator(mode="after")
+    def _check_judge(self) -> Self:
+        if self.teacher.samples != 1:
+            raise ValueError(
+                f"teacher.samples is {self.teacher.samples}, but a judge is asked once a comparison; leave it out, and "
+                f"set judge.repeats for how often it is asked again"
+            )
+        return self

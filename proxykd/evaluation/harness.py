@@ -19,6 +19,7 @@ from proxykd.errors import BenchmarkError
 from proxykd.evaluation.answers import LETTERS, MAX_TOKENS, Question
 from proxykd.evaluation.benchmarks import Grade, graded
 from proxykd.text.chat import ChatFormat
+from proxykd.text.layouts import Message
 from proxykd.text.tokenizer import load_tokenizer
 
 GREEDY = {"do_sample": False, "temperature": 0.0}
@@ -32,6 +33,15 @@ HUB_TASKS = {
     "mmlu": "mmlu_generative",
 }
 """The harness' task, or group of tasks, that knows each benchmark's data set and split."""
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model went on with: after which prompt, as its template renders it, and what it said."""
+
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,21 @@ def _from_row(task: str, name: str, number: int, row: dict[str, Any]) -> Questio
 
 @contextlib.contextmanager
 def opened(answerer: Answerer) -> Iterator[Callable[[Sequence[Question]], list[Grade]]]:
-    """The model, ready to be asked; vLLM's processes are gone afterwards."""
+    """The model, ready to be asked questions, each with as many tokens as its kind of answer takes."""
+    with generating(answerer) as generate:
+
+        def ask(questions: Sequence[Question]) -> list[Grade]:
+            asked = [({"role": "user", "content": question.prompt},) for question in questions]
+            said = generate(asked, [MAX_TOKENS[question.kind] for question in questions])
+            return [graded(q, one.prompt, one.text) for q, one in zip(questions, said, strict=True)]
+
+        yield ask
+
+
+@contextlib.contextmanager
+def generating(answerer: Answerer) -> Iterator[Callable[[Sequence[Conversation], Sequence[int]], list[Generated]]]:
+    """The model, ready to go on with conversations, each by so many tokens at most; vLLM's processes are gone
+    afterwards."""
     from lm_eval.api.instance import Instance
 
     tokenizer = load_tokenizer(answerer.model, answerer.chat_template)
@@ -111,21 +135,18 @@ def opened(answerer: Answerer) -> Iterator[Callable[[Sequence[Question]], list[G
             {"pretrained": answerer.model, "tokenizer": folder, "dtype": answerer.dtype}, answerer
         ) as model:
 
-            def limit(question: Question) -> int:
-                return min(MAX_TOKENS[question.kind], answerer.max_length // 2)
-
-            def ask(questions: Sequence[Question]) -> list[Grade]:
-                prompts = [chat.prompt_ids([{"role": "user", "content": q.prompt}]) for q in questions]
+            def generate(conversations: Sequence[Conversation], max_tokens: Sequence[int]) -> list[Generated]:
+                prompts = [chat.prompt_ids(messages) for messages in conversations]
                 _encode_by_number(model, prompts)
+                limits = [min(most, answerer.max_length // 2) for most in max_tokens]
                 requests = [
-                    Instance("generate_until", {}, (str(i), {**GREEDY, "until": [stop], "max_gen_toks": limit(q)}), i)
-                    for i, q in enumerate(questions)
+                    Instance("generate_until", {}, (str(i), {**GREEDY, "until": [stop], "max_gen_toks": limit}), i)
+                    for i, limit in enumerate(limits)
                 ]
-                generations = model.generate_until(requests, disable_tqdm=True)
-                texts = map(tokenizer.decode, prompts)
-                return [graded(q, p, g) for q, p, g in zip(questions, texts, generations, strict=True)]
+                texts = model.generate_until(requests, disable_tqdm=True)
+                return [Generated(tokenizer.decode(ids), text) for ids, text in zip(prompts, texts, strict=True)]
 
-            yield ask
+            yield generate
 
 
 def _encode_by_number(model: Any, prompts: Sequence[list[int]]) -> None:

@@ -58,10 +58,11 @@ def student_t(share: float, degrees: int) -> float:
     return z + math.fsum(term / power for term, power in zip(terms, powers, strict=True))
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Returns Wilson's score interval of a share among `count` independent cases, one standard error to either side:
-    the shares q from which this one is no farther than sqrt(q (1 - q) / count). Unlike `share ± stderr` it is no point
-    where the share is 0 or 1."""
-    centre = (share + 1 / (2 * count)) / (1 + 1 / count)
-    half = math.sqrt(share * (1 - share) / count + 1 / (4 * count**2)) / (1 + 1 / count)
+def wilson(share: float, count: int, deviations: float = 1.0) -> tuple[float, float]:
+    """Returns Wilson's score interval of a share among `count` independent cases, so many standard errors to either
+    side: the shares q from which this one is no farther than deviations * sqrt(q (1 - q) / count). Unlike `share ±
+    stderr` it is no point where the share is 0 or 1."""
+    of = deviations**2 / count
+    centre = (share + of / 2) / (1 + of)
+    half = deviations * math.sqrt(share * (1 - share) / count + of / (4 * count)) / (1 + of)
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -507,6 +507,11 @@ class RunDirectory:
         return self.root / "report" / "report.json"
 
     @property
+    def certificate(self) -> Path:
+        """What `proxykd certify` was answered (proxykd/certification/)."""
+        return self.root / "certificate"
+
+    @property
     def events(self) -> Path:
         return self.root / "events"
 

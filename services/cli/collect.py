@@ -60,17 +60,27 @@ def collect(
         console.print(_estimate_table(estimate))
         return
     say_where_terms_go(config.teacher)
-    with (
-        _locked(collection.dataset.root),
-        _stoppable(console) as stop_requested,
-        _Display(console, estimate) as display,
-    ):
-        outcome = _collect(collection, options, display.show, stop_requested)
-        summary = collection.conclude(outcome)
+    outcome, summary = ask_missing(collection, options, console)
     console.print(_summary_table(summary))
     collection.require_whole(outcome)
     console.print(f"data set: {collection.dataset.root}", soft_wrap=True)
     console.print(f"use it:   proxykd run CONFIG --set corpus.path={out}", soft_wrap=True)
+
+
+def ask_missing(collection: Collection, options: WorkerOptions, console: Console) -> tuple[Outcome, Facts]:
+    """Sends what is missing of a data set that nobody else collects, with the progress on screen; returns how it ended,
+    and the summary.
+
+    Raises:
+        RunError: another process collects it.
+    """
+    with (
+        _locked(collection.dataset.root),
+        _stoppable(console) as stop_requested,
+        _Display(console, collection.estimate()) as display,
+    ):
+        outcome = _collect(collection, options, display.show, stop_requested)
+        return outcome, collection.conclude(outcome)
 
 
 def _collect(collection: Collection, options: WorkerOptions, show: Show, stop_requested: Callable[[], bool]) -> Outcome:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxykd import __version__
-from proxykd.errors import ProxykdError, RunError
+from proxykd.errors import ConfigError, ProxykdError, RunError
 
 if TYPE_CHECKING:
     from actors.cluster.http_options import HttpOptions
@@ -280,6 +280,59 @@ def export(run_directory: str, form: str, by_sft: bool, out: str | None, reposit
     from services.cli.export import export_student
 
     export_student(run_directory, form, by_sft, out, repository, public)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--prompts", metavar="FILE|DIR|hf:NAME", help="Held-out prompts of your own; default: the test slice.")
+@click.option("--judge", metavar="CONFIG", type=click.Path(dir_okay=False), help="Who compares the answers.")
+@OVERRIDES
+@click.option("--teacher", metavar="CONFIG", type=click.Path(dir_okay=False), help="Asks it; default: the run's own.")
+@click.option("--margin", type=click.FloatRange(0.005, 0.5), default=0.05, show_default=True)
+@click.option("--by", multiple=True, metavar="COLUMN", help="A verdict for each of its values.")
+@click.option("--gold", metavar="COLUMN", help="Right answers, or /regular expressions/, in a judge's place.")
+@click.option("--beside", metavar="NAMES", help="Of sft, proxy and base, by commas, or none; default: what RUN has.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts, drawn by their hash.")
+@click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the run's.")
+@click.option("--max-length", type=click.IntRange(min=16), help="Tokens of prompt and answer; default: by the run.")
+@click.option("--output", type=click.Path(file_okay=False), help="Default: certificate/ and report/ in RUN.")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
+def certify(
+    run_directory: str,
+    prompts: str | None,
+    judge: str | None,
+    overrides: tuple[str, ...],
+    teacher: str | None,
+    margin: float,
+    by: tuple[str, ...],
+    gold: str | None,
+    beside: str | None,
+    limit: int | None,
+    engine: str,
+    dtype: str | None,
+    max_length: int | None,
+    output: str | None,
+    dry_run: bool,
+) -> None:
+    """Say whether RUN's student can take over from its teacher, and for which prompts.
+
+    Blind comparisons by a judge, or gold answers; --set is for the judge's config. Nothing is asked twice.
+    """
+    from proxykd.certification.prompts import Columns
+    from proxykd.config import load_certify_config, load_collect_config
+    from services.cli.certify import Settings, certify_run
+
+    if overrides and judge is None:
+        raise ConfigError(f"--set {overrides[0]} is for the judge's config; name it with --judge")
+    names = None if beside is None else tuple(name.strip() for name in beside.split(",") if name.strip())
+    settings = Settings(prompts, Columns(by, gold), margin, limit, names, engine, dtype, max_length, output, dry_run)
+    certify_run(
+        run_directory,
+        settings,
+        judge=load_certify_config(judge, overrides) if judge else None,
+        teacher=load_collect_config(teacher) if teacher else None,
+    )
 
 
 @main.command()

@@ -14,13 +14,15 @@ from proxykd.models.loading import merge_adapter
 from proxykd.models.model_sources import resolve
 from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import BASE
-from proxykd.runs.storage import RunDirectory, fetch
+from proxykd.runs.storage import READY, RunDirectory, fetch
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.on_policy import student_stage
 from proxykd.stages.score import SCORE
 from proxykd.study.studies import StudyDirectory
 
 PROXY, STUDENT = "proxy", "student"
+SFT, START = "sft", "base"
+"""In certificates: the student beside the run's own by SFT on the same text, and the student's model as it began."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,25 @@ def of_run(run: RunDirectory, plain: Answerer, dtype: str | None) -> list[Subjec
         Subject(name, replace(answerer, model=str(fetch(path))), None, ((run, name),))
         for name, path in students.items()
     ]
+
+
+def of_certificate(run: RunDirectory, plain: Answerer, dtype: str | None) -> list[Subject]:
+    """The student first, then what the run has beside it: the student by SFT, the proxy, the student's model as it
+    began.
+
+    Raises:
+        BenchmarkError: no student yet.
+    """
+    found = {one.name: one for one in of_run(run, plain, dtype)}
+    student = found[STUDENT]
+    others = {SFT: run.sft_student} if (run.sft_student / READY).exists() else {}
+    subjects = [student, *(_like(student, name, fetch(path)) for name, path in others.items())]
+    subjects += [found[PROXY]] if PROXY in found else []
+    return [*subjects, _like(student, START, local_model(run.models / "student"))]
+
+
+def _like(student: Subject, name: str, model: Path) -> Subject:
+    return Subject(name, replace(student.answerer, model=str(model)))
 
 
 def of_study(study: StudyDirectory, plain: Answerer, dtype: str | None) -> list[Subject]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from proxykd.config import CollectConfig, RunConfig, Section, section_of
+from proxykd.config import CertifyConfig, CollectConfig, RunConfig, Section, section_of
 from proxykd.config.reference import configuration_page
 from proxykd.study.studies import StudyConfig
 from services.cli.main import main
@@ -21,7 +21,7 @@ def sections(kind: type[Section]) -> set[type[Section]]:
     return {kind}.union(*map(sections, inner))
 
 
-KINDS = set.union(*map(sections, (RunConfig, CollectConfig, StudyConfig)))
+KINDS = set.union(*map(sections, (RunConfig, CollectConfig, CertifyConfig, StudyConfig)))
 
 
 def test_the_page_is_what_make_docs_writes():

@@ -99,3 +99,11 @@ def test_wilsons_ends_are_one_standard_error_of_their_own_away(right, count):
         if 0.0 < end < 1.0 and not math.isclose(end, 1.0):
             assert abs(right / count - end) == pytest.approx(math.sqrt(end * (1 - end) / count))
     assert wilson(1.0, 24)[0] == pytest.approx(0.96)
+
+
+def test_wilson_by_the_roots_of_its_equation():
+    """Both ends are as many standard errors from the share as is asked, by their own."""
+    for share, count, deviations in ((0.3, 40, 1.0), (0.3, 40, 1.96), (1.0, 12, 1.96)):
+        for end in wilson(share, count, deviations):
+            if 0 < end < 1:
+                assert abs(share - end) == pytest.approx(deviations * math.sqrt(end * (1 - end) / count))

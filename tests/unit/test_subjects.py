@@ -11,7 +11,7 @@ from proxykd.stages.assist import ASSIST, AssistResult
 from proxykd.stages.distil import DISTIL
 from proxykd.stages.score import SCORE
 from proxykd.study.studies import StudyDirectory, validate_study
-from services.cli.subjects import of_run, of_study
+from services.cli.subjects import of_certificate, of_run, of_study
 from tests.small_run import run_config
 from tests.stage_results import distilled, fidelity, finish, labels, learned
 
@@ -97,3 +97,20 @@ def test_a_study_asks_each_proxy_once_for_all_arms_that_learned_from_it(tmp_path
         subject.reports[0][0].adapters / f"r02-of-seed-{seed}"
         for seed, subject in zip((1, 2), proxies[-2:], strict=True)
     }
+
+
+def test_a_certificate_asks_the_student_first_then_what_the_run_has_beside_it(run):
+    trained(run, "r02-abc", steps=(5,))
+    for folder in (run.models / "student", run.models / "proxy"):
+        folder.mkdir(parents=True)
+    base = ("base", str(run.models / "student"), None)
+    proxy = ("proxy", str(run.models / "proxy"), run.adapters / "r02-abc")
+    student = ("student", str(run.student), None)
+
+    def found():
+        return [(one.name, one.answerer.model, one.adapter) for one in of_certificate(run, PLAIN, None)]
+
+    assert found() == [student, proxy, base]
+    run.sft_student.mkdir()
+    (run.sft_student / "READY").touch()
+    assert found() == [student, ("sft", str(run.sft_student), None), proxy, base]

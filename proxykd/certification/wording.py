@@ -1,0 +1,75 @@
+"""What a certificate says in words, alike on a terminal and on its page."""
+
+from __future__ import annotations
+
+from proxykd.certification.certificate_model import Certificate, JudgeReport, LengthBias, Share, SliceVerdict, Tally
+from proxykd.certification.spending import Spent
+from proxykd.certification.verdicts import MOST_PROMPTS, Verdict
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """With its sign, the one minus of pages; nothing for None."""
+    return "" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def bounds(tally: Tally) -> str:
+    return "" if tally.low is None else f"{signed(tally.low)} to {signed(tally.high)}"
+
+
+def wanted(one: SliceVerdict) -> str:
+    """How many prompts more a slice needs."""
+    if one.verdict is not Verdict.UNDECIDED:
+        return ""
+    return f"more than {MOST_PROMPTS:,}" if one.more is None else f"{one.more:,}"
+
+
+def sentence(certificate: Certificate) -> str:
+    """The verdict over all prompts."""
+    one, margin = certificate.overall, certificate.margin
+    seen = f"over {one.student.prompts} prompts its net is {signed(one.student.net)} ({bounds(one.student)})"
+    if one.student.net is None:
+        seen = f"none of {one.student.prompts} prompts could be compared"
+    if one.verdict is Verdict.READY:
+        return f"READY: {seen}, no worse than the teacher by {margin:g} or more."
+    if one.verdict is Verdict.NOT_READY:
+        return f"NOT READY: {seen}, worse than the teacher by more than {margin:g}."
+    if one.more is None:
+        return f"NOT ENOUGH DATA: {seen}, so near to the margin of {margin:g} that no number of prompts would tell."
+    return f"NOT ENOUGH DATA: {seen}; about {one.more:,} prompts more would tell whether it is worse by {margin:g}."
+
+
+def judge_sentence(judge: JudgeReport) -> str:
+    """How far the judge agrees with itself, and what of it could not be read."""
+    parts = [f"judge {', '.join(judge.spent.models)}: {judge.comparisons} comparisons"]
+    if judge.swapped is not None:
+        parts.append(
+            f"{share(judge.swapped)} pairs alike in both orders (the first answer won both times in "
+            f"{judge.first_wins_both}, the second in {judge.second_wins_both})"
+        )
+    if judge.repeated is not None:
+        parts.append(f"{share(judge.repeated)} comparisons alike when asked again")
+    if judge.unread:
+        listed = ", ".join(f"{count} {reason}" for reason, count in judge.unread.items())
+        parts.append(f"{sum(judge.unread.values())} without a verdict ({listed}), which count as lost for `ready`")
+    return "; ".join([*parts, cost(judge.spent)])
+
+
+def length_sentence(length: LengthBias) -> str:
+    parts = [f"length: the student's answer is the longer one in {length.student_longer:.0%}"]
+    if length.longer_won is not None:
+        parts.append(f"the longer answer won {share(length.longer_won)} that were won")
+    if length.correlation is not None:
+        interval = f"{signed(length.low, 2)} to {signed(length.high, 2)}"
+        parts.append(f"correlation of net and log length ratio {signed(length.correlation, 2)} ({interval})")
+    return "; ".join(parts)
+
+
+def share(found: Share) -> str:
+    return f"{found.agree / found.count:.0%} of {found.count} ({found.low:.0%} to {found.high:.0%})"
+
+
+def cost(spent: Spent) -> str:
+    """What was paid, and what may have been for requests without an answer."""
+    tokens = f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out"
+    lost = spent.unanswered_cost_at_most
+    return f"{tokens}, {spent.cost:.4f} {spent.currency}" + (f" (and {lost:.4f} at most unanswered)" if lost else "")
