@@ -33,20 +33,22 @@ def start(address: str, launch: Launch) -> None:
         ResourceError: no cluster answers, or it cannot hold the run.
         RunError: the host process ended before it said so.
     """
+    read_end, write_end = os.pipe()  # its own: Ray prints to a driver's output as it sees fit
     host = subprocess.Popen(
-        [sys.executable, "-m", "actors.hosting.coordinator_host", address],
+        [sys.executable, "-m", "actors.hosting.coordinator_host", address, str(write_end)],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        pass_fds=(write_end,),
     )
+    os.close(write_end)
     assert host.stdin is not None
-    assert host.stdout is not None
     host.stdin.write(launch.to_json())
     host.stdin.close()
-    reply = host.stdout.readline()
-    host.stdout.close()
+    with os.fdopen(read_end) as told:
+        reply = told.readline()
     host.wait()
     if not reply:
         raise RunError(f"the process that starts the coordinator at {address} ended without a word; try again")
@@ -80,7 +82,8 @@ def _stay(spec: Launch) -> None:
             return
 
 
-def _hold(address: str) -> None:
+def _hold(address: str, reply: int) -> None:
+    """Tells how it began through the file descriptor `reply`, and stays as long as the coordinator."""
     # `ray job stop` and a dying driver take their children along; what init has adopted stays.
     if os.fork():
         os._exit(0)
@@ -92,10 +95,11 @@ def _hold(address: str) -> None:
         outcome = {"error": type(error).__name__, "message": str(error)}
     except Exception as error:
         outcome = {"error": RunError.__name__, "message": "".join(traceback.format_exception(error))}
-    print(json.dumps(outcome), flush=True)
+    with os.fdopen(reply, "w") as pipe:
+        pipe.write(json.dumps(outcome) + "\n")
     if not outcome:
         _stay(spec)
 
 
 if __name__ == "__main__":
-    _hold(sys.argv[1])
+    _hold(sys.argv[1], int(sys.argv[2]))
