@@ -27,7 +27,7 @@ from proxykd.evaluation.answers import Question
 from proxykd.evaluation.harness import Answerer, generating
 from proxykd.evaluation.task import prompts_of
 from proxykd.models.run_models import local_model
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.study.studies import StudyDirectory
 from proxykd.text.corpus import prompt_key
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.step_peaks import write_shape
 from proxykd.config import RunConfig, validate_config
 from proxykd.costs.memory_plan import engine_footprint, file_work_gib
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 CASES = tuple(product(("merged", "lora"), ("float32", "bfloat16")))
 MODEL = {

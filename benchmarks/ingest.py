@@ -25,7 +25,7 @@ from actors.data.spreading import OnRay
 from benchmarks.process_memory import Watched
 from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import write_corpus
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from tests.small_run import run_config
 from tests.tiny_model import WORDS, make_tokenizer
 

@@ -26,7 +26,7 @@ from proxykd.costs.memory_plan import trainer_footprint
 from proxykd.data.corpus_store import read_slice
 from proxykd.planning.machine import available_memory_gib
 from proxykd.planning.time_plan import estimate
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.table import finished_stages
 
 TOKENS = 512

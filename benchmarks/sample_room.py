@@ -24,7 +24,8 @@ from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.evaluation.fidelity import pair_token_logps, score_records
 from proxykd.models.loading import initialise, load_scorer, save_adapter
 from proxykd.models.parallel import Workers, full_state
-from proxykd.runs.storage import RunDirectory, read_json, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, write_json
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room
 from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, SftLoss

@@ -28,7 +28,7 @@ from benchmarks.ingest import write_text
 from benchmarks.llama import random_llama
 from benchmarks.process_memory import Watched
 from proxykd.models.architecture import Architecture
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.table import finished_stages
 from tests.tiny_model import make_tokenizer
 

@@ -31,7 +31,7 @@ import httpx
 import psutil
 
 from proxykd.data.corpus_store import read_slice
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 PORT = 8765
 QUERYING = 16

@@ -27,7 +27,8 @@ from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.runs.adapter_names import adapter_name
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory, location, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location, write_json
 from proxykd.text.corpus import Row
 from proxykd.training.sampling import Room, sample_completions
 from tests import tiny_model

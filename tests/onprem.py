@@ -27,7 +27,7 @@ import psutil
 import yaml
 
 from proxykd.runs.journal import replay
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from tests import tiny_model
 from tests.object_store import free_port
 from tests.ray_nodes import wait_for

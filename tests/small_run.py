@@ -8,7 +8,7 @@ from actors.engine.proxy_engine import EngineSpec
 from proxykd.config import RunConfig, validate_config
 from proxykd.models.loading import load_scorer, save_adapter
 from proxykd.models.parallel import full_state
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 
 def run_config(source: str, runs_dir: str, **sections: object) -> RunConfig:

@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import write_corpus
 from proxykd.models.loading import initialise
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.stage import Result
 from proxykd.text.corpus import Row
 from proxykd.training.worker import Worker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from proxykd.evaluation.measures import Fidelity, Histogram, MassShares, MeanKl, ValidationChange
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.distil import DistilResult
 from proxykd.stages.evaluate import EvaluationResult, ModelScores

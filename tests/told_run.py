@@ -20,7 +20,8 @@ from proxykd.evaluation.measures import Difference
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory, stage_key, write_json
+from proxykd.runs.run_directory import RunDirectory, stage_key
+from proxykd.runs.storage import write_json
 from proxykd.stages.align import RoundResult
 from proxykd.stages.corpus import CorpusResult
 from proxykd.stages.distil import DistilResult

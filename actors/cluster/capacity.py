@@ -16,7 +16,8 @@ from proxykd.config import RunConfig
 from proxykd.errors import ResourceError
 from proxykd.planning.machine import SHARED_MEMORY, available_memory_gib, free_gib, held_gib
 from proxykd.planning.requirements import Check, disk_needed, pool_demands, require, shared_memory_needed
-from proxykd.runs.storage import RunDirectory, is_remote, location
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import is_remote, location
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves cluster.yaml on the head node: the nodes that the autoscaler may add."""

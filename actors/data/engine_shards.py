@@ -26,7 +26,8 @@ from proxykd.data.pairs import write_pairs
 from proxykd.data.row_ranges import RowRange, read_ranges, require_there
 from proxykd.data.soft_labels import LabelSource
 from proxykd.errors import EngineError
-from proxykd.runs.storage import RunDirectory, unfinished
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import unfinished
 from proxykd.text.corpus import Row
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room

@@ -24,7 +24,8 @@ from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError
 from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import UnknownAdapterError, adapter_name
-from proxykd.runs.storage import RunDirectory, fetch, location, verify_directory
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import fetch, location, verify_directory
 
 GPU_STEP_TOKENS = 8192
 """Tokens of an engine's step on a GPU, prompts in chunks among them: vLLM's own default for throughput. The float32

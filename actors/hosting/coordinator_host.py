@@ -21,7 +21,7 @@ from typing import Any
 from actors.cluster.launch import NAMESPACE, Launch, actor_name
 from proxykd import errors
 from proxykd.errors import ProxykdError, ResourceError, RunError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 WATCH_S = 5.0
 

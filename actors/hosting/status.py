@@ -15,7 +15,7 @@ from actors.telemetry.live_state import Now, read_live
 from proxykd.config import RunConfig
 from proxykd.runs.journal import Entry, replay
 from proxykd.runs.json_model import JsonModel
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.table import finished_stages
 from proxykd.study.studies import StudyDirectory
 

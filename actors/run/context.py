@@ -26,7 +26,8 @@ from proxykd.errors import ProxykdError, RunError, StorageError
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory, delete, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import delete, read_json
 from proxykd.stages.stage import R, Result, Stage
 from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.sampling import Room

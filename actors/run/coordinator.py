@@ -34,7 +34,8 @@ from actors.telemetry.watchers import Watcher
 from proxykd.config import RunConfig
 from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError, StorageError
 from proxykd.runs.journal import Journal, replay
-from proxykd.runs.storage import RunDirectory, refusal
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import refusal
 
 
 class Coordinator:

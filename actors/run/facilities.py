@@ -19,7 +19,7 @@ from actors.training.training_runs import TrainRequest, train
 from proxykd.config import ModelConfig, ResourceConfig, RunConfig
 from proxykd.data.ingest import Spread
 from proxykd.models.loading import initialise
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 
 class Deployer(Protocol):

@@ -16,7 +16,8 @@ from proxykd.data.pairs import drawn_from, read_pairs
 from proxykd.data.round_records import growing_round, round_slice
 from proxykd.data.row_ranges import RowRange, parts, select
 from proxykd.runs.adapter_names import adapter_name
-from proxykd.runs.storage import RunDirectory, discard_shard, read_json, unfinished, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import discard_shard, read_json, unfinished, write_json
 from proxykd.training.loops.align import Parity
 
 

@@ -20,7 +20,8 @@ from actors.telemetry.event_types import SampledAhead, Warned
 from proxykd.config import RunConfig
 from proxykd.evaluation.promotion import decide
 from proxykd.evaluation.validation_scores import is_judged, validation_change
-from proxykd.runs.storage import RunDirectory, delete, unfinished, write_atomic
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import delete, unfinished, write_atomic
 
 POLL_S = 1.0
 

@@ -10,7 +10,7 @@ from actors.run.imports import imported
 from actors.telemetry.event_types import StageAdopted, StageFinished, StageStarted
 from proxykd.runs.checkpoints import Checkpoints
 from proxykd.runs.journal import Entry
-from proxykd.runs.storage import RunDirectory, stage_key
+from proxykd.runs.run_directory import RunDirectory, stage_key
 from proxykd.stages.stage import Finished, Made, R, Stage
 from proxykd.study.adoption import adopt_stage
 

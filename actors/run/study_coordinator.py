@@ -17,7 +17,7 @@ from actors.telemetry.events import EventLog
 from proxykd.config import RunConfig
 from proxykd.errors import RunStoppedError
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_page import write_study_report
 

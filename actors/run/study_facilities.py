@@ -27,7 +27,8 @@ from proxykd.errors import RunStoppedError
 from proxykd.models.loading import initialise
 from proxykd.models.run_models import voice
 from proxykd.runs.journal import replay
-from proxykd.runs.storage import READY, RunDirectory, location, sha256_file, stage_key
+from proxykd.runs.run_directory import RunDirectory, stage_key
+from proxykd.runs.storage import READY, location, sha256_file
 from proxykd.stages.table import stage_keys
 from proxykd.study.adoption import link_tree
 from proxykd.study.studies import StudyDirectory

@@ -14,7 +14,8 @@ from actors.telemetry.event_types import Event, LoggedEvent, Warned
 from actors.telemetry.live_state import History, LiveState, read_live
 from actors.telemetry.live_view import LiveView
 from actors.telemetry.watchers import Watcher, Watchers
-from proxykd.runs.storage import RunDirectory, delete, is_remote, write_atomic
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import delete, is_remote, write_atomic
 from proxykd.stages.stage import Finished
 
 PROGRESS_EVERY_S = 0.5

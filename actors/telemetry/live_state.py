@@ -10,7 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import PlainSerializer
 
 from proxykd.errors import IntegrityError
-from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json
 
 LOST_AFTER_S = 60.0
 

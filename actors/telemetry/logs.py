@@ -15,7 +15,8 @@ from typing import Any
 from actors.telemetry.event_types import LoggedEvent, RunFailed, StageStarted, Warned
 from actors.telemetry.live_state import LiveState
 from actors.telemetry.watchers import BaseWatcher
-from proxykd.runs.storage import RunDirectory, cache_folder, is_remote
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import cache_folder, is_remote
 
 Facts = dict[str, Any]
 PROGRESS_EVERY_S = 30.0

@@ -20,7 +20,7 @@ from actors.telemetry.live_state import LiveState
 from actors.telemetry.watchers import BaseWatcher
 from proxykd.evaluation.measures import Fidelity
 from proxykd.losses.trust import histogram_mean
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.distil import DistilResult
 from proxykd.stages.on_policy import OnPolicyResult

@@ -14,7 +14,8 @@ from actors.telemetry.live_state import LiveState
 from actors.telemetry.watchers import BaseWatcher, Watcher
 from proxykd.config import RunConfig
 from proxykd.runs.local_folder import local_folder
-from proxykd.runs.storage import RunDirectory, is_remote, stage_key, write_atomic
+from proxykd.runs.run_directory import RunDirectory, stage_key
+from proxykd.runs.storage import is_remote, write_atomic
 from proxykd.stages.stage import Finished
 
 FLUSH_S = 2

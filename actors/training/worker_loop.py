@@ -18,7 +18,8 @@ from actors.telemetry.logs import log_of
 from actors.telemetry.progress import Progress
 from proxykd.errors import ProxykdError, RunStoppedError
 from proxykd.models.parallel import Workers
-from proxykd.runs.storage import RunDirectory, location, refusal, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location, refusal, write_json
 from proxykd.stages.stage import Result
 from proxykd.training.worker import Worker
 

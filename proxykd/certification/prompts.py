@@ -16,7 +16,8 @@ from proxykd.data.corpus_store import slice_shards
 from proxykd.errors import BenchmarkError, ConfigError, CorpusError
 from proxykd.evaluation.answers import Question
 from proxykd.evaluation.task import prompts_of
-from proxykd.runs.storage import RunDirectory, read_table
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_table
 from proxykd.text.corpus import prompt_key
 from proxykd.text.layouts import Conversation, Message, read_conversation, split_thoughts, without_thoughts
 from proxykd.text.sources import BadRow, rows_of

@@ -17,7 +17,7 @@ from proxykd.collection.dataset import Dataset
 from proxykd.config import RunConfig
 from proxykd.data.corpus_store import committed_segments, manifest, write_segment
 from proxykd.data.ingest import Source, Spread
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.text.corpus import Reading, Record, records_of
 
 Facts = dict[str, Any]

@@ -15,8 +15,8 @@ from proxykd.data.ingest import Here, Progress, Source, Spread, begin, indexed, 
 from proxykd.data.row_ranges import RowRange, paths_of, read_ranges
 from proxykd.data.slices import require_training_records
 from proxykd.errors import CorpusError
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import (
-    RunDirectory,
     delete,
     read_json,
     unfinished,

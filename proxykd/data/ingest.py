@@ -24,7 +24,8 @@ from proxykd.data import corpus_blocks
 from proxykd.data.corpus_blocks import BlockWriter, Piece, gather, index_file, read_index, rows_file
 from proxykd.data.corpus_index import CorpusIndex
 from proxykd.errors import StorageError
-from proxykd.runs.storage import RunDirectory, delete, is_remote, location, read_json, scratch, unfinished, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import delete, is_remote, location, read_json, scratch, unfinished, write_json
 from proxykd.runs.table_shards import write_table_shard
 from proxykd.text import sources
 from proxykd.text.corpus import Reading

@@ -12,7 +12,8 @@ from proxykd.config import HELD_OUT, CorpusConfig, RunConfig
 from proxykd.data.corpus_store import slice_shards
 from proxykd.data.slices import training_order
 from proxykd.errors import CorpusError, TemplateError
-from proxykd.runs.storage import RunDirectory, read_table, verify_shard
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_table, verify_shard
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Record, Row, prompt_key, read_prompts, slice_of
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from proxykd.data.pairs import SIDES, read_pairs
 from proxykd.losses.trust import weights_among
-from proxykd.runs.storage import RunDirectory, read_table, shard_facts
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_table, shard_facts
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.corpus import Row
 

@@ -18,7 +18,8 @@ from proxykd.evaluation.answers import MAX_TOKENS, Question
 from proxykd.evaluation.benchmarks import Grade, question_file
 from proxykd.evaluation.promotion import ScoreChange
 from proxykd.evaluation.validation_scores import read_judged
-from proxykd.runs.storage import RunDirectory, location, read_table
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location, read_table
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import prompt_key

@@ -13,7 +13,8 @@ import pyarrow as pa
 from proxykd.errors import RunError
 from proxykd.evaluation.promotion import NllChange
 from proxykd.evaluation.standard_errors import ratio_of_sums
-from proxykd.runs.storage import RunDirectory, read_table, shard_facts, verify_shard
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_table, shard_facts, verify_shard
 from proxykd.runs.table_shards import write_table_shard
 
 if TYPE_CHECKING:  # torch comes with it

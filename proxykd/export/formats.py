@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from proxykd.errors import ModelError, RunError
+from proxykd.errors import ConfigError, ModelError, RunError
 from proxykd.export.gguf_file import Weights, write_gguf
 from proxykd.export.llama_cpp import llama_cpp
 from proxykd.export.modelfile import modelfile
@@ -19,7 +19,8 @@ from proxykd.export.parity import Parity, by_llama_cpp, by_transformers, compare
 from proxykd.models.loading import read_model, save_model
 from proxykd.report.model_card import CARD, PROVENANCE, write_cards
 from proxykd.report.report_model import read_report
-from proxykd.runs.storage import RunDirectory, fetch, publish_directory, read_json, verify_directory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import fetch, publish_directory, read_json, verify_directory, write_json
 from proxykd.text.tokenizer import load_tokenizer
 
 TOLERANCES = {"safetensors": 0.05, "lora": 0.05, "gguf-f16": 0.05, "gguf-q8_0": 0.15}
@@ -30,9 +31,10 @@ FORMATS = tuple(TOLERANCES)
 
 
 def export(run: RunDirectory, form: str, target: Path, by_sft: bool = False) -> Parity:
-    """Writes the run's student, or the one by SFT, into the folder `target`; one that is there is replaced.
+    """Writes the run's student, or the one by SFT, into the folder `target`; an export that is there is replaced.
 
     Raises:
+        ConfigError: `target` holds something that is no export.
         RunError: the run has no such student, or has not finished.
         ModelError: the format does not know its family or tokenizer, or needs a package.
         GateError: what was made is not the student.
@@ -40,6 +42,7 @@ def export(run: RunDirectory, form: str, target: Path, by_sft: bool = False) -> 
     student = run.sft_student if by_sft else run.student
     if not (student / "manifest.json").exists():
         raise RunError(f"{run.id} has no {'student by SFT' if by_sft else 'student'} yet; resume the run first")
+    _require_replaceable(target)
     verify_directory(student)
     write_cards(run, read_report(run))
     found: list[Parity] = []
@@ -53,6 +56,14 @@ def export(run: RunDirectory, form: str, target: Path, by_sft: bool = False) -> 
 
     publish_directory(target, build)
     return found[0]
+
+
+def _require_replaceable(target: Path) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    manifest = target / "manifest.json"
+    if not manifest.exists() or "format" not in read_json(manifest):
+        raise ConfigError(f"--out {target} is there and holds something else than an export; name another folder")
 
 
 def _make(run: RunDirectory, student: Path, form: str, folder: Path) -> Parity:
@@ -95,17 +106,18 @@ def _lora(run: RunDirectory, student: Path, form: str, folder: Path) -> Parity:
         raise ModelError(f"student.method is {config.method}: it has no adapter; export safetensors")
     if config.drop_layers:
         raise ModelError("student.drop_layers has cut its base, which nobody else has; export safetensors")
-    shutil.copyfile(run.adapters / name / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    settings = read_json(run.adapters / name / "adapter_config.json")
+    adapter, base = fetch(run.adapters / name), fetch(run.models / "student")
+    shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    settings = read_json(adapter / "adapter_config.json")
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": config.source}))
     rows = held_out(run)
     return compare(
         rows,
         by_transformers(student, rows),
-        by_transformers(run.models / "student", rows, adapter=folder),
+        by_transformers(base, rows, adapter=folder),
         loaded_by="transformers and peft",
         tolerance=TOLERANCES[form],
-        conversations=require_same_texts(load_tokenizer(student), _Texts(run.models / "student")),
+        conversations=require_same_texts(load_tokenizer(student), _Texts(base)),
     )
 
 

@@ -19,7 +19,7 @@ from proxykd.models.batching import collate
 from proxykd.models.loading import read_model
 from proxykd.models.scorer import CompletionScorer
 from proxykd.runs.json_model import JsonModel
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.text.corpus import Row
 from proxykd.text.tokenizer import load_tokenizer
 

@@ -12,7 +12,8 @@ from typing import Any
 from proxykd.losses.trust import Trust
 from proxykd.runs.adapter_names import BASE, UnknownAdapterError, adapter_name
 from proxykd.runs.file_versions import file_versions
-from proxykd.runs.storage import READY, RunDirectory, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import READY, read_json
 from proxykd.stages.align import ALIGN, RoundResult, in_force
 from proxykd.stages.score import SCORE
 from proxykd.stages.warmup import WARMUP

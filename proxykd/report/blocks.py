@@ -10,7 +10,7 @@ from pydantic import Field
 from proxykd.data.corpus_store import manifest
 from proxykd.evaluation.measures import Difference, Fidelity, LabelSizes, MassShares, MeanKl, TrustStatistics
 from proxykd.runs.json_model import JsonModel
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.align import RoundResult
 from proxykd.stages.answer import ANSWER, AnswerResult
 from proxykd.stages.distil import DistilResult

@@ -17,7 +17,8 @@ from proxykd.data.corpus_store import corpus_sha256
 from proxykd.evaluation.measures import Fidelity, MeanKl
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.report.report_model import RunReport
-from proxykd.runs.storage import RunDirectory, read_json, sha256_file, write_atomic, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, sha256_file, write_atomic, write_json
 from proxykd.stages.trained import TrainedResult
 
 CARD, PROVENANCE = "README.md", "provenance.json"
@@ -99,8 +100,8 @@ def _what(config: RunConfig, report: RunReport, by_sft: bool) -> str:
         else "the teacher's text and the soft labels of an open proxy that was aligned with it"
     )
     return (
-        f"{_name(student.source)}{cut}, taught by {taught}. It imitates {config.teacher.model} on prompts like those "
-        f"of its corpus: {report.corpus.records:,} records, {report.corpus.tokens:,} tokens of answers."
+        f"{source_name(student.source)}{cut}, taught by {taught}. It imitates {config.teacher.model} on prompts like "
+        f"those of its corpus: {report.corpus.records:,} records, {report.corpus.tokens:,} tokens of answers."
     )
 
 
@@ -131,7 +132,7 @@ def _by_distillation(config: RunConfig, report: RunReport) -> str:
         kept = sum(one.decision == "promote" for one in report.rounds)
         how = "with" if config.alignment.preference else "without"
         rounds = f"; rounds {how} preference: {len(report.rounds)}, kept: {kept}" if report.rounds else ""
-        steps.append(f"The proxy, {_name(config.proxy.source)}, learned the teacher's text (SFT){rounds}.")
+        steps.append(f"The proxy, {source_name(config.proxy.source)}, learned the teacher's text (SFT){rounds}.")
     if labels is not None:
         each = "likeliest tokens" if labels.method == "top_k" else "draws"
         steps.append(f"It labelled {labels.tokens:,} tokens with its {labels.k} {each} each.")
@@ -207,7 +208,7 @@ def _with_error(value: float, stderr: float | None) -> str:
     return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
 
 
-def _name(source: str) -> str:
+def source_name(source: str) -> str:
     """Of a folder its last part alone: where it lies is nobody's business."""
     return source if _on_hub(source) or source.startswith("package:") else f"`{Path(source).name}`"
 

@@ -26,7 +26,7 @@ from proxykd.report.overview_model import (
 )
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import Entry, replay
-from proxykd.runs.storage import RunDirectory, stage_key
+from proxykd.runs.run_directory import RunDirectory, stage_key
 from proxykd.stages.align import ALIGN, RoundResult
 from proxykd.stages.corpus import CORPUS
 from proxykd.stages.distil import DISTIL

@@ -20,7 +20,7 @@ from proxykd.report.blocks import (
 )
 from proxykd.report.provenance import Hardware
 from proxykd.runs.json_model import JsonModel, read_model
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 Benchmarks = dict[str, dict[str, TaskScore]]
 """By model (`proxy`, `student`, `student@<step>`) and task."""

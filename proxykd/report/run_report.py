@@ -26,7 +26,8 @@ from proxykd.report.report_model import (
 )
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.journal import replay
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json
 from proxykd.stages.align import ALIGN, in_force
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.collect import COLLECT

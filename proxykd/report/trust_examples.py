@@ -10,7 +10,8 @@ from proxykd.data.corpus_store import slice_shards
 from proxykd.losses.trust import Trust
 from proxykd.report.adapter_catalogue import trust_of_run
 from proxykd.runs.json_model import JsonModel
-from proxykd.runs.storage import RunDirectory, read_table
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_table
 
 
 class TrustExample(JsonModel):

@@ -10,7 +10,7 @@ from proxykd.config import RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
 from proxykd.evaluation.measures import TaskChange, ValidationChange
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.stage import Milestone, Stage
 from proxykd.stages.trained import AdapterResult, adapter_files
 

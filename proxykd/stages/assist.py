@@ -8,7 +8,7 @@ from proxykd.config import RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
 from proxykd.models.architecture import require_architecture
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.stage import Stage
 from proxykd.stages.trained import AdapterResult, adapter_files
 

@@ -9,7 +9,7 @@ from typing import Any
 from proxykd.config import RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.distil import DISTIL
 from proxykd.stages.stage import Milestone, Stage
 from proxykd.stages.trained import TrainedResult, fidelity_milestones

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from proxykd.errors import RunError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.stage import Finished, R, Stage
 from proxykd.stages.table import finished_stages
 

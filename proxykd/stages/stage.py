@@ -11,7 +11,8 @@ from proxykd.config import RunConfig
 from proxykd.costs.demands import Demand, ProcessDemands
 from proxykd.costs.estimator import Estimator, StageEstimate
 from proxykd.runs.json_model import JsonModel, read_model
-from proxykd.runs.storage import RunDirectory, stage_key, write_json
+from proxykd.runs.run_directory import RunDirectory, stage_key
+from proxykd.runs.storage import write_json
 
 Milestone = tuple[str, int, float]
 """A name, its place on its own axis (a round, or a step of the student's curve), and the value."""

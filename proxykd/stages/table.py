@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from proxykd.config import EngineConfig, RunConfig
 from proxykd.errors import IntegrityError
 from proxykd.runs.journal import replay
-from proxykd.runs.storage import RunDirectory, stage_key
+from proxykd.runs.run_directory import RunDirectory, stage_key
 from proxykd.stages.align import ALIGN
 from proxykd.stages.answer import ANSWER
 from proxykd.stages.assist import ASSIST

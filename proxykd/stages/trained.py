@@ -8,7 +8,7 @@ from typing import Any
 
 from proxykd.evaluation.benchmarks import Score
 from proxykd.evaluation.measures import Fidelity
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.stage import Milestone, Result
 
 StepFacts = dict[str, Any]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from proxykd.errors import RunError
-from proxykd.runs.storage import READY, RunDirectory, is_remote, stage_key
+from proxykd.runs.run_directory import RunDirectory, stage_key
+from proxykd.runs.storage import READY, is_remote
 from proxykd.stages.stage import R, Stage
 
 

@@ -25,7 +25,8 @@ from proxykd.config import (
     validated,
 )
 from proxykd.errors import ConfigError
-from proxykd.runs.storage import RunDirectory, location, read_json, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location, read_json, write_json
 from proxykd.study.presets import PRESETS, PROXY_KD, VARIANTS, Facts
 
 

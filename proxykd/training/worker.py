@@ -16,7 +16,7 @@ from proxykd.evaluation.fidelity import RecordScores, score_records
 from proxykd.models.loading import load_scorer
 from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 Stream = Callable[[int], Iterator[pa.Table]]
 """The stage's rows from the start, in order and complete, in tables of so many."""

@@ -26,7 +26,9 @@ from proxykd.collection.job import Collection
 from proxykd.config import CertifyConfig, CollectConfig
 from proxykd.errors import BenchmarkError, ConfigError
 from proxykd.evaluation.harness import Answerer, generating
-from proxykd.runs.storage import RunDirectory, location, read_json, write_atomic, write_json
+from proxykd.report.model_card import source_name
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location, read_json, write_atomic, write_json
 from proxykd.text.corpus import Record
 from services.cli.certificate_tables import print_certificate
 from services.cli.collect import WorkerOptions, ask_missing
@@ -247,10 +249,10 @@ def _facts(run: RunDirectory, settings: Settings, subjects: Sequence[Subject], e
         run=run.id,
         run_sha256=config.sha256,
         teacher=config.teacher.model,
-        student=config.student.source,
+        student=source_name(config.student.source),
         student_sha256=_student_digest(run),
         models=[subject.name for subject in subjects[1:]],
-        source=settings.prompts or f"the run's {TEST} slice",
+        source=Path(settings.prompts).name if settings.prompts else f"the run's {TEST} slice",
         prompts_sha256=digest_of(evidence.prompts),
         settings=_how(run, subjects[0].answerer),
         answered_first=first,

@@ -17,7 +17,8 @@ from proxykd.evaluation.benchmarks import Grade, TaskScore, graded, read_questio
 from proxykd.evaluation.harness import Answerer, hub_questions, opened
 from proxykd.report.model_card import write_cards
 from proxykd.report.report_model import read_report
-from proxykd.runs.storage import RunDirectory, read_json, write_atomic, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, write_atomic, write_json
 from proxykd.study.studies import StudyDirectory
 from proxykd.study.study_page import write_study_report
 from services.cli.formatting import figure_table, with_error

@@ -9,7 +9,8 @@ from rich.console import Console
 from proxykd.errors import ConfigError
 from proxykd.export.formats import FORMATS, export
 from proxykd.export.push import push, require_terms
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import fetch
 
 
 def export_student(
@@ -36,4 +37,4 @@ def export_student(
         if path.name not in ("READY", "manifest.json"):
             console.print(f"  {path}  {path.stat().st_size / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
     if repository is not None:
-        console.print(f"pushed: {push(run.config(), target, repository, public)}", soft_wrap=True)
+        console.print(f"pushed: {push(run.config(), fetch(target), repository, public)}", soft_wrap=True)

@@ -153,7 +153,7 @@ def resume(run_directory: str, address: str | None, http: HttpOptions, detach: b
 @http_options
 def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptions) -> None:
     """Serve the proxy of a finished RUN, until Ctrl-C."""
-    from proxykd.runs.storage import RunDirectory
+    from proxykd.runs.run_directory import RunDirectory
     from services.cli.serving import serve_run
 
     serve_run(RunDirectory.open(run_directory), adapter, address=address, http=http)

@@ -13,7 +13,7 @@ from proxykd.evaluation.measures import Fidelity, MeanKl
 from proxykd.report.outcome import Estimate, outcome
 from proxykd.report.report_model import RunReport, read_report
 from proxykd.runs.json_model import read_model
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.evaluate import EVALUATE
 from proxykd.study.comparison import MEASURES, known_measures
 from proxykd.study.saving import as_text, by_seed_as_text

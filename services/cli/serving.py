@@ -16,7 +16,7 @@ from proxykd.errors import ResourceError, RunError
 from proxykd.planning.machine import require_machine
 from proxykd.report.adapter_catalogue import AdapterCard, catalogue, find
 from proxykd.runs.local_folder import local_folder
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 WATCH_S = 1.0
 

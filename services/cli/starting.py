@@ -18,7 +18,8 @@ from proxykd.planning.machine import require_machine, require_trackers
 from proxykd.planning.text_checks import require_sources, require_text
 from proxykd.runs.journal import replay
 from proxykd.runs.local_folder import local_folder
-from proxykd.runs.storage import RunDirectory, delete
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import delete
 from proxykd.study.studies import StudyConfig, StudyDirectory
 
 DEPLOYER = "services.rest.deployments:ServeDeployer"

@@ -14,7 +14,8 @@ from proxykd.models.loading import merge_adapter
 from proxykd.models.model_sources import resolve
 from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import BASE
-from proxykd.runs.storage import READY, RunDirectory, fetch
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import READY, fetch
 from proxykd.stages.assist import ASSIST
 from proxykd.stages.on_policy import student_stage
 from proxykd.stages.score import SCORE

@@ -13,7 +13,8 @@ from actors.telemetry.event_files import entries_before
 from actors.telemetry.live_view import LiveView
 from proxykd.evaluation.inspection import read_inspected, shared_frame
 from proxykd.report.trust_examples import TrustExample, trust_examples
-from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json
 from services.access.refusals import ApiError
 from services.dashboard.library import Library, RunLine, RunPage, UnreadableLine
 from services.dashboard.live import Follower

@@ -14,7 +14,8 @@ from proxykd.report.outcome import outcome
 from proxykd.report.overview import overview
 from proxykd.report.overview_model import Overview
 from proxykd.runs.json_model import JsonModel
-from proxykd.runs.storage import RunDirectory, location, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location, read_json
 from proxykd.stages.align import ALIGN
 from proxykd.stages.evaluate import EVALUATE
 from proxykd.study.studies import StudyDirectory

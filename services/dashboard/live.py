@@ -16,7 +16,8 @@ import redis
 from actors.telemetry.event_files import last_segment, read_entries
 from actors.telemetry.live_state import LiveState, read_live
 from actors.telemetry.live_view import LiveView
-from proxykd.runs.storage import RunDirectory, is_remote
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import is_remote
 
 WAIT_S = 0.5
 WAIT_REMOTE_S = 5.0

@@ -18,7 +18,8 @@ from starlette.types import Scope
 from actors.telemetry.event_files import entries_before
 from proxykd.evaluation.inspection import read_inspected
 from proxykd.report.trust_examples import trust_examples
-from proxykd.runs.storage import RunDirectory, write_atomic
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_atomic
 from services.access.keys import PAGE
 from services.dashboard.api import pairs_answer
 from services.dashboard.library import Library

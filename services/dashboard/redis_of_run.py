@@ -8,7 +8,7 @@ import redis
 
 from actors.cluster.launch import NAMESPACE, actor_name
 from actors.telemetry.live_view import LiveView
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 
 
 def redis_of_coordinator(run: RunDirectory) -> LiveView:

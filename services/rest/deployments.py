@@ -23,7 +23,8 @@ from actors.telemetry.logs import log_of
 from actors.telemetry.metrics import ReplicaMetrics
 from proxykd.config import ResourceConfig, RunConfig
 from proxykd.data.label_shards import CompletionLogps
-from proxykd.runs.storage import RunDirectory, location
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import location
 from services.dashboard.pages import write_report_page
 from services.dashboard.redis_of_run import redis_of_coordinator
 from services.rest.api import build_app

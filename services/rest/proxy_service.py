@@ -26,7 +26,7 @@ from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError, ProxykdError
 from proxykd.report.adapter_catalogue import AdapterCard, catalogue, find, trust_of_run
 from proxykd.runs.adapter_names import UnknownAdapterError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
 from services.access.refusals import ApiError

@@ -19,7 +19,8 @@ from actors.telemetry.event_files import last_segment, read_events
 from actors.telemetry.event_types import RunFailed, RunFinished, StageFinished, StageStarted
 from actors.telemetry.live_state import read_live
 from proxykd.config import load_config
-from proxykd.runs.storage import RunDirectory, is_remote, read_json, read_table, sha256_file
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import is_remote, read_json, read_table, sha256_file
 from proxykd.stages.align import ALIGN
 from proxykd.stages.score import SCORE
 from tests import tiny_model

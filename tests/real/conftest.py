@@ -12,7 +12,8 @@ from actors.data.engine_shards import EngineCall
 from actors.engine.app_names import proxy_app, rest_app
 from actors.hosting import local_cluster
 from proxykd.models.loading import initialise
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json
 from proxykd.stages.align import ALIGN
 from proxykd.stages.score import SCORE
 from proxykd.stages.warmup import WARMUP

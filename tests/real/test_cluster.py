@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from proxykd.runs.journal import replay
-from proxykd.runs.storage import RunDirectory, read_json, sha256_file
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, sha256_file
 from tests import tiny_model
 from tests.chaos.runs import check_records
 from tests.object_store import free_port

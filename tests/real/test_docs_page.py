@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import expect
 
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from services.dashboard.redis_of_run import redis_of_config
 from services.rest.api import build_app
 from services.rest.proxy_service import ProxyService, ServiceSpec

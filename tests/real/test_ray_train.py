@@ -21,7 +21,8 @@ from proxykd.data.corpus_store import manifest, read_slice, slice_ranges, write_
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.data.row_ranges import whole
 from proxykd.models.loading import initialise
-from proxykd.runs.storage import RunDirectory, read_json, verify_directory
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, verify_directory
 from proxykd.training.loops.align import Parity, RoundTask, align
 from proxykd.training.loops.warm_up import WarmupTask
 from proxykd.training.loops.warm_up import warm_up as warm_up_loop

@@ -31,7 +31,8 @@ from proxykd.evaluation.inspection import read_inspected
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
 from proxykd.runs.journal import replay
-from proxykd.runs.storage import RunDirectory, read_json, sha256_file, verify_directory
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, sha256_file, verify_directory
 from proxykd.stages.align import ALIGN
 from proxykd.text.tokenizer import load_tokenizer
 from tests import tiny_model

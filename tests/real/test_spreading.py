@@ -17,7 +17,7 @@ from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import write_corpus, write_rows
 from proxykd.data.row_ranges import whole
 from proxykd.errors import CorpusError, IntegrityError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.training.sampling import Room
 from tests.inline_run import Untold
 from tests.small_run import run_config

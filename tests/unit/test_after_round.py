@@ -15,7 +15,7 @@ from proxykd.evaluation.promotion import decide
 from proxykd.evaluation.validation_scores import validation_change
 from proxykd.models.batching import collate
 from proxykd.models.loading import initialise, load_scorer
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.training import after_round
 from proxykd.training.loops.align import Parity, RoundTask, align, align_nll
 from proxykd.training.loops.warm_up import WarmupTask, warm_up

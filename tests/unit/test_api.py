@@ -18,7 +18,8 @@ from actors.cluster.http_options import HttpOptions
 from actors.engine.openai_front import Opening
 from actors.engine.proxy_engine import CompletionLogps, Switching
 from proxykd.errors import ConfigError, EngineError, IntegrityError
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json
 from proxykd.stages.score import SCORE
 from services.access.keys import key_digests, require_keys_beyond_loopback
 from services.dashboard.redis_of_run import redis_of_config

@@ -7,7 +7,8 @@ import pytest
 from proxykd.errors import IntegrityError
 from proxykd.report.adapter_catalogue import adapters_in_force, catalogue, find, trust_of_run
 from proxykd.runs.adapter_names import UnknownAdapterError
-from proxykd.runs.storage import RunDirectory, delete, publish_directory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import delete, publish_directory, write_json
 from proxykd.stages.align import ALIGN
 from proxykd.stages.score import SCORE
 from proxykd.stages.warmup import WARMUP

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from proxykd.config import load_config
 from proxykd.errors import ConfigError
 from proxykd.planning.describe import describe
-from proxykd.runs.storage import RunDirectory, read_json, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, write_json
 from services.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"

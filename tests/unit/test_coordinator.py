@@ -13,7 +13,7 @@ from actors.telemetry.events import EventLog
 from actors.telemetry.live_state import LiveState, gives_signs_of_life, read_live
 from proxykd.config import validate_config
 from proxykd.errors import GateError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from services.cli.terminal import event_line, progress_line
 
 RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}

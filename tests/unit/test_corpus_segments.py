@@ -21,7 +21,8 @@ from proxykd.data.corpus_store import (
 )
 from proxykd.data.round_records import growing_round, round_slice
 from proxykd.errors import ConfigError
-from proxykd.runs.storage import RunDirectory, sha256_file
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import sha256_file
 from proxykd.study.studies import validate_study
 from proxykd.text.corpus import read_prompts, slice_of
 from tests.small_run import run_config

@@ -6,7 +6,7 @@ import json
 
 from proxykd.data.corpus_store import read_slice, write_corpus
 from proxykd.data.ingest import Source
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.text.corpus import Record, slice_of
 from tests.small_run import run_config
 

@@ -8,7 +8,7 @@ import pytest
 
 from actors.engine.proxy_engine import EngineSpec, engine_arguments
 from proxykd.config import LORA_SLOTS, lora_slot_rank
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from services.rest.deployments import engine_environment, engine_options
 from tests.small_run import run_config
 

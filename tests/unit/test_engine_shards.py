@@ -13,7 +13,8 @@ from proxykd.data.ingest import Here
 from proxykd.data.pairs import read_pairs
 from proxykd.data.row_ranges import parts, read_shard_rows, whole
 from proxykd.errors import IntegrityError, RunStoppedError
-from proxykd.runs.storage import RunDirectory, unfinished
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import unfinished
 from proxykd.text.seeds import sample_seed
 from proxykd.training.sampling import Room
 from tests.small_run import run_config

@@ -33,7 +33,8 @@ from actors.telemetry.event_types import (
 from actors.telemetry.events import EventLog
 from actors.telemetry.live_state import LiveState, read_live
 from proxykd.config import validate_config
-from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json
 from services.cli.terminal import status_lines
 
 STATIC = Path(__file__).parents[2] / "services" / "dashboard" / "static"

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from actors.run.pipeline import Pipeline
-from proxykd.errors import GateError, ModelError
+from proxykd.errors import ConfigError, GateError, ModelError
 from proxykd.export import formats
 from proxykd.export.formats import export
 from proxykd.export.gguf_file import by_pairs, llama3_factors, write_gguf
@@ -64,6 +64,17 @@ def test_the_command_says_what_was_compared(run, tmp_path):
     wrong = CliRunner().invoke(main, ["export", str(run.root), "--to", "onnx"])
     assert wrong.exit_code != 0
     assert "safetensors, lora, gguf-f16, gguf-q8_0 are written" in wrong.stderr + wrong.stdout
+
+
+def test_somebody_elses_folder_is_left_alone(run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something else than an export"):
+        export(run, "safetensors", tmp_path)
+    with pytest.raises(ConfigError, match="holds something else than an export"):
+        export(run, "safetensors", run.student)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    export(run, "safetensors", tmp_path / "twice")
+    export(run, "safetensors", tmp_path / "twice")
 
 
 def test_an_export_that_is_another_model_is_not_published(run, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from proxykd.data import corpus_blocks, ingest
 from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import manifest, write_corpus
 from proxykd.errors import CorpusError, IntegrityError, RunStoppedError, StorageError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.text import sources
 from proxykd.text.chat import ChatFormat
 from tests.plain_corpus import write_plain

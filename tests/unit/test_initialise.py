@@ -20,7 +20,8 @@ from proxykd.models.checkpoint_files import Checkpoint
 from proxykd.models.loading import initialise, load_scorer, require_one_vocabulary
 from proxykd.models.model_sources import TEXTS, WEIGHTS, resolve
 from proxykd.models.run_models import local_model, voice
-from proxykd.runs.storage import RunDirectory, is_remote, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import is_remote, read_json
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
 from tests.families import FAMILIES, make

@@ -10,7 +10,8 @@ from proxykd.errors import CorpusError, IntegrityError
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.report.run_report import build_report
 from proxykd.runs.journal import Journal
-from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json
 from proxykd.stages.align import ALIGN
 from proxykd.stages.results import Results
 from proxykd.stages.stage import Stage

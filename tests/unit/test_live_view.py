@@ -19,7 +19,7 @@ from actors.telemetry.live_state import gives_signs_of_life, read_live
 from actors.telemetry.live_view import LiveView, connect
 from proxykd.config import validate_config
 from proxykd.errors import ConfigError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from tests.redis_servers import PASSWORD, behind_tls, own_server
 
 RAW = {"name": "t", "corpus": {"path": "c"}, "proxy": {"source": "p"}, "student": {"source": "s"}}

@@ -21,7 +21,8 @@ from actors.hosting.status import Work, run_status
 from proxykd.errors import ResourceError
 from proxykd.runs.journal import Journal
 from proxykd.runs.local_folder import local_folder
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json
 from services.cli.main import main
 from tests.small_run import run_config
 

@@ -16,7 +16,7 @@ from actors.engine.scratch_folders import claim
 from actors.hosting.local_cluster import LocalCluster
 from proxykd.errors import IntegrityError
 from proxykd.models.loading import initialise, merge_adapter
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from tests.small_run import make_adapter, run_config
 
 

@@ -14,7 +14,8 @@ from proxykd.config import validate_config
 from proxykd.evaluation.benchmarks import TaskScore
 from proxykd.report.model_card import write_cards
 from proxykd.report.report_model import read_report
-from proxykd.runs.storage import RunDirectory, read_json, verify_directory
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, verify_directory
 from tests.inline_run import Trainers, context_of, make_run, stream_rows
 
 SFT = {"learning_rate": 1e-3, "global_batch": 8, "epochs": 1}

@@ -21,7 +21,7 @@ from proxykd.models.loading import load_scorer, merge_adapter
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.report.overview import overview
 from proxykd.report.run_report import build_report
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.distil import DISTIL
 from proxykd.stages.evaluate import EVALUATE
 from proxykd.stages.on_policy import ON_POLICY

@@ -17,7 +17,7 @@ from proxykd.planning.packings import Tokens, packings
 from proxykd.planning.record_lengths import Lengths, Measured, sample_rooms
 from proxykd.planning.time_plan import estimate
 from proxykd.report.run_report import build_report
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.distil import DISTIL
 from proxykd.stages.on_policy import ON_POLICY, OnPolicyResult
 from services.cli.report_tables import fidelity_table

@@ -16,7 +16,8 @@ from proxykd.errors import CorpusError
 from proxykd.evaluation.fidelity import RecordScores
 from proxykd.evaluation.validation_scores import write_validation
 from proxykd.report.adapter_catalogue import adapters_in_force
-from proxykd.runs.storage import RunDirectory, read_json, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, write_json
 from proxykd.stages.align import ALIGN, TrainedRound
 from proxykd.stages.warmup import WARMUP, WarmupResult
 from tests.inline_run import context_of

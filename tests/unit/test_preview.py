@@ -23,7 +23,8 @@ from proxykd.planning.chat_facts import chat_facts, generation_ends
 from proxykd.planning.packings import Epoch, packing
 from proxykd.planning.preview import preview, read
 from proxykd.planning.record_lengths import QUANTILES, Lengths, spread
-from proxykd.runs.storage import RunDirectory, write_json, write_shard
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json, write_shard
 from proxykd.text.corpus import slice_of
 from proxykd.text.token_spans import Span, spans
 from proxykd.text.tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ import torch
 from proxykd.data.corpus_store import read_slice
 from proxykd.data.pairs import read_pairs, write_pairs
 from proxykd.runs.checkpoints import Checkpoints
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.training.loops import align as align_module
 from proxykd.training.loops.align import Parity, RoundTask
 from proxykd.training.trainer import Trainer

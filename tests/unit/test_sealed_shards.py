@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 
 from proxykd.evaluation.fidelity import SealedTeacher
 from proxykd.models.loading import initialise
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.training.loops import evaluate as evaluate_loop
 from tests.small_run import run_config
 from tests.stage_ranks import worker_of

@@ -16,7 +16,7 @@ from actors.engine.sleeping import Door
 from actors.telemetry.live_state import read_live
 from actors.training import training_runs
 from proxykd.errors import ConfigError, EngineError
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.training.loops.warm_up import warm_up
 from services.rest.deployments import devices_of, engine_options
 from tests import inline_run

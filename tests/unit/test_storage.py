@@ -11,8 +11,8 @@ import pytest
 from proxykd.config import validate_config
 from proxykd.errors import ConfigError, IntegrityError, RunError, RunStoppedError, StaleEpochError
 from proxykd.runs.journal import Journal, replay
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import (
-    RunDirectory,
     create_if_absent,
     delete,
     fetch,

@@ -18,7 +18,8 @@ from proxykd.config.whole import WITHOUT_EFFECT
 from proxykd.errors import ConfigError
 from proxykd.report.run_report import write_report
 from proxykd.runs.json_model import read_model
-from proxykd.runs.storage import RunDirectory, read_json, write_json, write_shard
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, write_json, write_shard
 from proxykd.stages.align import ALIGN
 from proxykd.stages.table import stage_keys
 from proxykd.study.adoption import adopt_stage, link_tree

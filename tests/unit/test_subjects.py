@@ -6,7 +6,7 @@ import pytest
 
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.harness import Answerer
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.assist import ASSIST, AssistResult
 from proxykd.stages.distil import DISTIL
 from proxykd.stages.score import SCORE

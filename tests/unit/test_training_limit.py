@@ -19,7 +19,7 @@ from proxykd.errors import ConfigError, CorpusError
 from proxykd.planning import text_checks
 from proxykd.planning.text_checks import require_text
 from proxykd.report.blocks import corpus_counts
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.text.corpus import Record, prompt_key, read_prompts
 from services.cli.main import main
 from tests.inline_run import context_of

@@ -11,7 +11,8 @@ from proxykd.data.corpus_store import write_rows_shard
 from proxykd.data.soft_labels import LabelSource, SoftLabels, write_label_shard
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.report.trust_examples import trust_examples
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json
 from proxykd.stages.score import SCORE, LabelsResult
 from proxykd.text.tokenising import ids_hash
 from tests.small_run import run_config

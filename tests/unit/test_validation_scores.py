@@ -13,7 +13,7 @@ from proxykd.evaluation.fidelity import RecordScores
 from proxykd.evaluation.promotion import NllChange, decide, stop_reason
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.evaluation.validation_scores import validation_change, write_validation
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from proxykd.stages.align import ALIGN
 from proxykd.stages.warmup import WARMUP
 from proxykd.study.adoption import adopt_stage

@@ -13,7 +13,8 @@ import torch
 from actors.training.worker_loop import LoopCall, run_loop
 from proxykd.errors import GateError
 from proxykd.models.parallel import Workers
-from proxykd.runs.storage import RunDirectory, read_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json
 from proxykd.stages.stage import Result
 from tests.small_run import run_config
 from tests.stage_ranks import worker_of

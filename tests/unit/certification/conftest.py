@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from actors.run.pipeline import Pipeline
-from proxykd.runs.storage import RunDirectory
+from proxykd.runs.run_directory import RunDirectory
 from services.cli.main import main
 from tests import tiny_model
 from tests.inline_run import Trainers, context_of, make_run

@@ -278,6 +278,7 @@ def test_the_test_slice_needs_no_file(run, tmp_path):
     found = certificate_of(run)
     assert found.prompts["given"] == len({row["prompt_key"] for row in read_slice(run, "test")})
     assert found.facts.source == "the run's test slice"
+    assert "/" not in found.facts.student  # where it lies is nobody's business
 
 
 @pytest.mark.parametrize(

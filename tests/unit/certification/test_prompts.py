@@ -10,7 +10,8 @@ from proxykd.certification.prompts import Columns, digest_of, held_out_prompts
 from proxykd.collection.dataset import SCHEMA
 from proxykd.data.corpus_store import write_rows
 from proxykd.errors import CorpusError
-from proxykd.runs.storage import RunDirectory, write_json
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import write_json
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.corpus import prompt_key
 from tests.small_run import run_config
