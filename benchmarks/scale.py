@@ -33,7 +33,7 @@ from proxykd.stages.table import finished_stages
 from tests.tiny_model import make_tokenizer
 
 LENGTHS = 1 / 3
-SHAPE = Architecture(layers=2, hidden=64, intermediate=192, heads=4, kv_heads=2, head_dim=16, vocabulary=320, tied=True)
+SHAPE = Architecture(layers=2, hidden=64, intermediate=192, heads=2, kv_heads=1, head_dim=32, vocabulary=320, tied=True)
 ROLES = ("driver", "coordinator", "reader", "worker", "trainer", "replica", "engine", "raylet", "gcs")
 
 

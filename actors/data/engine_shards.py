@@ -35,6 +35,8 @@ from proxykd.training.sampling import Room
 ENGINE_RECOVERY_S = 1200.0
 """How long a request waits for an engine to be replaced: large models take minutes to load."""
 RETRY_S = 2.0
+MOST_DEATHS = 4
+"""Of engines that one call may meet: after so many it is likely what they die of."""
 ByReference = Mapping[Path, Sequence[RowRange]]
 """Shards to be written, each with where the rows are that it is made of."""
 Answer = TypeVar("Answer")
@@ -52,21 +54,29 @@ class EngineCall:
         """The engine's answer. Where the engine or its replica dies, the same is asked of the replacement.
 
         Raises:
-            EngineError: no replacement answered within ENGINE_RECOVERY_S.
+            EngineError: no replacement answered within ENGINE_RECOVERY_S, or MOST_DEATHS of them died of it.
             TimeoutError: the deadline passed.
         """
-        until = time.monotonic() + ENGINE_RECOVERY_S
+        until, deaths = time.monotonic() + ENGINE_RECOVERY_S, set[str]()
         while True:
             handle = serve.get_app_handle(self.app)
             response = getattr(handle, method).remote(self.adapter, deadline_s=self.deadline_s, **request)
             try:
                 return response.result(timeout_s=self.deadline_s + 30.0)
             except (EngineError, RayActorError) as error:
+                deaths.add(_who_died(error))
+                if len(deaths) == MOST_DEATHS:
+                    raise EngineError(f"{MOST_DEATHS} engines died one after the other of a call; {error}") from error
                 if time.monotonic() > until:
                     raise EngineError(
                         f"the engine died and none answered for {ENGINE_RECOVERY_S:.0f} s; its log is in Ray's session"
                     ) from error
                 time.sleep(RETRY_S)
+
+
+def _who_died(error: EngineError | RayActorError) -> str:
+    """A dying engine ends many attempts with the same words, which name it."""
+    return str(error.actor_id if isinstance(error, RayActorError) else error)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ log-probs of a completion's tokens with the top-K and the tail's mass.
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -341,7 +342,10 @@ def translated() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as error:
-        raise EngineError("the engine died while it answered; a replacement starts") from error
+        raise EngineError(
+            f"the engine of process {os.getpid()} died while it answered; a replacement starts. What it said last is "
+            f"in worker-*-{os.getpid()}.out of Ray's session"
+        ) from error
 
 
 async def _nothing(_: Any) -> None:

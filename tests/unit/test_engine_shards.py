@@ -6,13 +6,13 @@ from __future__ import annotations
 import pytest
 
 from actors.data import engine_shards
-from actors.data.engine_shards import Sampler, ShardMaker
+from actors.data.engine_shards import EngineCall, Sampler, ShardMaker
 from actors.engine.proxy_engine import Generation
 from proxykd.data.corpus_store import write_rows
 from proxykd.data.ingest import Here
 from proxykd.data.pairs import read_pairs
 from proxykd.data.row_ranges import parts, read_shard_rows, whole
-from proxykd.errors import IntegrityError, RunStoppedError
+from proxykd.errors import EngineError, IntegrityError, RunStoppedError
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import unfinished
 from proxykd.text.seeds import sample_seed
@@ -114,3 +114,28 @@ def test_a_shard_that_rows_are_in_and_that_is_not_what_it_was_is_named(made, har
         victim.write_bytes(raw[: len(raw) // 2] if harm == "cut short" else bytes([raw[0] ^ 1]) + raw[1:])
     with pytest.raises(IntegrityError, match=r"alignment/shard-00003\.parquet (is gone|has sha256)"):
         maker.completions(shards, sampler(Engine()))
+
+
+class Dying:
+    """An application whose engines die one after the other; each ends three calls before it is gone."""
+
+    def __init__(self):
+        self.calls = 0
+        self.generate = self
+
+    def remote(self, *_, **__):
+        self.calls += 1
+        return self
+
+    def result(self, timeout_s):
+        raise EngineError(f"the engine of process {(self.calls - 1) // 3} died")
+
+
+def test_a_call_that_engines_die_of_is_not_asked_for_ever(monkeypatch):
+    """What a call dies of once it may outlive; four engines that die of it will not be followed by a fifth."""
+    app = Dying()
+    monkeypatch.setattr(engine_shards.serve, "get_app_handle", lambda _: app)
+    monkeypatch.setattr(engine_shards, "RETRY_S", 0.0)
+    with pytest.raises(EngineError, match="4 engines died one after the other of a call; the engine of process 3 died"):
+        EngineCall("app", "a", 1.0)("generate", prompts=[[1]], max_tokens=[1], seeds=[0])
+    assert app.calls == 10
