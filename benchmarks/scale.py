@@ -2,10 +2,10 @@
 
     python -m benchmarks.scale [--records 100000 1000000] [--out FOLDER]
 
-`proxykd run` itself, on synthetic records a third as long as OpenOrca's and models of 0.1 M parameters with random
-weights: ingest, a warm-up on a hundredth, two rounds of 10,000 pairs, labels of all that is not held out, and a
-student that learns from them. Nothing of the result means anything, all of the time and memory does. FOLDER gets
-scale.json and scale.svg.
+`proxykd run` itself, on synthetic records a sixth as long as OpenOrca's and models of 0.1 M parameters with random
+weights: ingest, a warm-up on a hundredth, two rounds of 10,000 pairs, labels of nine tenths, and a student that learns
+from the first 100,000 of these, after which the run is stopped. Nothing of the result means anything, all of the time
+and memory does. FOLDER gets scale.json and scale.svg.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from benchmarks.llama import random_llama
 from benchmarks.process_memory import Watched
 from proxykd.models.architecture import Architecture
 from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json
 from proxykd.stages.table import finished_stages
 from tests.tiny_model import make_tokenizer
 
-LENGTHS = 1 / 3
+LENGTHS = 1 / 6
+DISTILLED = 100_000
+BATCH = 256
 SHAPE = Architecture(layers=2, hidden=64, intermediate=192, heads=2, kv_heads=1, head_dim=32, vocabulary=320, tied=True)
 ROLES = ("driver", "coordinator", "reader", "worker", "trainer", "replica", "engine", "raylet", "gcs")
 
@@ -56,7 +59,7 @@ def config_of(folder: Path, records: int, pairs: int) -> dict[str, Any]:
             "parity_records": 4,
         },
         "score": {"source": "trainer", "top_k": 4},
-        "distillation": {"learning_rate": 1e-3, "global_batch": 256, "evaluations": 1},
+        "distillation": {"learning_rate": 1e-3, "global_batch": BATCH, "evaluations": 1},
         "engine": {"dtype": "float32"},
         "resources": {"micro_batch_tokens": 8192, "engine_max_seqs": 256, "trainer_threads": 1},
     }  # fmt: skip
@@ -67,12 +70,16 @@ def measure(folder: Path, records: int, pairs: int) -> dict[str, Any]:
     write_text(folder / f"{records}.jsonl", records, LENGTHS)
     config = folder / f"{records}.yaml"
     config.write_text(yaml.safe_dump(config_of(folder, records, pairs)))
-    began = time.time()
-    with Watched(driver=False) as watched:
-        subprocess.run([Path(sys.executable).with_name("proxykd"), "run", str(config)], check=True)
+    command, began = Path(sys.executable).with_name("proxykd"), time.time()
+    with Watched(driver=False) as watched, subprocess.Popen([command, "run", str(config)]) as going:
+        distilling = _distilled(folder / "runs", records, going)
+        if going.poll() is None:
+            [path] = (folder / "runs").glob(f"scale-{records}-*")
+            subprocess.run([command, "stop", str(path), "--now"], check=True)
     [path] = (folder / "runs").glob(f"scale-{records}-*")
     run = RunDirectory.open(path)
-    stages = [(one.stage, one.round, one.seconds) for one in finished_stages(run)]
+    stages = [(one.stage, one.round, one.seconds) for one in finished_stages(run) if one.stage not in LATE]
+    stages.append((f"distil {DISTILLED:,}", None, distilling))
     disk = sum(one.stat().st_size for one in path.rglob("*") if one.is_file() and not one.is_symlink())
     return {
         "records": records,
@@ -82,6 +89,31 @@ def measure(folder: Path, records: int, pairs: int) -> dict[str, Any]:
         "peak_mib": {role: watched.peak(role) for role in ROLES},
         "memory_mib": watched.samples,
     }
+
+
+def _distilled(runs: Path, records: int, going: subprocess.Popen[bytes]) -> float:
+    """Seconds until so much of the distillation is done, its workers' start among them; waits for it, or for the run's
+    end.
+
+    Raises:
+        RuntimeError: the run ended before its distillation.
+    """
+    began = None
+    while going.poll() is None:
+        time.sleep(1.0)
+        for path in runs.glob(f"scale-{records}-*/live.json"):
+            live = read_json(path)
+            if live["stage"] == "distil":
+                began = began or live["started"]
+                if live["total"] and live["done"] * BATCH >= min(DISTILLED, live["total"] * BATCH):
+                    return time.time() - began
+    if began is None:
+        raise RuntimeError(f"the run of {records} records ended with {going.returncode} before its distillation")
+    return time.time() - began
+
+
+LATE = ("distil", "evaluate")
+"""Stages that are not measured as a whole."""
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:

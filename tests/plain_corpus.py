@@ -15,7 +15,7 @@ from proxykd.data.corpus_blocks import SCHEMA
 from proxykd.data.slices import place, training_order
 from proxykd.errors import TemplateError
 from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Reading, prompt_key, records_of
+from proxykd.text.corpus import Reading, beside_text, prompt_key, records_of
 from proxykd.text.tokenising import tokenise
 
 
@@ -44,7 +44,7 @@ def write_plain(folder: Path, config: RunConfig, chat: ChatFormat) -> dict[str, 
             places = tops and by_text.places(record.completion, tops, len(found.completion_ids))
             texts = {"prompt": record.messages[-1]["content"], "completion": record.completion}
             ids = {"id": record.id, "prompt_ids": found.prompt_ids, "completion_ids": found.completion_ids}
-            key = {"prompt_key": prompt_key(record.messages)}
+            key = {"prompt_key": prompt_key(record.messages), "beside": beside_text(record)}
             rows[name].append({**ids, **texts, **key, "teacher_top": places if tops is not None else None})
     for name, mine in rows.items():
         mine.sort(key=lambda row: training_order(config.seed, row["id"]))

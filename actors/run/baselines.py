@@ -7,6 +7,7 @@ from actors.data.streams import stream_corpus
 from actors.run.context import Context
 from proxykd.config import USES
 from proxykd.data.corpus_store import slice_ranges
+from proxykd.data.retokenised import student_ranges
 from proxykd.data.row_ranges import RowRange, completion_tokens, whole
 from proxykd.runs.storage import location, unfinished
 from proxykd.stages.assist import AssistResult
@@ -41,7 +42,7 @@ def sft(context: Context, _: int | None) -> Made[SftResult]:
     student."""
     context.stop_engines()
     run = context.run
-    rows = [one for name in context.config.corpus.slices_for(*USES) for one in slice_ranges(run, name)]
+    rows = [one for name in context.config.corpus.slices_for(*USES) for one in student_ranges(run, name)]
     records = sum(map(len, rows))
     result = context.train("sft", sft_loop, SftTask(records), stream_corpus(rows, context.data_pool))
     return Made(result, result.records, round(completion_tokens(rows) * result.records / records))

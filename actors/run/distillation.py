@@ -16,9 +16,10 @@ from actors.run.baselines import completed
 from actors.run.context import Context
 from actors.run.preparation import take_added
 from actors.telemetry.event_types import Warned
-from proxykd.data.corpus_store import answer_shards, manifest, slice_ranges, slice_shards, write_rows
+from proxykd.data.corpus_store import answer_shards, manifest, slice_shards, write_rows
 from proxykd.data.label_shards import LabelledShard, grouped
-from proxykd.data.row_ranges import RowRange, completion_tokens, whole
+from proxykd.data.retokenised import student_ranges
+from proxykd.data.row_ranges import RowRange, completion_tokens, paths_of, whole
 from proxykd.data.unlabelled import held_out_of, read_unlabelled, require_not_held_out, unlabelled_rows
 from proxykd.evaluation.soft_label_statistics import label_statistics
 from proxykd.report.adapter_catalogue import adapters_in_force
@@ -120,8 +121,9 @@ def _labelled(context: Context) -> Material:
     source = context.label_source(adapter)
     weight: Callable[[float, int], float] = labels.trust.weight_function(context.config.distillation.trust)
     folder = run.soft_labels(labels.adapter)
-    taught = [LabelledShard(p, folder / p.name) for p in slice_shards(run, name, labels.segments)]
-    records, tokens, answered = manifest(run, labels.segments)[name], labels.tokens, []
+    rows = student_ranges(run, name, labels.segments)
+    taught = [LabelledShard(path, folder / path.name) for path in paths_of(rows)]
+    records, tokens, answered = sum(map(len, rows)), completion_tokens(rows), []
     if context.config.corpus.unlabelled:
         own, folder = context.need(ANSWER), run.answer_labels(labels.adapter)
         answered = [LabelledShard(p, folder / p.name, answers=True) for p in answer_shards(run, labels.adapter)]
@@ -136,7 +138,7 @@ def _completed(context: Context) -> Material:
 
 
 def _text_alone(context: Context) -> Material:
-    return _plain(context, slice_ranges(context.run, _slice(context)), None)
+    return _plain(context, student_ranges(context.run, _slice(context)), None)
 
 
 def _plain(context: Context, rows: list[RowRange], adapter: str | None) -> Material:
@@ -148,7 +150,7 @@ def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
     """The student on its own samples of D_s's prompts, from where the distillation left it."""
     run, config = context.run, context.config
     segments = context.need(SCORE).segments if config.teaching.labels else None
-    rows = slice_ranges(run, _slice(context), segments)
+    rows = student_ranges(run, _slice(context), segments)
     records = sum(map(len, rows))
     assert config.on_policy is not None
     judged = config.on_policy.judge == "proxy"

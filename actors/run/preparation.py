@@ -18,6 +18,7 @@ from proxykd.config import CollectConfig, RunConfig
 from proxykd.data import corpus_segments
 from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import committed_segments, write_corpus
+from proxykd.data.retokenised import vocabularies
 from proxykd.data.slices import place, require_training_records
 from proxykd.data.unlabelled import held_out_in, held_out_of, read_unlabelled, require_not_held_out
 from proxykd.evaluation.task import Asked, as_asked, read_task, require_apart
@@ -37,17 +38,25 @@ FOLLOW_POLL_S = 2.0
 def prepare_models(context: Context, _: int | None) -> Made[ModelsResult]:
     """The models that the run starts from: proxy, student and a local teacher, pruned where the config says.
 
-    All speak as the proxy does, but for a local teacher, whose text is taken as it says it.
+    All speak as the proxy does, but for a local teacher, whose text is taken as it says it, and a student that keeps
+    its own tokenizer.
+
+    Raises:
+        ModelError: a source lacks something, or has another tokenizer than it should.
+        AlignmentError: the student's own tokenizer, or the proxy's beside it, does not keep a text byte for byte.
     """
     sources, folder = context.config.models, context.run.models
     require_one_vocabulary(sources)
     parameters = {}
     for done, (name, model) in enumerate(sources.items()):
         context.events.progress(done, len(sources), "models", {})
-        proxy = None if name in ("proxy", "teacher") else folder / "proxy"
-        thinking = name == "proxy" and context.config.corpus.reasoning == "train"
+        taught = name == "proxy" or model.tokenizer == "own"
+        proxy = None if taught or name == "teacher" else folder / "proxy"
+        thinking = taught and context.config.corpus.reasoning == "train"
         made = context.facilities.models.initialise(model, folder / name, proxy, thinking)
         parameters[name] = read_json(made / "manifest.json")["parameters"]
+    if context.config.student.tokenizer == "own":
+        vocabularies(str(folder / "proxy"), str(folder / "student"))
     return Made(ModelsResult(parameters=parameters), len(parameters))
 
 

@@ -259,6 +259,14 @@ class DistillationConfig(TrainConfig):
     """What becomes of the mass outside the top K: one outcome more (exact), or left out in three ways, for
     comparison.
     """
+    across: Literal["aligned", "uld"] = "aligned"
+    """How a student with `tokenizer: own` learns the labels: by images and spans of the same bytes, or by sorted
+    probabilities alone (universal logit distillation, for comparison).
+    """
+    span_temperature: float = Field(1.0, ge=1)
+    """Of spans of several tokens in `across: aligned`: at 1 the KL of the span against all else, which says little of
+    long ones; larger ones reach them all.
+    """
     evaluations: int = Field(4, ge=1)
     """Points of the student's validation curve, evenly over the steps; the last is the end."""
     snapshots: bool = False

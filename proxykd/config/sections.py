@@ -51,10 +51,14 @@ class ModelConfig(Section):
     """Type of the weights, in files and in training. On a CPU without AVX-512 or AMX bfloat16 is many times slower."""
     chat_template: str | None = None
     """A shipped template (`chatml`, `harmony`, `llama-2`, `zephyr`), a file, or one of the tokenizer's named ones.
-    Unset, the tokenizer's own. Of a proxy or local teacher alone: student and open teacher speak as the proxy.
+    Unset, the tokenizer's own. Not of an open teacher or a student with `tokenizer: proxy`: these speak as the proxy.
+    """
+    tokenizer: Literal["proxy", "own"] = "proxy"
+    """Of a student alone: whether it must have the proxy's tokenizer and speaks as that, or keeps its own with its own
+    template, and learns by bytes ([cross-tokenizer.md](cross-tokenizer.md)).
     """
     template_date: date = TEMPLATE_DATE
-    """The day that a chat template writes which writes today's. Of a proxy or local teacher alone."""
+    """The day that a chat template writes which writes today's. Of those that have a template of their own."""
     method: Literal["lora", "full"] = "lora"
     """What trains: an adapter, or (of a student alone) the weights themselves, which must then be float32."""
     lora: LoraConfig = LoraConfig()

@@ -118,6 +118,8 @@ class RunConfig(Section):
             raise ValueError(f"distillation.source {self.distillation.source} is SFT already; leave sft out")
         if self.on_policy is not None:
             self._check_on_policy(self.on_policy)
+        if self.student.tokenizer == "own":
+            self._check_across()
         if self.corpus.follow and not self.teaching.labels:
             raise ValueError("corpus.follow is for runs that align a proxy; leave it out for other baselines")
         if self.resources.device == "cpu" and self.resources.engine_tensor_parallel > 1:
@@ -129,8 +131,8 @@ class RunConfig(Section):
         return self
 
     def _check_templates(self) -> None:
-        """Student and open teacher speak as the proxy does: a template of their own would have no effect."""
-        taught = {"student": self.student}
+        """Open teachers and most students speak as the proxy does: a template of their own would have no effect."""
+        taught = {"student": self.student} if self.student.tokenizer == "proxy" else {}
         if self.white_box is not None:
             taught["white_box.teacher"] = self.white_box.teacher
         for name, model in taught.items():
@@ -139,6 +141,33 @@ class RunConfig(Section):
                     raise ValueError(
                         f"{name}.{key} is {str(value)!r}, but it speaks as the proxy; remove it, or set proxy.{key}"
                     )
+        for name, model in self.models.items():
+            if model.tokenizer == "own" and name != "student":
+                raise ValueError(f"{name}.tokenizer is 'own', which is for students alone; remove it")
+
+    def _check_across(self) -> None:
+        """What compares whole distributions, or has the proxy's own completions, is for one tokenizer."""
+        source, learned = self.distillation.source, self.distillation
+        if self.teaching.open_teacher or self.teaching.shift:
+            raise ValueError(
+                f"student.tokenizer is own, and distillation.source {source} compares whole distributions over one "
+                f"vocabulary; set distillation.source=proxy, or choose a student of the proxy's family"
+            )
+        if self.on_policy is not None and self.on_policy.judge == "proxy":
+            raise ValueError(
+                "student.tokenizer is own, and on_policy.judge proxy compares distributions at tokens of the "
+                "student's; set on_policy.judge=preference, or leave on_policy out"
+            )
+        if self.corpus.unlabelled:
+            raise ValueError(
+                "student.tokenizer is own, and corpus.unlabelled is answered in the proxy's tokens; remove it, or "
+                "choose a student of the proxy's family"
+            )
+        if self.score.method == "drawn" or learned.divergence != "tail":
+            raise ValueError(
+                f"student.tokenizer is own, whose labels need score.method top_k and distillation.divergence tail, not "
+                f"{self.score.method} and {learned.divergence}; leave both out"
+            )
 
     def _check_white_box(self) -> None:
         if self.white_box is None:

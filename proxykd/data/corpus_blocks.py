@@ -22,7 +22,7 @@ from proxykd.data.slices import training_order
 from proxykd.errors import IntegrityError, TemplateError
 from proxykd.runs.storage import is_remote, location, write_shard
 from proxykd.text.chat import ChatFormat
-from proxykd.text.corpus import Record, RowRead, prompt_key, read_row, record_keys, slice_of
+from proxykd.text.corpus import Record, RowRead, beside_text, prompt_key, read_row, record_keys, slice_of
 from proxykd.text.sources import Block
 from proxykd.text.tokenising import TokenisedRecord, tokenise
 from proxykd.text.tokenizer import load_tokenizer
@@ -42,8 +42,10 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("completion", pa.string()),
         ("prompt_key", pa.string()),
+        ("beside", pa.string()),
     ]
 )
+"""`prompt` is the last message, `beside` all else of the conversation (text/corpus.py)."""
 INDEX = pa.schema(
     [
         ("where", pa.string()),
@@ -130,6 +132,7 @@ class BlockWriter:
             "prompt": [record.messages[-1]["content"] for record, _ in rows],
             "completion": [record.completion for record, _ in rows],
             "prompt_key": [prompt_key(record.messages) for record, _ in rows],
+            "beside": [beside_text(record) for record, _ in rows],
         }
         return pa.table(columns, schema=SCHEMA)
 

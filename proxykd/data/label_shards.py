@@ -10,6 +10,7 @@ import numpy as np
 
 from proxykd.data.row_ranges import read_shard_rows
 from proxykd.data.soft_labels import LabelSource, SoftLabels, require, require_match, unpack, write_label_shard
+from proxykd.errors import IntegrityError
 from proxykd.runs.storage import read_table, verify_shard
 from proxykd.text.corpus import Row
 from proxykd.text.tokenising import ids_hash
@@ -76,8 +77,10 @@ def labelled_rows(group: LabelledGroup, source: LabelSource, trust: Callable[[fl
 def _labelled(shard: LabelledShard, source: LabelSource, trust: Callable[[float, int], float]) -> Iterator[Row]:
     verify_shard(shard.labels)
     require(shard.labels, source)
-    labels = read_table(shard.labels).to_pylist()
-    for row, label in zip(read_shard_rows(shard.completions), labels, strict=True):
+    labels = {label["record_id"]: label for label in read_table(shard.labels).to_pylist()}
+    for row in read_shard_rows(shard.completions):
+        if (label := labels.get(row["id"])) is None:
+            raise IntegrityError(f"{shard.labels} has no labels of record {row['id']!r}; delete it and resume the run")
         weight = 1.0 if shard.answers else trust(label["sequence_logp"], label["tokens"])
         yield {**row, **label, "trust": weight, "answer": shard.answers}
 
@@ -91,7 +94,8 @@ def grouped(shards: Sequence[LabelledShard], others: Sequence[LabelledShard] = (
 
 
 def unpack_labels(row: Row, source: LabelSource) -> Row:
-    """A streamed distillation row with its packed labels as arrays, checked against the row's own tokens."""
+    """A streamed distillation row with its packed labels as arrays, checked against the proxy's tokens of its reply:
+    the row's own, unless it is in a student's."""
     label = unpack(row, source)
-    require_match(label, row["id"], list(row["completion_ids"]))
+    require_match(label, row["id"], list(row["completion_ids"] if row.get("proxy_ids") is None else row["proxy_ids"]))
     return {**row, "soft_labels": label}

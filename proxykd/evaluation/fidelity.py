@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from proxykd.data.pairs import SIDES
 from proxykd.data.teacher_logprobs import TeacherAt, places_of
+from proxykd.errors import ModelError
 from proxykd.evaluation.measures import Fidelity, MassShares, MeanKl
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.losses.sequence_losses import sequence_sums
@@ -20,6 +23,7 @@ from proxykd.models.micro_batches import plan_micro_batches, share_of_worker
 from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
+from proxykd.text.token_bytes import TokenBytes
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,11 @@ class RecordScores:
     prompts: list[str]
     true_kl: list[float] | None = None
 
-    def fidelity(self) -> Fidelity:
+    def fidelity(self, text_bytes: int | None = None) -> Fidelity:
         """F of docs/design.md, report.json: mean NLL a token, its standard error (prompts as clusters), and agreement.
 
-        Sequence agreement is the share of completions that greedy decoding writes just as the teacher did.
+        Sequence agreement is the share of completions that greedy decoding writes just as the teacher did. `text_bytes`
+        are those of all completions, where they are known.
         """
         mean, stderr = ratio_of_sums(self.nll, self.tokens, self.prompts)
         return Fidelity(
@@ -47,6 +52,7 @@ class RecordScores:
             records=len(self.tokens),
             prompts=len(set(self.prompts)),
             tokens=sum(self.tokens),
+            nll_a_byte=sum(self.nll) / text_bytes if text_bytes else None,
         )
 
     def mean_true_kl(self) -> MeanKl | None:
@@ -55,6 +61,17 @@ class RecordScores:
             return None
         kl, stderr = ratio_of_sums(self.true_kl, self.tokens, self.prompts)
         return MeanKl(kl=kl, stderr=stderr, tokens=sum(self.tokens))
+
+
+def bytes_of(rows: Sequence[Row], tokenizer: Any) -> int | None:
+    """How many bytes the rows' completions have by their tokens, control tokens aside; None where a token's are not
+    known."""
+    try:
+        tokens = TokenBytes(tokenizer)
+    except ModelError:
+        return None
+    lengths_V = np.where(tokens.control_V, 0, tokens.lengths_V)
+    return sum(int(lengths_V[np.asarray(row["completion_ids"], np.int64)].sum()) for row in rows)
 
 
 class SealedTeacher:

@@ -19,6 +19,9 @@ class Fidelity(JsonModel):
     records: int
     prompts: int
     tokens: int
+    nll_a_byte: float | None = None
+    """The same NLL over the bytes that the tokens stand for: what models of several tokenizers are compared by. On the
+    test slice alone, where the tokens' bytes are known."""
 
 
 class MeanKl(JsonModel):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from proxykd.data.corpus_store import slice_ranges
+from proxykd.data.retokenised import student_ranges
 from proxykd.data.row_ranges import read_ranges, select
 from proxykd.errors import GateError
 from proxykd.export.llama_cpp import LlamaCpp
@@ -56,7 +56,7 @@ class Parity(JsonModel):
 
 def held_out(run: RunDirectory) -> list[Row]:
     """The first records of the test slice, each cut to a few tokens of its completion."""
-    ranges = slice_ranges(run, "test")
+    ranges = student_ranges(run, "test")
     rows = read_ranges(select(ranges, list(range(min(RECORDS, sum(map(len, ranges)))))))
     return [row | {"completion_ids": list(row["completion_ids"])[:TOKENS]} for row in rows]
 

@@ -85,7 +85,7 @@ def aligned_labels(
     `proxy_at_N`, `images_NK` and `chunks_S4` are those of `VocabularyMap` (text/vocabulary_map.py).
     """
     alone_N = proxy_at_N != NONE
-    top, kept_NK = mapped(_rows(labels, proxy_at_N.clamp(min=0)), _with_own(images_NK, student_ids_N, alone_N))
+    top, kept_NK = mapped(labels.at(proxy_at_N.clamp(min=0)), _with_own(images_NK, student_ids_N, alone_N))
     firsts_S, lengths_S, student_firsts_S, student_lengths_S = chunks_S4.T
     logps_S, rests_S = chunk_logps(*token_and_rest(labels, ids_T, token_logps_T), firsts_S, lengths_S)
     return AlignedTopK(top, kept_NK, alone_N, student_firsts_S, student_lengths_S, logps_S, rests_S)
@@ -145,7 +145,7 @@ def aligned_kl(target: AlignedTopK, token_logps_N: Tensor, student: TopK, temper
     """
     student = folded(student, target.kept_NK)
     alone = target.alone_N
-    one_to_one = kl_tail(_rows(target.top, alone), _rows(student, alone))
+    one_to_one = kl_tail(target.top.at(alone), student.at(alone))
     values_N = torch.zeros_like(token_logps_N, dtype=one_to_one.dtype)
     values_N[alone] = one_to_one
     logq_S, rest_q_S = chunk_logps(token_logps_N, student.tail_logmass_N, target.firsts_S, target.lengths_S)
@@ -170,10 +170,6 @@ def _with_own(images_NK: Tensor, student_ids_N: Tensor, alone_N: Tensor) -> Tens
     own_NK = torch.full_like(images_NK, NONE)
     own_NK[:, 0] = student_ids_N
     return torch.where(alone_N[:, None], images_NK, own_NK)
-
-
-def _rows(top: TopK, some_N: Tensor) -> TopK:
-    return TopK(top.ids_NK[some_N], top.logps_NK[some_N], top.tail_logmass_N[some_N])
 
 
 def _tempered(logp: Tensor, rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,10 @@ class TopK:
     logps_NK: Tensor
     tail_logmass_N: Tensor
 
+    def at(self, some_N: Tensor) -> TopK:
+        """At some of the tokens, by a mask or their places."""
+        return TopK(self.ids_NK[some_N], self.logps_NK[some_N], self.tail_logmass_N[some_N])
+
     def to(self, device: torch.device) -> TopK:
         return TopK(*(moved(values, device) for values in (self.ids_NK, self.logps_NK, self.tail_logmass_N)))
 

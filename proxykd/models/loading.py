@@ -87,7 +87,8 @@ def require_one_vocabulary(models: dict[str, ModelConfig]) -> None:
         require_texts(folder)
     tokenizers = {name: read_tokenizer(folder) for name, folder in folders.items()}
     for name, tokenizer in tokenizers.items():
-        require_same_tokenizer(tokenizers["proxy"], tokenizer, name)
+        if models[name].tokenizer == "proxy":
+            require_same_tokenizer(tokenizers["proxy"], tokenizer, name)
 
 
 def require_dense(tokenizer: Any, source: Path) -> None:

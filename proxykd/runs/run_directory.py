@@ -80,6 +80,11 @@ class RunDirectory:
         return self.root / "corpus"
 
     @property
+    def retokenised(self) -> Path:
+        """The corpus in the tokens of a student that keeps its own tokenizer (data/retokenised.py)."""
+        return self.root / "retokenised"
+
+    @property
     def ingest(self) -> Path:
         """What the corpus is being made of (data/ingest.py); once it is there, nothing."""
         return self.root / "ingest"

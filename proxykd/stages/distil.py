@@ -52,7 +52,7 @@ DISTIL = Stage(
     "distil",
     "actors.run.distillation:distil",
     DistilResult,
-    inputs=("corpus", "score", "answer", "complete", "assist"),
+    inputs=("corpus", "score", "answer", "retokenise", "complete", "assist"),
     settings=_settings,
     files=_files,
     demands=_demands,

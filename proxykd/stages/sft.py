@@ -35,7 +35,7 @@ SFT = Stage(
     "actors.run.baselines:sft",
     SftResult,
     when=lambda config: config.sft is not None,
-    inputs=("corpus",),
+    inputs=("corpus", "retokenise"),
     settings=_settings,
     files=lambda run, _: [run.sft_student],
     demands=_demands,

@@ -22,13 +22,15 @@ from proxykd.stages.distil import DISTIL
 from proxykd.stages.evaluate import EVALUATE
 from proxykd.stages.models import MODELS
 from proxykd.stages.on_policy import ON_POLICY
+from proxykd.stages.retokenise import RETOKENISE
 from proxykd.stages.score import SCORE
 from proxykd.stages.sft import SFT
 from proxykd.stages.stage import Finished, Stage
 from proxykd.stages.warmup import WARMUP
 
 STAGES: tuple[Stage[Any], ...] = (
-    MODELS, COLLECT, CORPUS, WARMUP, ALIGN, SCORE, ANSWER, COMPLETE, ASSIST, DISTIL, ON_POLICY, SFT, EVALUATE,
+    MODELS, COLLECT, CORPUS, WARMUP, ALIGN, SCORE, ANSWER, RETOKENISE, COMPLETE, ASSIST, DISTIL, ON_POLICY, SFT,
+    EVALUATE,
 )  # fmt: skip
 
 

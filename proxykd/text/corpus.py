@@ -109,6 +109,40 @@ class Reading:
             )
 
 
+def beside_text(record: Record) -> str:
+    """What of a record its last message and its completion do not say, as JSON; mostly {}. `record_of` reads it."""
+    last = {"role": "user", "content": record.messages[-1]["content"]}
+    beside = {
+        "before": list(record.messages[:-1]),
+        "last": None if record.messages[-1] == last else record.messages[-1],
+        "cut_off": not record.stopped,
+        "reasoning": record.reasoning,
+        "tool_calls": list(record.tool_calls),
+        "tools": list(record.tools),
+    }
+    return json.dumps({name: value for name, value in beside.items() if value}, ensure_ascii=False)
+
+
+def record_of(row: Row) -> Record:
+    """The record that a row of the run's corpus was made of, without the teacher's log-probs.
+
+    Raises:
+        CorpusError: the row was written by a version that did not keep it.
+    """
+    if row.get("beside") is None:
+        raise CorpusError(f"the corpus' row {row['id']!r} holds no whole conversation; begin the run anew with --fresh")
+    beside = json.loads(row["beside"])
+    return Record(
+        row["id"],
+        (*beside.get("before", ()), beside.get("last") or {"role": "user", "content": row["prompt"]}),
+        row["completion"],
+        not beside.get("cut_off", False),
+        reasoning=beside.get("reasoning"),
+        tool_calls=tuple(beside.get("tool_calls", ())),
+        tools=tuple(beside.get("tools", ())),
+    )
+
+
 def normalised_prompt(messages: tuple[Message, ...]) -> str:
     """The text by which prompts are the same: case, white space, Unicode form and system messages aside."""
     turns = (f"{m['role']}:{m['content'].strip()}" for m in messages if m["role"] != "system")

@@ -78,4 +78,5 @@ def require_same_tokenizer(proxy: Any, other: Any, name: str) -> None:
     raise ModelError(
         f"proxy and {name.replace('_', '-')} have different tokenizers ({len(ours)} and {len(theirs)} tokens; first "
         f"difference {difference[0]!r} at id {difference[1]}); choose one of the proxy's family"
+        + (", or set student.tokenizer=own" if name == "student" else "")
     )

@@ -42,7 +42,7 @@ class VocabularyMap:
     """From one proxy's vocabulary to one student's."""
 
     def __init__(self, proxy: ByteReader, student: ByteReader):
-        self._proxy, self._student = proxy, student
+        self.proxy, self.student = proxy, student
         numbers: dict[tuple[bool, bytes], int] = {}
         self._proxy_keys_V, self._student_keys_V = (
             np.array([numbers.setdefault(meaning, len(numbers)) for meaning in side.tokens.meanings()], np.int64)
@@ -59,14 +59,14 @@ class VocabularyMap:
         Of several, the one that the proxy's is called like; else the one that is no byte token of SentencePiece.
         """
         by_key = np.full(self._keys, NONE, np.int64)
-        tokens = self._student.tokens
+        tokens = self.student.tokens
         ids = np.arange(len(tokens))
         bytes_last = np.array([tokens.is_byte(token_id) for token_id in ids.tolist()])
         for some in (ids[bytes_last], ids[~bytes_last]):
             by_key[self._student_keys_V[some]] = some
         same_V = by_key[self._proxy_keys_V]
         named = {name: token_id for token_id, name in enumerate(tokens.names)}
-        for token_id, name in enumerate(self._proxy.tokens.names):
+        for token_id, name in enumerate(self.proxy.tokens.names):
             other = named.get(name, NONE)
             if other != NONE and self._student_keys_V[other] == self._proxy_keys_V[token_id]:
                 same_V[token_id] = other
@@ -95,7 +95,7 @@ class VocabularyMap:
         ids_nK = top_ids_TK[pairing.proxy_at_N[places]]
         own_n1 = student.ids_T[places][:, None]
         images_nK = np.where(self._student_keys_V[own_n1] == self._proxy_keys_V[ids_nK], own_n1, self.same_V[ids_nK])
-        for row, column in np.argwhere((images_nK == NONE) & ~self._proxy.tokens.control_V[ids_nK]):
+        for row, column in np.argwhere((images_nK == NONE) & ~self.proxy.tokens.control_V[ids_nK]):
             images_nK[row, column] = self.path(student, int(places[row]), int(ids_nK[row, column]))
         images_NK = np.full((len(student.ids_T), top_ids_TK.shape[1]), NONE, np.int64)
         images_NK[places] = images_nK
@@ -106,11 +106,11 @@ class VocabularyMap:
         window = self._window(student.ids_T, place)
         key = (window, token_id)
         if key not in self._paths:
-            self._paths[key] = self._first(window, self._proxy.tokens.pieces[token_id])
+            self._paths[key] = self._first(window, self.proxy.tokens.pieces[token_id])
         return self._paths[key]
 
     def _window(self, ids_T: np.ndarray, place: int) -> tuple[int, ...]:
-        first, control_V = place, self._student.tokens.control_V
+        first, control_V = place, self.student.tokens.control_V
         while first and not control_V[ids_T[first - 1]]:
             first -= 1
             begins = self._begins_V[ids_T[first]]
@@ -121,15 +121,15 @@ class VocabularyMap:
     @cached_property
     def _begins_V(self) -> np.ndarray:
         """By id of the student: whether a token begins a WORD, a CHARACTER, or within one (0)."""
-        pieces = self._student.tokens.pieces
+        pieces = self.student.tokens.pieces
         words = np.array([piece[:1] == b" " and not piece[:2].isspace() for piece in pieces])
         within = np.array([0x80 <= ord(piece[:1] or b" ") < 0xC0 for piece in pieces])
         return np.where(words, WORD, np.where(within, 0, CHARACTER))
 
     def _first(self, window: tuple[int, ...], piece: bytes) -> int:
         try:
-            text = (self._student.bytes_of(window) + piece).decode()
+            text = (self.student.bytes_of(window) + piece).decode()
         except UnicodeDecodeError:
             return NONE
-        ids = self._student.ids_within(text)
+        ids = self.student.ids_within(text)
         return ids[len(window)] if len(ids) > len(window) and tuple(ids[: len(window)]) == window else NONE

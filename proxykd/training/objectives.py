@@ -10,6 +10,7 @@ from proxykd.data.soft_labels import LabelSource
 from proxykd.losses.divergences import Divergence
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
+from proxykd.training.across_losses import ACROSS
 from proxykd.training.sampling import sample_rows
 from proxykd.training.stage_losses import DenseLoss, DistillationLoss, SftLoss, ShiftLoss
 from proxykd.training.trainer import StageLoss, Trainer
@@ -31,11 +32,12 @@ Objective = Callable[[Trainer, list[Row]], tuple[list[Row], StageLoss]]
 def soft_labels(worker: Worker, task: DistilTask) -> Objective:
     """Proxy-KD, equation (11): the stored distribution of the proxy beside the teacher's text."""
     assert task.labels is not None
-    source = task.labels
+    source, config = task.labels, worker.config.distillation
+    loss = DistillationLoss if worker.config.student.tokenizer == "proxy" else ACROSS[config.across]
 
     def of(_: Trainer, rows: list[Row]) -> tuple[list[Row], StageLoss]:
         rows = [unpack_labels(row, source) for row in rows]
-        return rows, DistillationLoss(rows, worker.config.distillation)
+        return rows, loss(rows, config)
 
     return of
 

@@ -44,16 +44,19 @@ class ResumableTraining:
         scorer: CompletionScorer,
         config: TrainConfig,
         records: int,
+        student: bool = False,
         start_counts: bool = False,
         ended: Callable[[list[Step]], bool] = lambda _: False,
     ):
-        """`records` are those of one epoch. Where the start counts, it stays the result if no later point is better.
-        `ended`, asked after each step, says whether the steps so far end the stage."""
+        """`records` are those of one epoch; a `student` is validated in its own tokens. Where the start counts, it is
+        the result where no later point is better. `ended`, asked after each step, says whether the steps so far end the
+        stage."""
         if config.gradient_checkpointing:
             scorer.checkpoint_layers()
         resources = worker.config.resources
         self._worker = worker
         self._config = config
+        self._student = student
         self._start_counts = start_counts
         self._ended = ended
         self.records = records
@@ -217,7 +220,7 @@ class ResumableTraining:
 
     def _validate(self) -> RecordScores:
         began = time.monotonic()
-        scores = self._worker.validate(self.trainer.scorer)
+        scores = self._worker.validate(self.trainer.scorer, self._student)
         self.validation_seconds += time.monotonic() - began
         return scores
 

@@ -140,18 +140,22 @@ class DistillationLoss:
     def __call__(self, scorer: CompletionScorer, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         device = _device(scorer)
         batch = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows]).to(device)
-        target = self._target(batch, as_top_k([row["soft_labels"] for row in rows]).to(device))
-        scores = scorer(batch, target.ids_NK)
-        kl_N = self._divergence(target, scores.top)
+        token_logps_N, kl_N = self._scores(scorer, batch, rows)
         kl_B = sequence_sums(kl_N, batch.lengths_B)
         trust_B = moved(torch.tensor([row["trust"] for row in rows]), device)
         weighted_B = trust_B * (kl_B if self._by_token else kl_B / batch.lengths_B.clamp(min=1))
         taught_B = moved(torch.tensor([0.0 if row.get("answer") else 1.0 for row in rows]), device)
         terms = {
-            "nll": -(scores.token_logps_N * taught_B[batch.rows_N]).sum() / self._unit,
+            "nll": -(token_logps_N * taught_B[batch.rows_N]).sum() / self._unit,
             "kl": self._alpha * weighted_B.sum() / self._unit,
         }
         return terms, {"sequence_kl": kl_N.detach().sum()}
+
+    def _scores(self, scorer: CompletionScorer, batch: CompletionBatch, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """The student's log-probs of the batch's N completion tokens, and its divergence from the labels there."""
+        target = self._target(batch, as_top_k([row["soft_labels"] for row in rows]).to(batch.labels_N.device))
+        scores = scorer(batch, target.ids_NK)
+        return scores.token_logps_N, self._divergence(target, scores.top)
 
     def _target(self, _: CompletionBatch, labels: TopK) -> TopK:
         """What the student is to learn, in place of the p of equation (10): the labels as they are."""

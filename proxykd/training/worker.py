@@ -11,6 +11,7 @@ import torch
 
 from proxykd.config import RunConfig
 from proxykd.data.corpus_store import read_slice
+from proxykd.data.retokenised import student_slice
 from proxykd.errors import RunStoppedError
 from proxykd.evaluation.fidelity import RecordScores, score_records
 from proxykd.models.loading import load_scorer
@@ -96,6 +97,7 @@ class Worker:
         frozen = self.config.white_box.teacher.model_copy(update={"method": "full"})
         return self.workers.place(load_scorer(self.run.models / "white_box", frozen, trainable=False))
 
-    def validate(self, scorer: CompletionScorer) -> RecordScores:
-        rows = read_slice(self.run, "validation")
+    def validate(self, scorer: CompletionScorer, student: bool = False) -> RecordScores:
+        """The validation slice, as the proxy reads it or as the student does."""
+        rows = (student_slice if student else read_slice)(self.run, "validation")
         return score_records(scorer, rows, self.workers, self.config.resources.micro_batch_tokens)

@@ -20,7 +20,7 @@ def distil(worker: Worker, task: DistilTask) -> DistilResult:
     config = worker.config.distillation
     base = worker.run.models / "student"
     scorer = worker.workers.place(load_scorer(base, worker.config.student, seed=worker.config.seed))
-    training = ResumableTraining(worker, scorer, config, task.records)
+    training = ResumableTraining(worker, scorer, config, task.records, student=True)
 
     def at_point(point: CurvePoint) -> None:
         if config.snapshots:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxykd.data.corpus_store import read_slice
-from proxykd.evaluation.fidelity import SealedTeacher, mass_shares, score_records, spearman, teacher_kl
+from proxykd.data.retokenised import student_slice
+from proxykd.evaluation.fidelity import SealedTeacher, bytes_of, mass_shares, score_records, spearman, teacher_kl
 from proxykd.evaluation.measures import Difference
 from proxykd.evaluation.standard_errors import ratio_of_sums
 from proxykd.losses.trust import Trust
@@ -21,6 +22,7 @@ from proxykd.stages.evaluate import (
     ModelScores,
 )
 from proxykd.text.corpus import Row
+from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.worker import Worker
 
 
@@ -33,9 +35,14 @@ class EvaluationTask:
 
 
 def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
-    """The test slice under every model; with a local teacher, whose seal is opened here, the true KL."""
+    """The test slice under every model; with a local teacher, whose seal is opened here, the true KL, of students that
+    have its tokenizer."""
     run, config, teaching = worker.run, worker.config, worker.config.teaching
-    rows = read_slice(run, "test")
+    rows, student_rows = read_slice(run, "test"), student_slice(run, "test")
+    across = config.student.tokenizer == "own"
+    written, student_written = (
+        bytes_of(of, load_tokenizer(run.models / name)) for of, name in ((rows, "proxy"), (student_rows, "student"))
+    )
     budget = config.resources.micro_batch_tokens
     teacher = None
     if config.teacher.local is not None:
@@ -52,17 +59,18 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
     models: dict[str, ModelScores] = {}
     worker.progress(0, many, "models")
 
-    def measure(name: str, scorer: CompletionScorer) -> None:
+    def measure(name: str, scorer: CompletionScorer, student: bool = False) -> None:
         worker.go_on()
-        scores = score_records(scorer, rows, worker.workers, budget, teacher)
+        sealed = None if student and across else teacher
+        scores = score_records(scorer, student_rows if student else rows, worker.workers, budget, sealed)
         kls = scores.true_kl
         models[name] = ModelScores(
-            fidelity=scores.fidelity(),
+            fidelity=scores.fidelity(student_written if student else written),
             sequence_logps=[-value for value in scores.nll],
             tokens=scores.tokens,
             true_kl=scores.mean_true_kl(),
             record_kls=kls and [s / max(t, 1) for s, t in zip(kls, scores.tokens, strict=True)],
-            teacher_kl=teacher_kl(scorer, rows, worker.workers, budget),
+            teacher_kl=teacher_kl(scorer, student_rows if student else rows, worker.workers, budget),
         )
         worker.progress(len(models), many, "models")
 
@@ -75,14 +83,14 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
             measure(name, proxy)
         shares = mass_shares(proxy, rows, budget)
         del proxy
-    measure(STUDENT_BEFORE, worker.untaught_student())
+    measure(STUDENT_BEFORE, worker.untaught_student(), student=True)
     frozen = config.student.model_copy(update={"method": "full"})
     for name, directory in students.items():
-        measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)))
+        measure(name, worker.workers.place(load_scorer(directory, frozen, trainable=False)), student=True)
     if teaching.open_teacher:
         measure(OPEN_TEACHER, worker.open_teacher())
     correlation = task.trust and _trust_correlation(models[task.trust.adapter], task.trust)
-    versus = STUDENT_SFT in models and _difference(models[STUDENT_AFTER], models[STUDENT_SFT], rows)
+    versus = STUDENT_SFT in models and _difference(models[STUDENT_AFTER], models[STUDENT_SFT], student_rows)
     return EvaluationResult(
         models=models,
         share_mass_over_095=shares,

@@ -135,7 +135,7 @@ def on_policy(worker: Worker, task: OnPolicyTask) -> OnPolicyResult:
     def drifted(steps: list[Step]) -> bool:
         return drift(steps, config) is not None
 
-    training = ResumableTraining(worker, scorer, config, task.records, start_counts=True, ended=drifted)
+    training = ResumableTraining(worker, scorer, config, task.records, student=True, start_counts=True, ended=drifted)
 
     def step(rows: list[Row]) -> Step:
         trainer = training.trainer

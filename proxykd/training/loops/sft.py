@@ -22,7 +22,7 @@ def sft(worker: Worker, task: SftTask) -> SftResult:
     config, base = worker.config.sft, worker.run.models / "student"
     assert config is not None
     scorer = worker.workers.place(load_scorer(base, worker.config.student, seed=worker.config.seed))
-    training = ResumableTraining(worker, scorer, config, task.records)
+    training = ResumableTraining(worker, scorer, config, task.records, student=True)
     training.begin_curve()
     training.run(lambda rows: training.trainer.step(rows, SftLoss(rows)))
     save_student(worker, scorer, base, worker.run.sft_student, training.validation().fidelity())
