@@ -155,6 +155,7 @@ def main() -> None:
             found.append(measure(folder, records, args.pairs))
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "scale.json").write_text(json.dumps(found))
+    found.sort(key=lambda one: one["records"])
     print_tables(found)
     draw(found, args.out / "scale.svg")
 
