@@ -1,11 +1,12 @@
 """The miniature's world: four small models of one's own training, and prompts.
 
-    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3] [--models teacher proxy student]
+    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3] [--models teacher proxy student student-other]
 
 A "voice" is a probabilistic grammar of short descriptions: which words follow depends on the noun, the occasion and
 what was said before, by tables that are drawn once for each voice. The teacher speaks a voice of its own; the open
 teacher one that lies between it and another; proxy and student have heard four other voices, mixed, as open models
-have read the web. So every model knows the language, and none but the teacher its voice.
+have read the web. So every model knows the language, and none but the teacher its voice. `student-other` has heard
+what the student has, in a tokenizer of its own: of fewer tokens, learned from two of the voices.
 
 FOLDER is runs/miniature if it is not named. Every table of another --world is drawn anew. With --seeds, each of them
 has prompts of its own, prompts-SEED.jsonl: what a study that names {seed} in corpus.prompts takes. The prompts that
@@ -62,6 +63,7 @@ DEPENDS = {
     "close": ("does",),
 }
 TEACHER, OTHER, WEB = "teacher", "other", ("web0", "web1", "web2", "web3")
+OTHER_STUDENT, OTHER_TOKENS = "student-other", 400
 PROMPTS = 1400
 
 
@@ -110,6 +112,7 @@ def recipes(world: str) -> dict[str, Recipe]:
         "open-teacher": Recipe(Shape(4, 160, 1200), (((teacher, 0.5), (other, 0.5)),)),
         "proxy": Recipe(Shape(3, 128, 700), heard),
         "student": Recipe(Shape(2, 64, 700), heard),
+        OTHER_STUDENT: Recipe(Shape(2, 64, 700), heard),
     }
 
 
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--world", default="")
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
-    parser.add_argument("--models", nargs="*", default=["teacher", "open-teacher", "proxy", "student"])
+    parser.add_argument("--models", nargs="*", default=["teacher", "open-teacher", "proxy", "student", OTHER_STUDENT])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     every, models = questions(), recipes(args.world)
@@ -134,9 +137,11 @@ def main() -> None:
         write_prompts(args.folder, f"-{seed}", random.Random(f"prompts {seed}").sample(every, len(every)))
     chance, heard = random.Random(1), models["student"].voices
     tokenizer = make_tokenizer([prompt_of(q) + " " + speak(heard[i % 4], q, chance) for i, q in enumerate(every)])
+    other = make_tokenizer([speak(heard[i % 2], q, chance) for i, q in enumerate(every)], size=OTHER_TOKENS)
     for name in args.models:
         if not (args.folder / name / "config.json").exists():
-            train(name, models[name].shape, models[name].batch, tokenizer, args.folder)
+            own = other if name == OTHER_STUDENT else tokenizer
+            train(name, models[name].shape, models[name].batch, own, args.folder)
     print(f"models and prompts in {args.folder}")
 
 

@@ -39,8 +39,8 @@ def weights(voice: str, place: str, context: Sequence[str], options: int) -> lis
     return [value / sum(raw) for value in raw]
 
 
-def make_tokenizer(texts: list[str], pieces: str = WORDS) -> Any:
-    """A byte-level BPE of the texts, whose tokens never reach beyond a match of the pattern `pieces`."""
+def make_tokenizer(texts: list[str], pieces: str = WORDS, size: int = 640) -> Any:
+    """A byte-level BPE of the texts, of so many tokens, which never reach beyond a match of the pattern `pieces`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +53,7 @@ def make_tokenizer(texts: list[str], pieces: str = WORDS) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=640, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = CHATML

@@ -14,6 +14,7 @@ BySeed = dict[int, ArmReport]
 
 MEASURES: dict[str, tuple[str, Measure]] = {
     "held_out_nll": ("NLL a token", lambda arm: arm.student.held_out_nll),
+    "nll_a_byte": ("NLL a byte", lambda arm: arm.student.nll_a_byte),
     "true_kl": ("true KL", lambda arm: arm.sealed_teacher.student if arm.sealed_teacher else None),
     "top1_agreement": ("top-1", lambda arm: arm.student.top1_agreement),
     "device_hours": ("device-hours", lambda arm: arm.device_hours),
