@@ -1,6 +1,6 @@
 """The miniature's world: four small models of one's own training, and prompts.
 
-    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3] [--models teacher proxy student student-other]
+    python configs/miniature/make.py [FOLDER] [--world NAME] [--seeds 1 2 3] [--models teacher proxy student ...]
 
 A "voice" is a probabilistic grammar of short descriptions: which words follow depends on the noun, the occasion and
 what was said before, by tables that are drawn once for each voice. The teacher speaks a voice of its own; the open

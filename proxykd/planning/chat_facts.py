@@ -84,7 +84,7 @@ def compare_tokenizers(config: RunConfig, proxy: Any, folder_of: Callable[[str],
     same: list[str] = []
     absent: list[str] = []
     for name, model in config.models.items():
-        if model.source == config.proxy.source:
+        if model.source == config.proxy.source or model.tokenizer == "own":
             continue
         try:
             folder = folder_of(model.source)

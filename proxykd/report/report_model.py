@@ -21,6 +21,7 @@ from proxykd.report.blocks import (
 from proxykd.report.provenance import Hardware
 from proxykd.runs.json_model import JsonModel, read_model
 from proxykd.runs.run_directory import RunDirectory
+from proxykd.stages.retokenise import RetokeniseResult
 
 Benchmarks = dict[str, dict[str, TaskScore]]
 """By model (`proxy`, `student`, `student@<step>`) and task."""
@@ -133,6 +134,8 @@ class RunReport(JsonModel):
     """Why alignment ended."""
     proxy: ProxyReport | None
     soft_labels: LabelsReport | None
+    retokenised: RetokeniseResult | None
+    """How the student's own tokenizer meets the proxy's; None where it has that one."""
     trust: TrustReport | None
     white_box: WhiteBoxReport | None
     student: StudentReport

@@ -42,6 +42,7 @@ from proxykd.stages.evaluate import (
 )
 from proxykd.stages.models import MODELS
 from proxykd.stages.results import Results
+from proxykd.stages.retokenise import RETOKENISE
 from proxykd.stages.score import SCORE
 from proxykd.stages.stage import Finished
 from proxykd.stages.warmup import WARMUP
@@ -76,6 +77,7 @@ def build_report(run: RunDirectory, stop_reason: str) -> RunReport:
         stop_reason=stop_reason,
         proxy=_proxy(results),
         soft_labels=soft_labels(results),
+        retokenised=results.of(RETOKENISE),
         trust=trust(results),
         white_box=_white_box(results),
         student=_student(results),

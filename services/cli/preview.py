@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -13,9 +14,11 @@ from rich.text import Text
 from proxykd.config import RunConfig
 from proxykd.errors import CorpusError
 from proxykd.models.model_sources import resolve
+from proxykd.planning.across import meeting
 from proxykd.planning.chat_facts import ChatFacts, OtherTokenizers, StopToken, chat_facts, compare_tokenizers
 from proxykd.planning.preview import Preview, Reason, preview, read
 from proxykd.planning.record_lengths import QUANTILES
+from proxykd.text.corpus import Record
 from proxykd.text.tokenizer import load_tokenizer
 from services.cli.formatting import figure_table, share
 from services.cli.record_view import print_records, shown
@@ -55,6 +58,8 @@ def print_preview(config: RunConfig, records: int) -> None:
     seen = preview(config, tokenizer, reading, shown=records)
     console = Console(highlight=False)
     _print_head(console, config, seen, chat, others)
+    if config.student.tokenizer == "own":
+        _print_meeting(console, config, tokenizer, reading.records)
     print_records(console, seen.shown, config.corpus.max_length, seen.has_completions)
     _print_lengths(console, config, seen)
     _print_slices(console, seen)
@@ -89,6 +94,19 @@ def _print_head(console: Console, config: RunConfig, seen: Preview, chat: ChatFa
         lines["corpus"] = ["prompts alone: their completions are to be collected"]
     for name, words in lines.items():
         console.print(Text(f"  {name:<11}{'; '.join(words)}"), soft_wrap=True)
+
+
+def _print_meeting(console: Console, config: RunConfig, proxy: Any, records: Sequence[Record]) -> None:
+    student, thinking = config.student, config.corpus.reasoning == "train"
+    own = load_tokenizer(resolve(student.source, weights=False), student.chat_template, student.template_date, thinking)
+    found = meeting(proxy, own, records, config.corpus)
+    alone = found.one_to_one / max(found.student_tokens, 1)
+    words = (
+        f"keeps its own tokenizer, {len(own)} tokens; of {found.records} records {found.dropped} cannot be written by "
+        f"both, in the others {alone:.1%} of its {found.student_tokens} tokens are one to one with one of the proxy's "
+        f"{found.proxy_tokens}"
+    )
+    console.print(Text(f"  {'student':<11}{words}"), soft_wrap=True)
 
 
 def _token(token: StopToken) -> str:
