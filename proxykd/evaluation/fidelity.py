@@ -116,7 +116,7 @@ def score_records(
     With a sealed teacher, `true_kl` is each record's sum of the full-vocabulary KL(teacher || model).
     """
     table = torch.zeros(len(rows), 3, dtype=torch.float64, device=workers.device)
-    for number, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens, teacher):
+    for number, part, batch in my_batches(scorer, rows, workers, micro_batch_tokens, teacher):
         scores = scorer.score(batch, versus=teacher.logits_of(number) if teacher else None)
         assert scores.argmax_N is not None
         kl_N = torch.zeros_like(scores.token_logps_N) if scores.kl_N is None else scores.kl_N
@@ -136,7 +136,7 @@ def teacher_kl(
     if not any(places):
         return None
     sums = torch.zeros(len(rows), dtype=torch.float64, device=workers.device)
-    for _, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens):
+    for _, part, batch in my_batches(scorer, rows, workers, micro_batch_tokens):
         teacher = TeacherAt([rows[i] for i in part], workers.device)
         with torch.no_grad():
             kl_N = teacher.kl(scorer(batch, teacher.top.ids_NK).top)
@@ -150,7 +150,7 @@ def token_logps(
 ) -> list[list[float]]:
     """Each row's completion, token by token: log-probs in nats, on every worker."""
     found: dict[int, list[float]] = {}
-    for _, part, batch in _my_batches(scorer, rows, workers, micro_batch_tokens):
+    for _, part, batch in my_batches(scorer, rows, workers, micro_batch_tokens):
         logps_N = scorer.score(batch).token_logps_N.float().cpu()
         for index, logps in zip(part, logps_N.split(batch.lengths_B.tolist()), strict=True):
             found[index] = logps.tolist()
@@ -175,7 +175,7 @@ def pair_token_logps(
     return {side: logps[i * len(pairs) : (i + 1) * len(pairs)] for i, side in enumerate(SIDES)}
 
 
-def _my_batches(
+def my_batches(
     scorer: CompletionScorer,
     rows: Sequence[Row],
     workers: Workers,

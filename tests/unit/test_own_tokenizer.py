@@ -151,6 +151,25 @@ def test_with_the_proxys_own_tokenizer_loss_and_gradient_are_the_same_tensors(ti
     assert all(map(torch.equal, *gradients))
 
 
+def test_the_true_kl_to_another_tokenizer_is_told_where_both_can_be_cut(tiny, tmp_path, monkeypatch):
+    """The teacher is the tiny model itself, its text given: a student that is the teacher, in its tokens, has none; in
+    tokens of its own it is what the pieces add up to."""
+    stream_rows(monkeypatch)
+    same = {"source": str(tiny), "tokenizer": "own", "dtype": "float32", "method": "full"}
+    teacher = {"model": "tiny", "local": {"source": str(tiny), "dtype": "float32"}}
+    sealed = {"teacher": teacher, "alignment": {"rounds": 0}}
+    run = make_run(tiny, tmp_path / "same", student=same, **sealed)
+    Pipeline(context_of(run, Trainers())).execute()
+    models = EVALUATE.finished(run).result.models
+    assert models[STUDENT_BEFORE].true_kl.kl == pytest.approx(0, abs=1e-5)
+    full = models[BASE].true_kl.kl  # of the proxy, over the whole vocabulary
+    assert full > 0.01
+    other = make_run(tiny, tmp_path / "other", **sections(other_model(tmp_path / "model"), **sealed))
+    Pipeline(context_of(other, Trainers())).execute()
+    models = EVALUATE.finished(other).result.models
+    assert 0 < models[STUDENT_AFTER].true_kl.kl < models[STUDENT_BEFORE].true_kl.kl
+
+
 def test_arms_of_several_students_share_the_proxy_and_its_labels(tiny, tmp_path):
     other = other_model(tmp_path / "other")
     one = make_run(tiny, tmp_path / "a").config()

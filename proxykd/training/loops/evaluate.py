@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxykd.data.corpus_store import read_slice
-from proxykd.data.retokenised import student_slice
+from proxykd.data.retokenised import student_slice, vocabularies
+from proxykd.evaluation.boundary_kl import boundary_kls, labelled_by
 from proxykd.evaluation.fidelity import SealedTeacher, bytes_of, mass_shares, score_records, spearman, teacher_kl
 from proxykd.evaluation.measures import Difference
 from proxykd.evaluation.standard_errors import ratio_of_sums
@@ -35,11 +36,10 @@ class EvaluationTask:
 
 
 def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
-    """The test slice under every model; with a local teacher, whose seal is opened here, the true KL, of students that
-    have its tokenizer."""
+    """The test slice under every model; with a local teacher, whose seal is opened here, the true KL (to a student of
+    another tokenizer, where both can be cut)."""
     run, config, teaching = worker.run, worker.config, worker.config.teaching
     rows, student_rows = read_slice(run, "test"), student_slice(run, "test")
-    across = config.student.tokenizer == "own"
     written, student_written = (
         bytes_of(of, load_tokenizer(run.models / name)) for of, name in ((rows, "proxy"), (student_rows, "student"))
     )
@@ -49,6 +49,10 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
         frozen = config.teacher.local.model_copy(update={"method": "full"})
         opened = worker.workers.place(load_scorer(run.models / "teacher", frozen, trainable=False))
         teacher = SealedTeacher(opened)
+    spans = teacher is not None and config.student.tokenizer == "own"
+    if spans:
+        both = vocabularies(str(run.models / "proxy"), str(run.models / "student"))
+        student_rows = labelled_by(opened, rows, student_rows, both, worker.workers, budget)
     proxies = [*(["base"] if task.trust or task.adapters else []), *task.adapters]
     students = {STUDENT_AFTER: run.student}
     if config.on_policy is not None:
@@ -61,8 +65,12 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
 
     def measure(name: str, scorer: CompletionScorer, student: bool = False) -> None:
         worker.go_on()
-        sealed = None if student and across else teacher
-        scores = score_records(scorer, student_rows if student else rows, worker.workers, budget, sealed)
+        by_span = student and spans
+        scores = score_records(
+            scorer, student_rows if student else rows, worker.workers, budget, None if by_span else teacher
+        )
+        if by_span:
+            scores = replace(scores, true_kl=boundary_kls(scorer, student_rows, worker.workers, budget))
         kls = scores.true_kl
         models[name] = ModelScores(
             fidelity=scores.fidelity(student_written if student else written),
