@@ -17,6 +17,7 @@ from proxykd.text.tokenizer import load_tokenizer
 from tests import families, tiny_model
 from tests.chaos.victims import kill
 from tests.object_store import free_port
+from tests.other_tokenizer import other_model
 from tests.real.test_run import proxykd, wait_for
 from tests.small_run import run_config
 
@@ -28,6 +29,8 @@ WHOLE = ("sft_on_all", "soda", "whole_text_nll")
 """Those that learn from all of the text; the first also from half of it."""
 FAMILIES = ("gemma2", "qwen3", "phi3")
 """Those whose quirks reach the engine: soft caps, a padded vocabulary and thoughts, fused layers and two stop tokens."""
+ACROSS = "other_tokenizer"
+"""Whose student keeps its own."""
 SLICES = ("validation", "test", "warmup", "alignment", "distillation")
 SEEDS = (1, 2)
 SIZE = 28
@@ -52,9 +55,11 @@ def done(tiny, tmp_path_factory):
         resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0},
     ).model_dump(mode="json", exclude_defaults=True)
     del run["name"], run["seed"]
-    raw = {"name": "tiny-study", "seeds": list(SEEDS), "arms": [*ARMS, *WHOLE, *FAMILIES], "run": run}
+    raw = {"name": "tiny-study", "seeds": list(SEEDS), "arms": [*ARMS, *WHOLE, *FAMILIES, ACROSS], "run": run}
     raw["sizes"] = {"records": [SIZE], "arms": ["sft_on_all"]}
     raw["own_arms"] = {"small_proxy": {"title": "a smaller proxy", "set": {"proxy.drop_layers": [2, 3]}}}
+    own = {"student.source": str(other_model(folder / ACROSS)), "student.tokenizer": "own", "student.drop_layers": [2]}
+    raw["own_arms"][ACROSS] = {"title": "another tokenizer", "set": own}
     for name in FAMILIES:
         source = str(families.make(name, folder / name))
         proxy, student = {"proxy.drop_layers": []}, {"student.drop_layers": [2]}
@@ -83,7 +88,7 @@ def by_arm(done):
 
 def test_a_death_of_everything_costs_no_finished_stage(done, by_arm):
     assert done["running"]["state"] == "running"
-    assert len(done["running"]["runs"]) == (len(ARMS) + len(WHOLE) + len(FAMILIES) + 1) * len(SEEDS)
+    assert len(done["running"]["runs"]) == (len(ARMS) + len(WHOLE) + len(FAMILIES) + 2) * len(SEEDS)
     for path, content in done["before"].items():
         assert path.read_bytes() == content
     report = read_json(done["study"].report)
@@ -184,6 +189,20 @@ def test_the_whole_pipeline_runs_for_models_of_other_families(by_arm, family):
         assert max(max(pair["rejected_ids"]) for pair in pairs) < len(load_tokenizer(run.student))
         student = read_json(run.report)["student"]
         assert student["after"]["held_out_nll"] < student["before"]["held_out_nll"]
+
+
+def test_a_student_of_another_tokenizer_learns_the_labels_of_the_same_proxy(by_arm):
+    for seed in SEEDS:
+        run, proxy_kd = by_arm[ACROSS, seed], by_arm["proxy_kd", seed]
+        for stage in ("corpus", "warmup", "align-01", "score"):
+            assert read_json(run.stages / f"{stage}.json")["adopted_from"] or (
+                read_json(proxy_kd.stages / f"{stage}.json")["adopted_from"] == run.id
+            )
+        report = read_json(run.report)
+        assert 0 < report["retokenised"]["one_to_one"] < 1
+        before, after = report["student"]["before"], report["student"]["after"]
+        assert after["nll_a_byte"] < before["nll_a_byte"]
+        assert load_tokenizer(run.student).get_vocab() != load_tokenizer(run.models / "proxy").get_vocab()
 
 
 def test_the_table_says_who_is_how_far_from_the_reference(done, by_arm):

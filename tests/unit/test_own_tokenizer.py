@@ -6,8 +6,6 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from actors.run.pipeline import Pipeline
 from proxykd.config import DistillationConfig
@@ -30,29 +28,9 @@ from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.across_losses import AlignedDistillationLoss
 from proxykd.training.stage_losses import DistillationLoss
 from tests.inline_run import Trainers, context_of, make_run, stream_rows
+from tests.other_tokenizer import other_model
 from tests.small_run import run_config
-from tests.tiny_model import CHATML, corpus_rows, make_model
-
-
-def other_model(folder, normalizer=None):
-    """The tiny model with another tokenizer: fewer merges, learned from other text, other ids, another template."""
-    make_model(folder, seed=5)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    if normalizer is not None:
-        bpe.normalizer = normalizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|stop|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([row["prompt"] for row in corpus_rows(48)], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(folder)
-    return folder
+from tests.tiny_model import corpus_rows
 
 
 def sections(folder, **more):
