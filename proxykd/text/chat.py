@@ -22,6 +22,8 @@ from proxykd.text.layouts import Message
 THOUGHT = "Six and one."
 THOUGHT_TAGS = ("<think>\n", "\n</think>\n\n")
 """Around the thoughts of a reply where the template has no form of its own for them."""
+UNDECODED = "\ufffd"
+"""What tokenizers write for bytes that are no character, or not yet."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,19 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion: what follows the prompt, without stop token or what the template puts around it."""
-        decode = self.tokenizer.decode
-        prompt = decode(self._before, skip_special_tokens=True)
-        text: str = decode([*self._before, *ids], skip_special_tokens=True)[len(prompt) :]
         lead, ending = self._shown
-        return text.removeprefix(lead).removesuffix(ending if ids and ids[-1] == self.stop_token_id else "")
+        return self._seen(ids).removeprefix(lead).removesuffix(ending if ids and ids[-1] == self.stop_token_id else "")
+
+    def decode_begun(self, ids: Sequence[int]) -> str:
+        """As much of `decode`'s text as stays while more tokens follow: no part of a character whose other bytes are still
+        to come, nor of what the template puts around the text."""
+        lead, ending = self._shown
+        seen = self._seen(ids).rstrip(UNDECODED)
+        if lead.startswith(seen):
+            return ""
+        text = seen.removeprefix(lead)
+        held = max(length for length in range(len(ending) + 1) if text.endswith(ending[:length]))
+        return text[: len(text) - held]
 
     def token_text(self, token_id: int) -> str:
         """One token's own text, the space before a word included, which tokenizers drop where they decode it alone."""
@@ -188,14 +198,17 @@ class ChatFormat:
         exact = (one for one in found if decode([*self._before, *one.ids]) == prompt + plain)
         return next(exact, found[0])
 
-    @cached_property
-    def _shown(self) -> tuple[str, str]:
-        """What is seen of a turn's lead and ending where special tokens are skipped."""
+    def _seen(self, ids: Sequence[int]) -> str:
+        """What is seen of tokens that follow a prompt, where special tokens are skipped."""
         decode = self.tokenizer.decode
         prompt = decode(self._before, skip_special_tokens=True)
-        rendered = (self._following(text).ids for text in (self._turn.lead, self._turn.ending))
-        lead, ending = (decode([*self._before, *ids], skip_special_tokens=True)[len(prompt) :] for ids in rendered)
-        return str(lead), str(ending)
+        return str(decode([*self._before, *ids], skip_special_tokens=True)[len(prompt) :])
+
+    @cached_property
+    def _shown(self) -> tuple[str, str]:
+        """What is seen of a turn's lead and ending."""
+        lead, ending = (self._seen(self._following(text).ids) for text in (self._turn.lead, self._turn.ending))
+        return lead, ending
 
     # -- what the template writes around a reply -----------------------------------------------------------------
 

@@ -160,6 +160,44 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
 
 
 @main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--models", metavar="NAMES", help="Of student, sft, proxy and base, by commas; default: what RUN has.")
+@click.option("--once", metavar="PROMPT", help="Print the replies to this, and leave.")
+@click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0: the likeliest.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of a reply.")
+@click.option("--page", is_flag=True, help="In a browser on this machine instead; until Ctrl-C.")
+@click.option(
+    "--http-port", type=click.IntRange(1, 65535), help="Of the page; default: 8200, or the next that is free."
+)
+def chat(
+    run_directory: str,
+    models: str | None,
+    once: str | None,
+    temperature: float,
+    max_tokens: int,
+    page: bool,
+    http_port: int | None,
+) -> None:
+    """Talk to the models of a finished RUN, side by side: student, SFT student, proxy and base.
+
+    Prompts come from the terminal, or a line each from a pipe. Needs no Ray.
+    """
+    from actors.cluster.http_options import HttpOptions
+    from proxykd.models.speaker import Sampling
+    from services.cli.chat import chat_in_terminal, chat_on_page
+
+    if page and once is not None:
+        raise ConfigError("--once is answered in the terminal; leave out --page")
+    names = None if models is None else [name.strip() for name in models.split(",")]
+    sampling = Sampling(temperature, max_tokens)
+    if page:
+        http = HttpOptions(port=http_port or 8200, or_next=http_port is None)
+        chat_on_page(run_directory, names, sampling, http)
+    else:
+        chat_in_terminal(run_directory, names, sampling, once)
+
+
+@main.command()
 @click.argument("runs_dir", metavar="[RUNS_DIR|RUN]", default="runs", type=click.Path(file_okay=False))
 @functools.partial(http_options, port=8100)
 def dashboard(runs_dir: str, http: HttpOptions) -> None:
