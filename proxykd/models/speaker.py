@@ -14,7 +14,7 @@ from proxykd.models.loading import DTYPES, read_model, stop_token_ids
 from proxykd.models.scorer import CompletionScorer
 from proxykd.runs.storage import fetch, verify_directory
 from proxykd.text.chat import ChatFormat
-from proxykd.text.layouts import Message
+from proxykd.text.layouts import Message, without_thoughts
 from proxykd.text.tokenizer import load_tokenizer
 
 GREEDY_BELOW = 0.01
@@ -58,11 +58,13 @@ class Speaker:
     def reply(self, conversation: Sequence[Message], sampling: Sampling) -> Iterator[Said]:
         """What the model says next; the texts of all tokens together are the reply. Closing the iterator stops it.
 
+        Earlier replies are rendered without their thoughts, as in training.
+
         Raises, before the first token:
             TemplateError: the template refuses the conversation.
             ModelError: the conversation leaves no room in the model's context.
         """
-        prompt = self._chat.prompt_ids(conversation)
+        prompt = self._chat.prompt_ids([without_thoughts(message) for message in conversation])
         if self.context is not None and len(prompt) >= self.context:
             raise ModelError(
                 f"the conversation has {len(prompt)} tokens, which leave no room for a reply in the model's context of "

@@ -125,8 +125,8 @@ class ChatFormat:
         return self._seen(ids).removeprefix(lead).removesuffix(ending if ids and ids[-1] == self.stop_token_id else "")
 
     def decode_begun(self, ids: Sequence[int]) -> str:
-        """As much of `decode`'s text as stays while more tokens follow: no part of a character whose other bytes are still
-        to come, nor of what the template puts around the text."""
+        """As much of `decode`'s text as stays while more tokens follow: no part of a character whose other bytes are
+        still to come, nor of what the template puts around the text."""
         lead, ending = self._shown
         seen = self._seen(ids).rstrip(UNDECODED)
         if lead.startswith(seen):
