@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from proxykd.text.tokenizer import load_tokenizer
 
 GREEDY_BELOW = 0.01
 """Temperatures under which the likeliest token is taken: what else could be drawn has no share that counts."""
+
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""What JSON can spell, and what Python reads for a byte that is not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,10 @@ class Speaker:
 
         Raises, before the first token:
             TemplateError: the template refuses the conversation.
-            ModelError: the conversation leaves no room in the model's context.
+            ModelError: the conversation is no text, or leaves no room in the model's context.
         """
+        if any(HALF_A_PAIR.search(message["content"]) for message in conversation):
+            raise ModelError("the conversation holds half of a surrogate pair, which no text can; give it in UTF-8")
         prompt = self._chat.prompt_ids([without_thoughts(message) for message in conversation])
         if self.context is not None and len(prompt) >= self.context:
             raise ModelError(

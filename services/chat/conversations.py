@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from proxykd.errors import ConfigError
 from proxykd.models.speaker import Said
 from proxykd.text.layouts import Message
 
@@ -45,14 +44,7 @@ class Conversations:
         self.system = ""
 
     def asked(self, prompt: str) -> dict[str, list[Message]]:
-        """Every conversation with the prompt as its last turn.
-
-        Raises:
-            ConfigError: the prompt or the system message is no text.
-        """
-        for text in (prompt, self.system):
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise ConfigError(f"{text!r} is not UTF-8; give text in UTF-8")
+        """Every conversation with the prompt as its last turn."""
         before = [{"role": "system", "content": self.system}] if self.system else []
         asked = {"role": "user", "content": prompt}
         return {name: [*before, *turns, asked] for name, turns in self._turns.items()}

@@ -84,12 +84,7 @@ async def _sent(said: Iterator[tuple[str, Said]], turn: asyncio.Lock) -> AsyncIt
 
 
 def serve_chat(run_id: str, speakers: Mapping[str, Speaker], sampling: Sampling, http: HttpOptions) -> None:
-    """Shows the page. Blocks until Ctrl-C.
-
-    Raises:
-        ResourceError: the port is taken.
-    """
-    http = http.at_a_free_port()
+    """Shows the page on a port that is free. Blocks until Ctrl-C."""
     print(f"{', '.join(speakers)} of {run_id}: http://{http.address}/ (Ctrl-C stops it)", flush=True)
     app = chat_app(run_id, speakers, sampling, http.host)
     config = uvicorn.Config(app, host=http.host, port=http.port, log_level="warning", timeout_graceful_shutdown=1)

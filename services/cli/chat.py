@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.http_options import HttpOptions
@@ -14,47 +14,62 @@ from proxykd.runs.run_directory import RunDirectory
 from services.chat.conversations import WHO
 from services.chat.page import serve_chat
 from services.chat.terminal import TerminalChat
-from services.cli.subjects import Subject, of_certificate
+from services.cli.subjects import of_certificate
 
 
-def chat_in_terminal(run_directory: str, names: Sequence[str] | None, sampling: Sampling, once: str | None) -> None:
+@dataclass(frozen=True)
+class Chosen:
+    """Whom to talk to: models of a run, all of them where `names` is None, in the run's dtypes or another."""
+
+    run_directory: str
+    names: tuple[str, ...] | None = None
+    dtype: str | None = None
+
+
+def chat_in_terminal(chosen: Chosen, sampling: Sampling, once: str | None) -> None:
     """Answers `once`, or what standard input asks until it ends.
 
     Raises:
         ProxykdError: no such run or model, or a prompt that a model cannot be asked.
     """
-    chat = TerminalChat(_speakers(RunDirectory.open(run_directory), names), sampling)
+    chat = TerminalChat(open_speakers(chosen), sampling)
     if once is None:
         chat.converse()
     else:
         chat.ask(once)
 
 
-def chat_on_page(run_directory: str, names: Sequence[str] | None, sampling: Sampling, http: HttpOptions) -> None:
+def chat_on_page(chosen: Chosen, sampling: Sampling, http: HttpOptions) -> None:
     """Blocks until Ctrl-C.
 
     Raises:
         ProxykdError: no such run or model.
         ResourceError: the port is taken.
     """
-    run = RunDirectory.open(run_directory)
-    serve_chat(run.id, _speakers(run, names), sampling, http)
+    http = http.at_a_free_port()
+    serve_chat(RunDirectory.open(chosen.run_directory).id, open_speakers(chosen), sampling, http)
 
 
-def _speakers(run: RunDirectory, names: Sequence[str] | None) -> dict[str, Speaker]:
-    """The named models of a run, all of them where None, in the order in which they are named."""
+def open_speakers(chosen: Chosen) -> dict[str, Speaker]:
+    """Loads them, by name in the order in which they are named, and says so.
+
+    Raises:
+        BenchmarkError: the run has no student yet.
+        ConfigError: it has no such model.
+    """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = {one.name: one for one in of_certificate(run, Answerer(model=""), dtype=None)}
-    wanted = list(found) if names is None else list(names)
-    for name in wanted:
+    disable_progress_bar()
+    run = RunDirectory.open(chosen.run_directory)
+    found = {one.name: one for one in of_certificate(run, Answerer(model=""), chosen.dtype)}
+    names = dict.fromkeys(chosen.names or found)
+    for name in names:
         if name not in found:
             raise ConfigError(f"--models {name!r}: {run.id} has {', '.join(found)}")
-    return {name: _opened(found[name], device) for name in dict.fromkeys(wanted)}
-
-
-def _opened(subject: Subject, device: str) -> Speaker:
-    print(f"loading {subject.name}, {WHO[subject.name]}", file=sys.stderr, flush=True)
-    answerer = subject.answerer
-    return open_speaker(Path(answerer.model), answerer.dtype, device, subject.adapter)
+    device, speakers = "cuda" if torch.cuda.is_available() else "cpu", {}
+    for name in names:
+        print(f"loading {name}, {WHO[name]}", file=sys.stderr, flush=True)
+        answerer = found[name].answerer
+        speakers[name] = open_speaker(Path(answerer.model), answerer.dtype, device, found[name].adapter)
+    return speakers

@@ -165,6 +165,7 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
 @click.option("--once", metavar="PROMPT", help="Print the replies to this, and leave.")
 @click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0: the likeliest.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of a reply.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the run's.")
 @click.option("--page", is_flag=True, help="In a browser on this machine instead; until Ctrl-C.")
 @click.option(
     "--http-port", type=click.IntRange(1, 65535), help="Of the page; default: 8200, or the next that is free."
@@ -175,6 +176,7 @@ def chat(
     once: str | None,
     temperature: float,
     max_tokens: int,
+    dtype: str | None,
     page: bool,
     http_port: int | None,
 ) -> None:
@@ -184,17 +186,16 @@ def chat(
     """
     from actors.cluster.http_options import HttpOptions
     from proxykd.models.speaker import Sampling
-    from services.cli.chat import chat_in_terminal, chat_on_page
+    from services.cli.chat import Chosen, chat_in_terminal, chat_on_page
 
     if page and once is not None:
         raise ConfigError("--once is answered in the terminal; leave out --page")
-    names = None if models is None else [name.strip() for name in models.split(",")]
-    sampling = Sampling(temperature, max_tokens)
+    names = None if models is None else tuple(name.strip() for name in models.split(","))
+    chosen, sampling = Chosen(run_directory, names, dtype), Sampling(temperature, max_tokens)
     if page:
-        http = HttpOptions(port=http_port or 8200, or_next=http_port is None)
-        chat_on_page(run_directory, names, sampling, http)
+        chat_on_page(chosen, sampling, HttpOptions(port=http_port or 8200, or_next=http_port is None))
     else:
-        chat_in_terminal(run_directory, names, sampling, once)
+        chat_in_terminal(chosen, sampling, once)
 
 
 @main.command()

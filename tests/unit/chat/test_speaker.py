@@ -13,10 +13,11 @@ from proxykd.models import decoding
 from proxykd.models.speaker import Said, Sampling, answer, open_speaker
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import SAMPLE, load_tokenizer
-from services.cli.chat import _speakers
+from services.cli.chat import Chosen, open_speakers
 from services.cli.subjects import of_certificate
 from tests.real_tokenizers import PUBLISHED
 from tests.scripted_speaker import NEVER_ENDING, scripted_speaker
+from tests.tiny_model import make_tokenizer
 
 ASK = [{"role": "user", "content": "one two three?"}]
 MODELS = ["student", "sft", "proxy", "base"]
@@ -29,7 +30,7 @@ def said_in_full(speaker, conversation, sampling=SIXTEEN):
 
 @pytest.fixture(scope="module")
 def speakers(run):
-    return _speakers(run, None)
+    return open_speakers(Chosen(str(run.root)))
 
 
 def test_each_model_says_what_the_harness_has_it_answer(run, speakers):
@@ -129,30 +130,28 @@ def test_a_reply_ends_at_its_most_tokens_or_at_the_context():
     *_, last = scripted_speaker(NEVER_ENDING)[0].reply(ASK, Sampling(max_tokens=7))
     assert (last.tokens, last.ended) == (7, "length")
     speaker, _ = scripted_speaker(NEVER_ENDING, context=64)
-    prompt = len(ChatFormat(load_tokenizer_of(speaker)).prompt_ids(ASK))
+    prompt = len(ChatFormat(make_tokenizer()).prompt_ids(ASK))
     *_, last = speaker.reply(ASK, Sampling(max_tokens=500))
     assert (last.tokens, last.ended) == (64 - prompt, "length")
-
-
-def load_tokenizer_of(speaker):
-    return speaker._chat.tokenizer
 
 
 def test_a_conversation_beyond_the_context_is_refused_by_the_models_name():
     speakers = {"proxy": scripted_speaker("x")[0], "base": scripted_speaker("x", context=30)[0]}
     long = [{"role": "user", "content": "the red stone " * 9}]
-    with pytest.raises(ModelError, match=r"base: the conversation has \d+ tokens, .* context of 30; shorten the prompt"):
+    with pytest.raises(
+        ModelError, match=r"base: the conversation has \d+ tokens, .* context of 30; shorten the prompt"
+    ):
         answer(speakers, dict.fromkeys(speakers, long), SIXTEEN)
 
 
 def test_a_template_that_refuses_a_role_is_an_error_by_the_models_name(tokenizer):
     speaker, _ = scripted_speaker("x")
-    own = load_tokenizer_of(speaker)
+    own = speaker._chat.tokenizer
     own.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + own.chat_template
     )
     conversation = [{"role": "system", "content": "be brief"}, *ASK]
-    with pytest.raises(TemplateError, match="student: the chat template refuses .* no system role"):
+    with pytest.raises(TemplateError, match=r"student: the chat template refuses .* no system role"):
         answer({"student": speaker}, {"student": conversation}, SIXTEEN)
 
 

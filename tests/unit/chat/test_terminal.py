@@ -22,7 +22,7 @@ from proxykd.runs.run_directory import RunDirectory
 from services.chat import terminal
 from services.chat.conversations import Reply
 from services.chat.terminal import Panes, TerminalChat
-from services.cli.chat import _speakers
+from services.cli.chat import Chosen, open_speakers
 from services.cli.main import main
 from tests.scripted_speaker import NEVER_ENDING, scripted_speaker
 from tests.small_run import run_config
@@ -49,7 +49,7 @@ def test_one_prompt_is_answered_by_every_model_of_the_run(run):
     assert done.exit_code == 0, done.output
     said = by_model(done.stdout)
     assert list(dict.fromkeys(sorted(said))) == ["base", "proxy", "sft", "student"]
-    speakers = _speakers(run, ["student", "base"])
+    speakers = open_speakers(Chosen(str(run.root), ("student", "base")))
     for name, speaker in speakers.items():
         pieces = speaker.reply([{"role": "user", "content": "one two three?"}], Sampling(max_tokens=12))
         assert said[name] == "".join(piece.text for piece in pieces)
@@ -70,7 +70,7 @@ def test_models_are_chosen_by_name_in_their_order(run):
         (["--models", ""], "--models '': .* has student"),
         (["--once", "the red stone " * 300], r"student: the conversation has \d+ tokens, .* context of 512"),
         (["--once", "x", "--page"], "--once is answered in the terminal; leave out --page"),
-        (["--once", "\udcff"], "not UTF-8"),
+        (["--once", "\udcff"], "give it in UTF-8"),
     ],
 )
 def test_what_cannot_be_asked_says_why(run, arguments, told):
