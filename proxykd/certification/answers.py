@@ -1,5 +1,5 @@
-"""What the models answered, kept as it comes: ANSWERS/<model>/000000.jsonl, a line a prompt, and how they were
-asked."""
+"""What the models answered, with what log-probs, kept as it comes: FOLDER/<model>/000000.jsonl, a line a prompt, and
+how they were asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from proxykd.certification.prompts import Prompt
 from proxykd.errors import BenchmarkError
@@ -26,11 +26,23 @@ class Answer:
     time: float
 
 
-class KeptAnswers:
-    """The answers of all models in one folder."""
+@dataclass(frozen=True)
+class AnswerScore:
+    """Of one answer: log p of each of its tokens in nats, the stop token last."""
 
-    def __init__(self, root: Path):
+    id: str
+    logps: tuple[float, ...]
+
+
+Line = TypeVar("Line", Answer, AnswerScore)
+
+
+class Kept(Generic[Line]):
+    """What there is of one `kind` for all models in one folder."""
+
+    def __init__(self, root: Path, kind: type[Line]):
         self._root = root
+        self._kind = kind
 
     def claim(self, settings: dict[str, Any]) -> None:
         """The folder's answers are given so, from now on or already.
@@ -48,13 +60,13 @@ class KeptAnswers:
                 f"--output"
             )
 
-    def read(self, model: str) -> dict[str, Answer]:
+    def read(self, model: str) -> dict[str, Line]:
         """By prompt."""
         lines = (line for path in self._files(model) for line in path.read_bytes().splitlines())
-        return {answer.id: answer for answer in (Answer(**json.loads(line)) for line in lines)}
+        return {found.id: found for found in (self._kind(**json.loads(line)) for line in lines)}
 
     def missing(self, model: str, prompts: Sequence[Prompt]) -> Iterator[tuple[Path, Sequence[Prompt]]]:
-        """The prompts that it has not answered, in chunks, each with its file."""
+        """The prompts of which there is nothing, in chunks, each with its file."""
         known = self.read(model)
         left = [prompt for prompt in prompts if prompt.id not in known]
         first = 1 + max((int(path.stem) for path in self._files(model)), default=-1)
@@ -65,5 +77,5 @@ class KeptAnswers:
         return sorted((self._root / model).glob("*.jsonl"))
 
 
-def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    write_atomic(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in answers).encode())
+def write_lines(path: Path, lines: Sequence[Answer] | Sequence[AnswerScore]) -> None:
+    write_atomic(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in lines).encode())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from proxykd.certification.answers import Answer
+from proxykd.certification.answers import Answer, AnswerScore
 from proxykd.certification.certificate_model import (
     STUDENT,
     Certificate,
@@ -20,20 +20,19 @@ from proxykd.certification.certificate_model import (
     LengthBias,
     Share,
     SliceVerdict,
-    Tally,
 )
+from proxykd.certification.doubt import Observation
 from proxykd.certification.judging import Comparison, Judgement, Order, conversation, same
 from proxykd.certification.judging import consistency as consistency_of
+from proxykd.certification.outcomes import DIGITS, Outcome, tally
 from proxykd.certification.prompts import Prompt
 from proxykd.certification.slices import slices_of
 from proxykd.certification.spending import Spent, at
-from proxykd.certification.verdicts import LEVEL, counted, decide, high_bound, low_bound
+from proxykd.certification.verdicts import LEVEL, counted, decide
 from proxykd.errors import BenchmarkError
 from proxykd.evaluation.standard_errors import wilson
 
 WORST = 8
-DIGITS = 6
-"""Of p-values and bounds: what a certificate says must not depend on in which order a machine adds up."""
 TWO_SIDED = 1.959964
 """Standard errors to either side of a 95 % interval."""
 
@@ -50,18 +49,6 @@ class Evidence:
     judge: Spent | None = None
     rubric: str | None = None
     teacher: Spent | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one prompt: what it is at worst and at best, which differ where the judge has not judged both orders."""
-
-    worst: float
-    best: float
-
-    @property
-    def read(self) -> bool:
-        return self.worst == self.best
 
 
 def certify(evidence: Evidence, facts: Facts, margin: float, by: Sequence[str]) -> Certificate:
@@ -109,25 +96,23 @@ def certify(evidence: Evidence, facts: Facts, margin: float, by: Sequence[str]) 
     )
 
 
+def observations(evidence: Evidence, scores: Mapping[str, AnswerScore]) -> list[Observation]:
+    """What came of the student's answers, beside the log-probs that it gives them."""
+    found = []
+    for prompt in evidence.prompts:
+        if prompt.teacher is not None:
+            outcome = _outcome(evidence, STUDENT, prompt)
+            lost = (1 - outcome.worst) / 2
+            if prompt.gold is not None:
+                lost = float(not prompt.right(evidence.answers[STUDENT][prompt.id].text))
+            found.append(Observation(prompt.id, scores[prompt.id].logps, outcome, lost))
+    return found
+
+
 def times(answers: Mapping[str, Mapping[str, Answer]]) -> tuple[str, str]:
     """When the first and the last answer was given."""
     found = [one.time for said in answers.values() for one in said.values()]
     return at(min(found)), at(max(found))
-
-
-def tally(outcomes: Sequence[Outcome]) -> Tally:
-    values = [one.worst for one in outcomes if one.read]
-    counts = counted(values)
-    return Tally(
-        prompts=len(outcomes),
-        wins=sum(value > 0 for value in values),
-        ties=sum(value == 0 for value in values),
-        losses=sum(value < 0 for value in values),
-        unread=len(outcomes) - len(values),
-        net=math.fsum(values) / len(values) if values else None,
-        low=round(low_bound(counts), DIGITS) if values else None,
-        high=round(high_bound(counts), DIGITS) if values else None,
-    )
 
 
 def _outcome(evidence: Evidence, model: str, prompt: Prompt) -> Outcome:

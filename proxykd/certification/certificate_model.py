@@ -90,6 +90,57 @@ class Example(JsonModel):
     """Its replies, the student first and then the teacher."""
 
 
+class Price(JsonModel):
+    """Of one reply of the teacher, on average, and from what that is known."""
+
+    reply: float
+    currency: str
+    source: str
+
+
+class DoubtBin(JsonModel):
+    """Prompts of like doubt: its mean, and the share of them that was lost."""
+
+    prompts: int
+    doubt: float
+    lost: float
+
+
+class CurvePoint(JsonModel):
+    """What comes of sending a `share` of the traffic on to the teacher: those `sent` have its answer, which counts as a
+    tie. `answers` by the doubt; the net `at_random`, and `at_best`, by whoever knew the outcomes. `cost` of 1,000
+    prompts."""
+
+    share: float
+    threshold: float
+    sent: int
+    answers: Tally
+    at_random: float
+    at_best: float
+    cost: float | None
+
+
+class DoubtReport(JsonModel):
+    """What the student's log-probs of its answers tell of them, each prompt by a model that was fitted without it.
+    `prompts` are those with an outcome, `lost` those of them whose answer is wrong, or less than the teacher's; `more`
+    prompts are needed to fit a doubt, None where no number can be told, 0 where there is one. Without one the rest is
+    empty."""
+
+    prompts: int
+    lost: int
+    more: int | None
+    ranking: float | None = None
+    """How often a lost answer has a higher doubt than one that is not: 0.5 knows nothing."""
+    p_ranking: float | None = None
+    """One-sided, against 0.5."""
+    brier: float | None = None
+    """The mean squared error of the doubt, and `brier_of_mean` of one doubt for all."""
+    brier_of_mean: float | None = None
+    bins: tuple[DoubtBin, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    price: Price | None = None
+
+
 class Facts(JsonModel):
     """What was compared, by whom and when."""
 
@@ -123,6 +174,8 @@ class Certificate(JsonModel):
     teacher_spent: Spent | None
     """Where the teacher's answers were collected for this certificate."""
     worst: list[Example]
+    doubt: DoubtReport | None = None
+    """None in certificates of before there was one."""
 
     @property
     def overall(self) -> SliceVerdict:

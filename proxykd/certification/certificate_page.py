@@ -18,4 +18,4 @@ def certificate_page(certificate: Certificate) -> str:
     )
     overall = certificate.overall
     models = {STUDENT: overall.student, **overall.beside}
-    return template.render(certificate=certificate, overall=overall, models=models, words=wording)
+    return template.render(certificate=certificate, overall=overall, models=models, words=wording, zip=zip)

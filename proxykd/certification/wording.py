@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from proxykd.certification.certificate_model import Certificate, JudgeReport, LengthBias, Share, SliceVerdict, Tally
+from proxykd.certification.certificate_model import (
+    Certificate,
+    CurvePoint,
+    DoubtReport,
+    JudgeReport,
+    LengthBias,
+    Share,
+    SliceVerdict,
+    Tally,
+)
+from proxykd.certification.doubt import FEWEST_OF_A_KIND, FEWEST_PROMPTS
 from proxykd.certification.spending import Spent
-from proxykd.certification.verdicts import MOST_PROMPTS, Verdict
+from proxykd.certification.verdicts import LEVEL, MOST_PROMPTS, Verdict
 
 
 def signed(value: float | None, digits: int = 3) -> str:
@@ -36,6 +46,36 @@ def sentence(certificate: Certificate) -> str:
     if one.more is None:
         return f"NOT ENOUGH DATA: {seen}, so near to the margin of {margin:g} that no number of prompts would tell."
     return f"NOT ENOUGH DATA: {seen}; about {one.more:,} prompts more would tell whether it is worse by {margin:g}."
+
+
+def doubt_sentence(doubt: DoubtReport) -> str:
+    """What the doubt is worth, or why there is none."""
+    if not doubt.curve or doubt.ranking is None:
+        return f"doubt: none is fitted: {not_enough(doubt)}"
+    tells = "" if (doubt.p_ranking or 0) <= LEVEL else ", which may be chance: it tells nothing that is shown"
+    return (
+        f"doubt: a lost answer has a higher one than another in {doubt.ranking:.0%} (p {doubt.p_ranking:.3f}{tells}); "
+        f"its mean squared error is {doubt.brier:.4f}, that of one doubt for all {doubt.brier_of_mean:.4f}"
+    )
+
+
+def not_enough(doubt: DoubtReport) -> str:
+    """Why no doubt is fitted, and what it takes."""
+    seen = f"not enough data, {doubt.lost} of {doubt.prompts} answers lost"
+    wants = f"it takes {FEWEST_PROMPTS} prompts, {FEWEST_OF_A_KIND} of them lost and {FEWEST_OF_A_KIND} not"
+    return f"{seen}; {wants}" + ("" if doubt.more is None else f": about {doubt.more:,} prompts more")
+
+
+def price_sentence(doubt: DoubtReport) -> str:
+    """What the costs of a curve are made of."""
+    if doubt.price is None:
+        return "what a reply of the teacher costs is not known: collection.prices, where it is asked, would tell"
+    return f"cost: of 1,000 prompts, {doubt.price.reply:.6g} {doubt.price.currency} a reply by {doubt.price.source}"
+
+
+def not_worse(point: CurvePoint) -> float:
+    """The share of prompts whose answer is not worse than the teacher's."""
+    return 1 - point.answers.losses / point.answers.prompts
 
 
 def judge_sentence(judge: JudgeReport) -> str:

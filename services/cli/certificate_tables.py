@@ -7,9 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from proxykd.certification.certificate_model import Certificate, SliceVerdict
+from proxykd.certification.certificate_model import Certificate, DoubtReport, SliceVerdict
 from proxykd.certification.verdicts import Verdict
-from proxykd.certification.wording import bounds, judge_sentence, length_sentence, sentence, signed, wanted
+from proxykd.certification.wording import (
+    bounds,
+    doubt_sentence,
+    judge_sentence,
+    length_sentence,
+    not_worse,
+    price_sentence,
+    sentence,
+    signed,
+    wanted,
+)
 from services.cli.formatting import figure_table
 
 COLOURS = {Verdict.READY: "green", Verdict.NOT_READY: "red", Verdict.UNDECIDED: "yellow"}
@@ -30,6 +40,11 @@ def print_certificate(certificate: Certificate, console: Console, folder: Path) 
         console.print(judge_sentence(certificate.judge))
     if certificate.length is not None:
         console.print(length_sentence(certificate.length))
+    if certificate.doubt is not None:
+        if certificate.doubt.curve:
+            console.print(_cascade(certificate.doubt))
+            console.print(price_sentence(certificate.doubt))
+        console.print(doubt_sentence(certificate.doubt))
     console.print(f"certificate: {folder / 'certificate.json'}", soft_wrap=True)
     console.print(f"page:        {folder / 'certificate.html'}", soft_wrap=True)
 
@@ -48,6 +63,25 @@ def _slices(certificate: Certificate) -> Table:
             f"{one.p_ready:.3f}",
             f"[{colour}]{one.verdict}[/]",
             wanted(one),
+        )
+    return table
+
+
+def _cascade(doubt: DoubtReport) -> Table:
+    """What comes of sending the doubtful prompts on to the teacher."""
+    priced = ("cost",) if doubt.price else ()
+    columns = ("doubt from", "not worse", "net", "from-to", "at random", "at best", *priced)
+    table = figure_table("the most doubtful prompts sent on to the teacher", "share", *columns)
+    for one in doubt.curve:
+        table.add_row(
+            f"{one.share:.0%}",
+            f"{one.threshold:.3f}" if one.sent else "",
+            f"{not_worse(one):.1%}",
+            signed(one.answers.net),
+            bounds(one.answers),
+            signed(one.at_random),
+            signed(one.at_best),
+            *([f"{one.cost:.4g}"] if one.cost is not None else []),
         )
     return table
 

@@ -3,8 +3,6 @@ certificate."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import sys
 import time
@@ -15,10 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from proxykd.certification.answers import CHUNK, Answer, KeptAnswers, write_answers
-from proxykd.certification.certificate import Evidence, certify, times
-from proxykd.certification.certificate_model import STUDENT, Certificate, Facts
+from proxykd.certification.answers import CHUNK, Answer, AnswerScore, Kept, write_lines
+from proxykd.certification.certificate import Evidence, certify, observations, times
+from proxykd.certification.certificate_model import STUDENT, Certificate, DoubtReport, Facts
 from proxykd.certification.certificate_page import certificate_page
+from proxykd.certification.doubt import Doubt, doubt_of
+from proxykd.certification.doubt_files import keep_doubt, price_of_reply, student_digest
 from proxykd.certification.judging import comparisons, judgements
 from proxykd.certification.prompts import TEST, Columns, Prompt, digest_of, held_out_prompts, own_prompts
 from proxykd.certification.spending import allowed_models, answers_of, spent
@@ -28,7 +28,7 @@ from proxykd.errors import BenchmarkError, ConfigError
 from proxykd.evaluation.harness import Answerer, generating
 from proxykd.report.model_card import source_name
 from proxykd.runs.run_directory import RunDirectory
-from proxykd.runs.storage import location, read_json, write_atomic, write_json
+from proxykd.runs.storage import location, write_atomic, write_json
 from proxykd.text.corpus import Record
 from services.cli.certificate_tables import print_certificate
 from services.cli.collect import WorkerOptions, ask_missing
@@ -80,8 +80,11 @@ def certify_run(
     evidence = Evidence(prompts, answers, teacher=spent(collected) if collected else None)
     if judge is not None:
         evidence = _judged(evidence, judge, folder / "judge", console)
-    certificate = certify(evidence, _facts(run, settings, subjects, evidence), settings.margin, settings.columns.by)
     report = folder if settings.output else run.report.parent
+    told, doubt = _doubt(run, subjects[0], evidence, folder / "scores")
+    keep_doubt(report, doubt)
+    facts = _facts(run, settings, subjects, evidence)
+    certificate = certify(evidence, facts, settings.margin, settings.columns.by).model_copy(update={"doubt": told})
     write_json(report / "certificate.json", certificate.model_dump(mode="json"))
     write_atomic(report / "certificate.html", certificate_page(certificate).encode())
     print_certificate(certificate, console, report)
@@ -172,8 +175,8 @@ def _answers(
 ) -> dict[str, Mapping[str, Answer]]:
     """Every model's answers, from storage; what is missing is generated first, in a process of its own for each model,
     so that nothing of one is left when the next comes."""
-    kept = KeptAnswers(root)
-    kept.claim(_how(run, subjects[0].answerer) | {"student": _student_digest(run)})
+    kept = Kept(root, Answer)
+    kept.claim(_how(run, subjects[0].answerer) | {"student": student_digest(run)})
     for subject in subjects:
         subject.answerer.require_chat_template()
         missing = list(kept.missing(subject.name, prompts))
@@ -191,10 +194,33 @@ def _generate(answerer: Answerer, name: str, missing: Chunks, max_tokens: int) -
             said = generate([prompt.messages for prompt in prompts], [max_tokens] * len(prompts))
             now = time.time()
             answers = [Answer(prompt.id, one.text.strip(), now) for prompt, one in zip(prompts, said, strict=True)]
-            write_answers(path, answers)
+            write_lines(path, answers)
             done += len(prompts)
             if done % PRINTED == 0 or done == total:
                 console.print(f"  {name}  {done} of {total} answers")
+
+
+def _doubt(run: RunDirectory, student: Subject, evidence: Evidence, root: Path) -> tuple[DoubtReport, Doubt | None]:
+    """What the student's log-probs of its answers, kept or reckoned now, tell of them."""
+    kept, said = Kept(root, AnswerScore), evidence.answers[STUDENT]
+    missing = list(kept.missing(STUDENT, evidence.prompts))
+    if missing:
+        with student.ready() as answerer, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            texts = {prompt.id: said[prompt.id].text for _, prompts in missing for prompt in prompts}
+            pool.submit(_score, answerer, missing, texts).result()
+    seen = observations(evidence, kept.read(STUDENT))
+    return doubt_of(
+        seen, student_digest(run), (one.key for one in evidence.prompts), price_of_reply(run, evidence.teacher)
+    )
+
+
+def _score(answerer: Answerer, missing: Chunks, texts: Mapping[str, str]) -> None:
+    from proxykd.certification.answer_scores import AnswerScorer
+
+    scorer = AnswerScorer(answerer)
+    for path, prompts in missing:
+        logps = scorer.score([one.messages for one in prompts], [texts[one.id] for one in prompts])
+        write_lines(path, [AnswerScore(one.id, each) for one, each in zip(prompts, logps, strict=True)])
 
 
 def _judged(evidence: Evidence, config: CertifyConfig, root: Path, console: Console) -> Evidence:
@@ -227,11 +253,6 @@ def _room(run: RunDirectory) -> int:
     return config.teacher.max_tokens if config.corpus.prompts else config.corpus.max_length
 
 
-def _student_digest(run: RunDirectory) -> str:
-    files = read_json(run.student / "manifest.json")["files"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
 def _how(run: RunDirectory, answerer: Answerer) -> dict[str, str | int | float | None]:
     return {
         "engine": answerer.backend,
@@ -250,7 +271,7 @@ def _facts(run: RunDirectory, settings: Settings, subjects: Sequence[Subject], e
         run_sha256=config.sha256,
         teacher=config.teacher.model,
         student=source_name(config.student.source),
-        student_sha256=_student_digest(run),
+        student_sha256=student_digest(run),
         models=[subject.name for subject in subjects[1:]],
         source=Path(settings.prompts).name if settings.prompts else f"the run's {TEST} slice",
         prompts_sha256=digest_of(evidence.prompts),

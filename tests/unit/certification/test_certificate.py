@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from proxykd.certification.answers import Answer, KeptAnswers, write_answers
+from proxykd.certification.answers import Answer, Kept, write_lines
 from proxykd.certification.certificate import Evidence, _correlation, certify
 from proxykd.certification.certificate_model import Facts
 from proxykd.certification.certificate_page import certificate_page
@@ -96,7 +96,7 @@ def test_the_page_holds_no_markup_of_anybodys_text():
 
 
 def test_kept_answers_are_of_one_way_of_asking(tmp_path):
-    kept = KeptAnswers(tmp_path)
+    kept = Kept(tmp_path, Answer)
     kept.claim({"engine": "vllm", "max_length": 64})
     kept.claim({"engine": "vllm", "max_length": 64})
     with pytest.raises(BenchmarkError, match=r"given with \{'max_length': 64\}; ask so again, or name another folder"):
@@ -104,12 +104,12 @@ def test_kept_answers_are_of_one_way_of_asking(tmp_path):
 
 
 def test_prompts_that_are_added_are_missing_alone(tmp_path):
-    kept = KeptAnswers(tmp_path)
+    kept = Kept(tmp_path, Answer)
     some = [Prompt(str(i), str(i), ({"role": "user", "content": "x"},), "y") for i in range(150)]
     chunks = list(kept.missing("student", some[:100]))
     assert [(path.name, len(part)) for path, part in chunks] == [("000000.jsonl", 64), ("000001.jsonl", 36)]
     path, part = chunks[0]
-    write_answers(path, [Answer(one.id, "\u2028 said\n", 1.0) for one in part])  # a death before the second
+    write_lines(path, [Answer(one.id, "\u2028 said\n", 1.0) for one in part])  # a death before the second
     assert kept.read("student")["3"].text == "\u2028 said\n"
     chunks = list(kept.missing("student", some))
     assert [(path.name, len(part)) for path, part in chunks] == [("000001.jsonl", 64), ("000002.jsonl", 22)]

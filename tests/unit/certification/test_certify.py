@@ -12,14 +12,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from proxykd.certification import doubt
+from proxykd.certification.answers import AnswerScore, Kept
 from proxykd.certification.certificate_model import Certificate
+from proxykd.certification.doubt_files import read_doubt
 from proxykd.certification.prompts import Columns, own_prompts
 from proxykd.collection.response_log import read_log
 from proxykd.config import load_certify_config
 from proxykd.data import corpus_store
 from proxykd.data.corpus_store import read_slice
-from proxykd.errors import ConfigError
+from proxykd.errors import BenchmarkError, ConfigError
+from proxykd.models.batching import collate
+from proxykd.models.loading import load_scorer
 from proxykd.runs.json_model import read_model
+from proxykd.runs.storage import write_json
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
 from tests.teacher_stub import teacher_stub
 from tests.unit.certification.conftest import OWN, SEEN, certify, rows, write_rows
 
@@ -204,6 +212,46 @@ def test_killed_at_any_moment_it_goes_on_and_asks_only_what_was_in_flight(run, o
     undisturbed = written(run)[0]
     assert certify(run, "--prompts", own, "--judge", config, "--beside", "sft").exit_code == 0
     assert written(run)[0] == undisturbed
+
+
+def test_what_is_enough_for_a_doubt_has_one_and_too_little_says_so(run, own, monkeypatch):
+    """The student's own log-probs of what it answered, by the model that trained it; a second start reckons none anew."""
+    wanted = ("--prompts", own, "--gold", "gold", *ALONE)
+    done = certify(run, *wanted)
+    assert done.exit_code == 0, done.output
+    assert "not enough data" in done.output
+    assert certificate_of(run).doubt.curve == ()
+    assert not (run.root / "report" / "doubt.json").exists()
+    with pytest.raises(
+        BenchmarkError, match=r"has no doubt: not enough data, \d+ of 40 answers lost; .* again: proxykd certify"
+    ):
+        read_doubt(run)
+    monkeypatch.setattr(doubt, "FEWEST_PROMPTS", OWN)
+    monkeypatch.setattr(doubt, "FEWEST_OF_A_KIND", 2)
+    done = certify(run, *wanted)
+    assert done.exit_code == 0, done.output
+    found, kept = certificate_of(run).doubt, read_doubt(run)
+    prompts, said = own_prompts(run, str(own), Columns()), answers(run, "student")
+    assert kept.certified == sorted(one.key for one in prompts)
+    assert found.lost == OWN - round(certificate_of(run).overall.right["student"] * OWN)
+    scores = Kept(run.certificate / "scores", AnswerScore).read("student")
+    scorer, chat = (
+        load_scorer(run.student, run.config().student, trainable=False),
+        ChatFormat(load_tokenizer(run.student)),
+    )
+    for one in prompts[:5]:
+        batch = collate([chat.prompt_ids(one.messages)], [chat.completion_ids(said[one.id])])
+        assert scores[one.id].logps == pytest.approx(scorer.score(batch).token_logps_N.tolist(), abs=1e-4)
+    assert "The student's doubt" in written(run)[1].decode()
+    bytes_then = written(run)
+    assert certify(run, *wanted).exit_code == 0
+    assert written(run) == bytes_then
+    write_json(run.student / "manifest.json", {"files": {"model.safetensors": "another"}})
+    with pytest.raises(BenchmarkError, match="the certificate of .* is of the student .*, and the run's student is"):
+        read_doubt(run)
+    (run.root / "report" / "certificate.json").unlink()
+    with pytest.raises(BenchmarkError, match=r"has no certificate, .*; first: proxykd certify"):
+        read_doubt(run)
 
 
 def test_prompts_of_the_corpus_are_refused(run, tmp_path):
