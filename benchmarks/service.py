@@ -267,7 +267,7 @@ async def measure(run, deployer, arguments):
     from actors.cluster.http_options import HttpOptions
     from actors.engine.proxy_engine import EngineSpec, ProxyEngine
     from proxykd.report.adapter_catalogue import catalogue, find
-    from services.rest.proxy_service import ServiceSpec
+    from services.rest.engine_service import ServiceSpec
 
     config = run.config()
     spec = EngineSpec.of_run(run, config)

@@ -13,3 +13,11 @@ def rest_app(run_id: str) -> str:
 
 def teacher_app(run_id: str) -> str:
     return f"{run_id}-teacher"
+
+
+def student_app(run_id: str) -> str:
+    return f"{run_id}-student"
+
+
+def student_rest_app(run_id: str) -> str:
+    return f"{run_id}-student-rest"

@@ -24,7 +24,7 @@ from proxykd.config import LORA_SLOTS, RunConfig, lora_slot_rank
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError
 from proxykd.models.run_models import local_model
-from proxykd.runs.adapter_names import UnknownAdapterError, adapter_name
+from proxykd.runs.adapter_names import BASE, UnknownAdapterError, adapter_name
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import fetch, location, verify_directory
 
@@ -54,6 +54,8 @@ class EngineSpec:
     on_gpu: bool
     sleeps: bool = False
     """Whether it gives its devices' memory to the trainers while they work."""
+    bare: str = BASE
+    """What the model is called without an adapter."""
 
     @classmethod
     def of_run(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
@@ -71,6 +73,12 @@ class EngineSpec:
     def of_white_box(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
         """The engine of the open teacher, without adapters; beside the proxy's, and so with a name of its own."""
         return replace(cls._of(run, config, "white_box", "merged"), prefix=f"{run.id}-white-box")
+
+    @classmethod
+    def of_student(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine of the run's student, without adapters."""
+        spec = replace(cls._of(run, config, "student", "merged"), model=str(run.student), bare="student")
+        return replace(spec, dtype=config.student.dtype)
 
     @classmethod
     def _of(cls, run: RunDirectory, config: RunConfig, model: str, mode: str) -> EngineSpec:
@@ -91,7 +99,7 @@ class EngineSpec:
         )
 
     def adapter_name(self, directory: str | None) -> str:
-        return adapter_name(self.prefix, directory)
+        return adapter_name(self.prefix, directory or self.bare)
 
 
 @dataclass(frozen=True)

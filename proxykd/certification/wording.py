@@ -66,6 +66,17 @@ def not_enough(doubt: DoubtReport) -> str:
     return f"{seen}; {wants}" + ("" if doubt.more is None else f": about {doubt.more:,} prompts more")
 
 
+def fall_back_sentence(doubt: DoubtReport, threshold: float, teacher: str) -> str:
+    """What sending on from a doubt on comes to, by the next point of the curve that sends on as much or more."""
+    point = next((one for one in doubt.curve if one.threshold <= threshold), doubt.curve[-1])
+    costs = "" if point.cost is None or doubt.price is None else f", {point.cost:.4g} {doubt.price.currency}"
+    return (
+        f"a doubt of {threshold:.3f} or more goes to {teacher}. Of 1,000 prompts like the certificate's it would be "
+        f"{1000 * point.sent / point.answers.prompts:.0f} at most{costs}, and the net {signed(point.answers.net)} "
+        f"({bounds(point.answers)}), at random {signed(point.at_random)}\n{doubt_sentence(doubt)}"
+    )
+
+
 def price_sentence(doubt: DoubtReport) -> str:
     """What the costs of a curve are made of."""
     if doubt.price is None:

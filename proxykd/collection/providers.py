@@ -151,7 +151,7 @@ def chat_body(teacher: TeacherConfig, request: Request) -> Body:
     body: Body = {
         "model": teacher.model,
         "messages": list(request.messages),
-        "max_tokens": teacher.max_tokens,
+        "max_tokens": request.max_tokens or teacher.max_tokens,
         "temperature": teacher.temperature,
         "seed": request.seed,
     }
@@ -171,7 +171,7 @@ def message_body(teacher: TeacherConfig, request: Request) -> Body:
     body: Body = {
         "model": teacher.model,
         "messages": [m for m in request.messages if m["role"] != "system"],
-        "max_tokens": teacher.max_tokens,
+        "max_tokens": request.max_tokens or teacher.max_tokens,
     }
     if system:
         body["system"] = "\n\n".join(system)

@@ -24,6 +24,8 @@ class Request:
     sample: int
     messages: tuple[Message, ...]
     seed: int
+    max_tokens: int | None = None
+    """Of its answer, where it may have fewer than `teacher.max_tokens`."""
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,11 @@ class RunDirectory:
         return self.root / "certificate"
 
     @property
+    def fall_back(self) -> Path:
+        """What the teacher's answers cost that `proxykd serve-student` has asked for (collection/on_the_line.py)."""
+        return self.root / "fall-back"
+
+    @property
     def events(self) -> Path:
         return self.root / "events"
 

@@ -159,6 +159,45 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
     serve_run(RunDirectory.open(run_directory), adapter, address=address, http=http)
 
 
+@main.command("serve-student")
+@click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--fall-back", metavar="CONFIG", type=click.Path(dir_okay=False), help="A teacher for doubtful prompts.")
+@OVERRIDES
+@click.option("--defer", type=click.FloatRange(0, 1), help="Share of traffic like the certificate's that it answers.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Or the doubt from which on it does.")
+@click.option("--keep-answers", metavar="FILE", type=click.Path(dir_okay=False), help="Keep what it answers there.")
+@ADDRESS
+@http_options
+def serve_student(
+    run_directory: str,
+    fall_back: str | None,
+    overrides: tuple[str, ...],
+    defer: float | None,
+    threshold: float | None,
+    keep_answers: str | None,
+    address: str | None,
+    http: HttpOptions,
+) -> None:
+    """Serve the student of a finished RUN, until Ctrl-C.
+
+    With --fall-back, prompts that it is in doubt about are answered by the teacher of CONFIG, within its budget, which
+    takes a certificate (proxykd certify); --set is for CONFIG.
+    """
+    from proxykd.config import load_collect_config
+    from proxykd.runs.run_directory import RunDirectory
+    from services.cli.student_serving import FallBackOptions
+    from services.cli.student_serving import serve_student as serve
+
+    options = None
+    if fall_back is not None:
+        if (defer is None) == (threshold is None):
+            raise ConfigError("--fall-back takes either --defer SHARE or --threshold DOUBT: whom the teacher answers")
+        options = FallBackOptions(load_collect_config(fall_back, overrides), defer, threshold, keep_answers)
+    elif overrides or (defer, threshold, keep_answers) != (None, None, None):
+        raise ConfigError("--set, --defer, --threshold and --keep-answers are for a teacher; name it with --fall-back")
+    serve(RunDirectory.open(run_directory), options, address=address, http=http)
+
+
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--models", metavar="NAMES", help="Of student, sft, proxy and base, by commas; default: what RUN has.")

@@ -8,19 +8,17 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
 from actors.engine.openai_front import Opening, Route
-from proxykd import __version__
 from proxykd.report.adapter_catalogue import AdapterCard
-from services.access.keys import Guard
-from services.access.refusals import ApiError, body_of, first_problem, refuse_as_openai_does
+from services.access.refusals import ApiError, body_of, first_problem
 from services.dashboard.api import Views, dashboard_api
 from services.dashboard.library import Library
 from services.dashboard.pages import mount_page
-from services.rest.docs_page import mount_docs
+from services.rest.app_parts import health_routes, new_app, openai_answer
 from services.rest.proxy_service import ProxyService
 from services.rest.schemas import ChatBody, CompletionBody, DistributionBody, SamplingBody
 
@@ -31,24 +29,10 @@ NDJSON = "application/x-ndjson"
 BATCH_LINES = 1024
 NDJSON_BODY = {"requestBody": {"content": {NDJSON: {"schema": {"type": "string"}}}}}
 
-_ERROR = {"description": "An error as OpenAI shapes it: `error.message` names the value and the fix."}
-ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 409, 413, 429, 503, 504), _ERROR)
-
 
 def build_app(service: ProxyService, views: Views) -> FastAPI:
     """`views` gives the Redis behind a run's live stream."""
-    app = FastAPI(
-        title="proxykd",
-        version=__version__,
-        description="The proxy as a service: a window into a model that shows no probabilities.",
-        responses=ERRORS,
-        docs_url=None,
-        redoc_url=None,
-    )
-    spec = service.spec
-    app.add_middleware(Guard, key_digests=spec.key_digests, max_body_bytes=spec.max_body_bytes, host=spec.host)
-
-    refuse_as_openai_does(app)
+    app = new_app(service.spec, "The proxy as a service: a window into a model that shows no probabilities.")
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> dict[str, Any]:
@@ -92,42 +76,11 @@ def build_app(service: ProxyService, views: Views) -> FastAPI:
         the engine switches from one to the next."""
         return await service.facts()
 
-    @app.get("/health", tags=["health"], include_in_schema=False)  # as vLLM calls it, and who asks for vLLM
-    @app.get("/healthz", tags=["health"])
-    async def healthz() -> dict[str, str]:
-        """Alive: this front answers."""
-        return {"status": "alive"}
-
-    @app.get("/readyz", tags=["health"])
-    async def readyz() -> dict[str, str]:
-        """Ready: the engine has just made a real token, with the adapter that is named."""
-        return {"status": "ready", "adapter": await service.ready()}
-
-    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        """Prometheus: this front's figures and vLLM's own."""
-        return PlainTextResponse(await service.exposition(), media_type="text/plain; version=0.0.4")
-
+    health_routes(app, service)
     app.include_router(proxy)
     app.include_router(dashboard_api(Library.of_run(service.run), views))
     mount_page(app)
-    mount_docs(app)
-    _document_what_is_true(app)
     return app
-
-
-def _document_what_is_true(app: FastAPI) -> None:
-    """FastAPI documents 422 for every body; here it is 400, in OpenAI's shape."""
-    generated = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generated()
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _batched_by_lines(service: ProxyService) -> type[APIRoute]:
@@ -166,27 +119,12 @@ def _body_of(line: bytes) -> DistributionBody | ApiError:
 
 
 async def _openai(service: ProxyService, route: Route, body: SamplingBody) -> Response:
-    card = service.adapter(body.model)
-    parts = service.openai(route, card.name, body.engine_body())
-    opening = await anext(parts)
-    assert isinstance(opening, Opening)
-    headers = {ADAPTER_HEADER: card.name, WAITED_HEADER: f"{opening.waited_s:.3f}"}
-    if opening.body is None:
-        return StreamingResponse(_events(parts), media_type="text/event-stream", headers=headers)
-    async for _ in parts:
-        """The engine ends its answer."""
-    return Response(opening.body, opening.status, headers, "application/json")
+    name = service.adapter(body.model).name
 
+    def headers(opening: Opening) -> dict[str, str]:
+        return {ADAPTER_HEADER: name, WAITED_HEADER: f"{opening.waited_s:.3f}"}
 
-async def _events(parts: AsyncIterator[Opening | str]) -> AsyncIterator[str]:
-    """The answer's events; a failure after the first becomes an error event, since the status has been sent."""
-    try:
-        async for part in parts:
-            if isinstance(part, str):
-                yield part
-    except ApiError as error:
-        yield f"data: {json.dumps(body_of(error))}\n\n"
-        yield "data: [DONE]\n\n"
+    return await openai_answer(service, route, name, body.engine_body(), headers)
 
 
 def _model_card(card: AdapterCard, service: ProxyService) -> dict[str, Any]:

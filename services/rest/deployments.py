@@ -1,4 +1,4 @@
-"""The Serve deployments of a run, bound in one place: the proxy's engine and the sealed teacher."""
+"""The Serve deployments of a run, bound in one place: the engines of proxy and student, the sealed teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray.serve.schema import ApplicationStatus
 
 from actors.cluster.http_options import HttpOptions
 from actors.cluster.placement import in_pool
-from actors.engine.app_names import proxy_app, rest_app, teacher_app
+from actors.engine.app_names import proxy_app, rest_app, student_app, student_rest_app, teacher_app
 from actors.engine.openai_front import OpenAIFront, Opening, Route
 from actors.engine.proxy_engine import EngineSpec, Generation, ProxyEngine, Switching
 from actors.telemetry.logs import log_of
@@ -28,7 +28,10 @@ from proxykd.runs.storage import location
 from services.dashboard.pages import write_report_page
 from services.dashboard.redis_of_run import redis_of_coordinator
 from services.rest.api import build_app
-from services.rest.proxy_service import ProxyService, ServiceSpec
+from services.rest.engine_service import ServiceSpec
+from services.rest.proxy_service import ProxyService
+from services.rest.student_api import build_student_app
+from services.rest.student_service import FallBack, StudentService
 
 SLEEP_S = 600.0
 """How long an engine may take to answer who is within and fall asleep, or to wake up."""
@@ -98,6 +101,17 @@ class Rest:
         return build_app(self._service, redis_of_coordinator)
 
 
+class StudentRest:
+    """The REST front of a run's student."""
+
+    def __init__(self, spec: ServiceSpec, fall_back: FallBack | None):
+        app = student_app(RunDirectory(spec.run).id)
+        self._service = StudentService(spec, lru_cache(lambda: serve.get_app_handle(app)), fall_back)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_student_app(self._service)
+
+
 class ServeDeployer:
     """Starts and stops applications. The coordinator gets it injected, so that actors/ never imports services/."""
 
@@ -115,10 +129,17 @@ class ServeDeployer:
             if spec.sleeps:
                 handle.broadcast("wake").results(timeout_s=SLEEP_S)
             return handle
+        return self._start_engine(spec, "ProxyEngine", proxy_app(spec.prefix))
+
+    def deploy_student(self, spec: EngineSpec) -> Any:
+        """Starts the student's engine and returns its handle once a replica answers. HTTP reaches it by REST alone."""
+        app = student_app(spec.prefix)
+        return self._running(app) or self._start_engine(spec, "StudentEngine", app)
+
+    def _start_engine(self, spec: EngineSpec, name: str, app: str) -> Any:
         options = engine_options(self._resources, self._resources.engine_replicas, spec.sleeps)
         replica: Any = serve.deployment(ProxyReplica)
-        app = replica.options(name="ProxyEngine", **options).bind(spec)
-        return serve.run(app, name=proxy_app(spec.prefix), route_prefix=None)
+        return serve.run(replica.options(name=name, **options).bind(spec), name=app, route_prefix=None)
 
     def rest_proxy(self, spec: EngineSpec) -> None:
         """Puts every replica of the proxy's engine to sleep. One that is not whole is stopped."""
@@ -129,17 +150,24 @@ class ServeDeployer:
 
     def deploy_rest(self, spec: ServiceSpec) -> str:
         """Starts the REST front, once for the life of a run, and returns its base URL."""
-        front: Any = serve.deployment(serve.ingress()(Rest))
+        return self._start_front(Rest, rest_app(RunDirectory(spec.run).id), spec)
+
+    def deploy_student_rest(self, spec: ServiceSpec, fall_back: FallBack | None) -> str:
+        """Starts the student's REST front and returns its base URL."""
+        return self._start_front(StudentRest, student_rest_app(RunDirectory(spec.run).id), spec, fall_back)
+
+    def _start_front(self, kind: type, app: str, spec: ServiceSpec, *more: Any) -> str:
+        front: Any = serve.deployment(serve.ingress()(kind))
         options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
         # What is over the front's own limit still reaches it, to be told so; what is far over it waits at Serve's door.
         front = front.options(
-            name="Rest",
+            name=kind.__name__,
             ray_actor_options=options,
             max_ongoing_requests=4 * spec.max_in_flight,
             max_queued_requests=spec.max_in_flight,
         )
         self._start_serve()
-        serve.run(front.bind(spec), name=rest_app(RunDirectory(spec.run).id), route_prefix=self._http.prefix)
+        serve.run(front.bind(spec, *more), name=app, route_prefix=self._http.prefix)
         return f"http://{self._http.address}{self._http.prefix.rstrip('/')}"
 
     def serve_run(self, run: RunDirectory, config: RunConfig) -> str:

@@ -79,7 +79,7 @@ def engine(request: pytest.FixtureRequest, run_with_adapters: RunDirectory, depl
 @pytest.fixture(scope="module")
 def url(deployer, run_with_adapters: RunDirectory) -> Iterator[str]:
     """Where the REST front answers for that run."""
-    from services.rest.proxy_service import ServiceSpec
+    from services.rest.engine_service import ServiceSpec
 
     run = run_with_adapters
     yield deployer.deploy_rest(ServiceSpec.of_run(run, run.config(), HttpOptions(), beside_run=False))

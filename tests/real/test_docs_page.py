@@ -12,7 +12,8 @@ from playwright.sync_api import expect
 from proxykd.runs.run_directory import RunDirectory
 from services.dashboard.redis_of_run import redis_of_config
 from services.rest.api import build_app
-from services.rest.proxy_service import ProxyService, ServiceSpec
+from services.rest.engine_service import ServiceSpec
+from services.rest.proxy_service import ProxyService
 from tests.browser import chromium, watched_page
 from tests.object_store import free_port
 from tests.ray_nodes import wait_for

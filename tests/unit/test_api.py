@@ -24,7 +24,8 @@ from proxykd.stages.score import SCORE
 from services.access.keys import key_digests, require_keys_beyond_loopback
 from services.dashboard.redis_of_run import redis_of_config
 from services.rest.api import build_app
-from services.rest.proxy_service import ProxyService, ServiceSpec
+from services.rest.engine_service import ServiceSpec
+from services.rest.proxy_service import ProxyService
 from tests.small_run import run_config
 from tests.stage_results import finish, labels
 from tests.unit.test_catalogue import fake_adapter
@@ -453,5 +454,5 @@ def test_a_slow_engine_is_given_up_after_the_deadline_of_the_config(front, monke
 
     monkeypatch.setattr(engine, "_answer", never)
     assert client(ready_within_s=0.2).get("/readyz").status_code == 504
-    monkeypatch.setattr("services.rest.proxy_service.GRACE_S", 0.1)
+    monkeypatch.setattr("services.rest.engine_service.GRACE_S", 0.1)
     assert client(deadline_s=0.1).post("/v1/proxy/distribution", json=QUESTION).status_code == 504

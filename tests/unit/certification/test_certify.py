@@ -247,7 +247,7 @@ def test_what_is_enough_for_a_doubt_has_one_and_too_little_says_so(run, own, mon
     assert certify(run, *wanted).exit_code == 0
     assert written(run) == bytes_then
     write_json(run.student / "manifest.json", {"files": {"model.safetensors": "another"}})
-    with pytest.raises(BenchmarkError, match="the certificate of .* is of the student .*, and the run's student is"):
+    with pytest.raises(BenchmarkError, match=r"the certificate of .* is of the student .*, and the run's student is"):
         read_doubt(run)
     (run.root / "report" / "certificate.json").unlink()
     with pytest.raises(BenchmarkError, match=r"has no certificate, .*; first: proxykd certify"):
