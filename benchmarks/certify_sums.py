@@ -50,8 +50,8 @@ def main() -> None:
     wanted = parser.parse_args()
     console = Console(highlight=False)
     runs = {name: run for run in StudyDirectory(wanted.study).runs() if (name := run.id.rpartition("-")[0]) in ARMS}
-    questions, carries = _questions(list(runs.values()), wanted.questions)
-    told = _answers(str(local_model(next(iter(runs.values())).models / "teacher")), questions)
+    questions, carries = unseen_questions(list(runs.values()), wanted.questions)
+    told = greedy_answers(str(local_model(next(iter(runs.values())).models / "teacher")), questions)
     if wanted.write:
         lines = [
             {"prompt": one.prompt, "completion": text, "sum": one.answer, "carried": int(count)}
@@ -59,10 +59,10 @@ def main() -> None:
         ]
         Path(wanted.write).write_text("".join(json.dumps(line) + "\n" for line in lines))
         return
-    teacher = _right(told, questions)
+    teacher = right_ones(told, questions)
     table = Table("student", "truth", "margin", "prompts", "ready", "not ready", "not enough", "wrong, any slice")
     for name in ARMS:
-        net = _right(_answers(str(runs[name].student), questions), questions) - teacher
+        net = right_ones(greedy_answers(str(runs[name].student), questions), questions) - teacher
         truth = [float(net.mean()), *(float(net[carries == k].mean()) for k in range(3))]
         for margin in (MARGIN, -truth[0]):
             for size in SIZES if margin > 0 else ():
@@ -75,7 +75,7 @@ def main() -> None:
     )
 
 
-def _questions(runs: list[RunDirectory], count: int) -> tuple[list[Question], NDArray[np.int64]]:
+def unseen_questions(runs: list[RunDirectory], count: int) -> tuple[list[Question], NDArray[np.int64]]:
     """Questions that no run's corpus has, and how many digits each carries."""
     seen = {key for run in runs for key, _ in prompts_of(run, run.config().corpus.slices)}
     chance, found = random.Random("certificates"), {}
@@ -89,13 +89,13 @@ def _questions(runs: list[RunDirectory], count: int) -> tuple[list[Question], ND
     return [one for one, _ in found.values()], np.array([carried for _, carried in found.values()])
 
 
-def _answers(model: str, questions: list[Question]) -> list[str]:
+def greedy_answers(model: str, questions: list[Question]) -> list[str]:
     with generating(Answerer(model, "transformers", "float32", "cpu", 256)) as generate:
         said = generate([({"role": "user", "content": one.prompt},) for one in questions], [64] * len(questions))
     return [answer.text for answer in said]
 
 
-def _right(answers: list[str], questions: list[Question]) -> Net:
+def right_ones(answers: list[str], questions: list[Question]) -> Net:
     return np.array([one.right(one.extract(text)) for one, text in zip(questions, answers, strict=True)], float)
 
 
