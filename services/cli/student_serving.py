@@ -42,8 +42,8 @@ def serve_student(
     """Serves the student; with `options` its doubtful prompts are the teacher's. Blocks as `serve_run` does.
 
     Raises:
-        ProxykdError: as serve_run; no student; no certificate of this student with a doubt in it, or no key, address or
-            budget for the teacher.
+        ProxykdError: as serve_run; no student; no certificate of this student with a doubt in it, or no key or budget for
+            the teacher.
     """
     if not (run.student / READY).exists():
         raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")
@@ -78,8 +78,6 @@ def _fall_back(run: RunDirectory, options: FallBackOptions) -> FallBack:
 
     doubt, config = read_doubt(run), options.config
     teacher, collection = config.teacher, config.collection
-    if teacher.base_url is None:
-        raise ConfigError(f"--fall-back: {teacher.model} has no address; set teacher.base_url (`default`: its own)")
     if collection.batch is not None:
         raise ConfigError("--fall-back: collection.batch answers within a day, and clients wait; remove it")
     if collection.budget.tokens is None and collection.budget.cost is None:

@@ -96,7 +96,8 @@ def test_the_curve_by_loops():
     assert report.brier < report.brier_of_mean
     assert report.p_ranking < 0.001
     assert doubt.certified == ["k1", "k2"]
-    assert (doubt.threshold(0.0) > 1, doubt.threshold(1.0) <= min(doubts)) == (True, True)
+    assert doubt.threshold(0.0) > 1
+    assert doubt.threshold(1.0) <= min(doubt.of(one.logps) for one in read)
 
 
 def test_it_is_calibrated_on_prompts_it_has_not_seen():
