@@ -188,7 +188,7 @@ class RunDirectory:
 
     @property
     def fall_back(self) -> Path:
-        """What the teacher's answers cost that `proxykd serve-student` has asked for (collection/on_the_line.py)."""
+        """What the teacher's answers cost that `proxykd serve-student` has asked for (collection/live/teacher.py)."""
         return self.root / "fall-back"
 
     @property

@@ -42,8 +42,8 @@ def serve_student(
     """Serves the student; with `options` its doubtful prompts are the teacher's. Blocks as `serve_run` does.
 
     Raises:
-        ProxykdError: as serve_run; no student; no certificate of this student with a doubt in it, or no key or budget for
-            the teacher.
+        ProxykdError: as serve_run; no student; no certificate of this student with a doubt in it, or no key or budget
+            for the teacher.
     """
     if not (run.student / READY).exists():
         raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")

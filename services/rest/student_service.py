@@ -17,8 +17,8 @@ from actors.engine.proxy_engine import CLIENT
 from actors.telemetry.logs import log_of
 from proxykd.certification.doubt import Doubt
 from proxykd.certification.doubt_files import student_digest
-from proxykd.collection.answer_file import AnswerFile
-from proxykd.collection.on_the_line import TeacherOnTheLine, Unanswered
+from proxykd.collection.live.answer_file import AnswerFile
+from proxykd.collection.live.teacher import TeacherOnTheLine, Unanswered
 from proxykd.collection.requests import Reply
 from proxykd.config import CollectConfig
 from proxykd.data.label_shards import CompletionLogps

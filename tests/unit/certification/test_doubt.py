@@ -10,7 +10,7 @@ import pytest
 from proxykd.certification.certificate_model import Price
 from proxykd.certification.doubt import FOLDS, Observation, cross_fitted, doubt_of, features, fitted
 from proxykd.certification.outcomes import Outcome
-from proxykd.certification.wording import doubt_sentence, not_enough
+from proxykd.certification.wording import doubt_sentence, fall_back_sentence, not_enough, signed
 
 PRICE = Price(reply=0.002, currency="USD", source="a test")
 
@@ -98,6 +98,16 @@ def test_the_curve_by_loops():
     assert doubt.certified == ["k1", "k2"]
     assert doubt.threshold(0.0) > 1
     assert doubt.threshold(1.0) <= min(doubt.of(one.logps) for one in read)
+
+
+def test_what_a_threshold_comes_to_is_told_by_the_next_point_of_the_curve():
+    report, _ = doubt_of(made_up(200), "", [], PRICE)
+    tenth, fifth = report.curve[3], report.curve[4]
+    told = fall_back_sentence(report, tenth.threshold - 1e-5, "gpt")
+    assert told.startswith(f"a doubt of {tenth.threshold - 1e-5:.3f} or more goes to gpt.")
+    assert "it would be 200 at most, 0.4 USD" in told
+    assert f"the net {signed(fifth.answers.net)}" in told
+    assert "it would be 100 at most" in fall_back_sentence(report, tenth.threshold, "gpt")
 
 
 def test_it_is_calibrated_on_prompts_it_has_not_seen():
