@@ -80,6 +80,8 @@ def answered(run: RunDirectory, questions: list[Question], teacher: Net) -> Answ
     asked = [({"role": "user", "content": one.prompt},) for one in questions]
     logps = {}
     for name in (STUDENT, PROXY):
+        if name not in subjects:  # SFT has learned from none
+            continue
         with subjects[name].ready() as answerer:
             logps[name] = AnswerScorer(answerer).score(asked, [text.strip() for text in said])
     return Answered(right_ones(said, questions) - teacher, logps)
@@ -112,6 +114,8 @@ def ranked(certificate: Answered, traffic: Answered) -> list[float]:
     """How often a lost answer of the traffic has a higher doubt than another, by whose log-probs it is told."""
     lost_N, found = traffic.net_N < 0, []
     for names in ((STUDENT,), (PROXY,), (STUDENT, PROXY)):
+        if not set(names) <= traffic.logps.keys():
+            continue
         model = fitted(_features(certificate, names), (certificate.net_N < 0).astype(float))
         doubts_N = model.of(_features(traffic, names))
         above = doubts_N[lost_N][:, None] - doubts_N[~lost_N][None]

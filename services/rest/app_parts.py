@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.types import Lifespan
 
 from actors.engine.openai_front import Opening, Route
 from proxykd import __version__
@@ -21,10 +22,16 @@ _ERROR = {"description": "An error as OpenAI shapes it: `error.message` names th
 ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 409, 413, 429, 503, 504), _ERROR)
 
 
-def new_app(spec: ServiceSpec, description: str) -> FastAPI:
+def new_app(spec: ServiceSpec, description: str, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     """An app that answers those who may ask, and refuses as OpenAI's API does."""
     app = FastAPI(
-        title="proxykd", version=__version__, description=description, responses=ERRORS, docs_url=None, redoc_url=None
+        title="proxykd",
+        version=__version__,
+        description=description,
+        responses=ERRORS,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
     )
     app.add_middleware(Guard, key_digests=spec.key_digests, max_body_bytes=spec.max_body_bytes, host=spec.host)
     refuse_as_openai_does(app)

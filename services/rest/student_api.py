@@ -4,6 +4,8 @@ them."""
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -16,7 +18,12 @@ from services.rest.student_service import ALIAS, StudentService, as_events
 
 
 def build_student_app(service: StudentService) -> FastAPI:
-    app = new_app(service.spec, "The student as a service.")
+    @asynccontextmanager
+    async def closing(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = new_app(service.spec, "The student as a service.", closing)
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> dict[str, Any]:

@@ -122,6 +122,10 @@ class StudentService(EngineService):
         self._answers.labels(mark.answered_by, mark.why).inc()
         return opening, (said if reply is None else _as_chat(reply)) | {"proxykd": mark.facts()}, mark
 
+    async def close(self) -> None:
+        if self._teacher is not None:
+            await self._teacher.close()
+
     async def _whole(self, asked: Body) -> Opening:
         opening = None
         async for part in self._parts("chat", self.name, asked):
