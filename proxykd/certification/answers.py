@@ -42,7 +42,7 @@ class Kept(Generic[Line]):
 
     def __init__(self, root: Path, kind: type[Line]):
         self._root = root
-        self._kind = kind
+        self._kind: type[Line] = kind
 
     def claim(self, settings: dict[str, Any]) -> None:
         """The folder's answers are given so, from now on or already.
