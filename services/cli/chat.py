@@ -60,7 +60,7 @@ def open_speakers(chosen: Chosen) -> dict[str, Speaker]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     run = RunDirectory.open(chosen.run_directory)
     found = {one.name: one for one in of_certificate(run, Answerer(model=""), chosen.dtype)}
     names = dict.fromkeys(chosen.names or found)
