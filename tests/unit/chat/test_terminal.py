@@ -183,7 +183,6 @@ def test_a_models_text_gives_a_terminal_no_orders():
     assert "👩‍👧" in drawn.get()
 
 
-@pytest.mark.timeout(120)
 def test_on_a_terminal_it_asks_shows_panes_and_leaves_at_end_of_input(run):
     """A pseudo-terminal of 80 columns."""
     master, slave = pty.openpty()
