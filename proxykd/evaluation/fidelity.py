@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from proxykd.models.parallel import Workers
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.corpus import Row
 from proxykd.text.token_bytes import TokenBytes
+from proxykd.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class RecordScores:
         return MeanKl(kl=kl, stderr=stderr, tokens=sum(self.tokens))
 
 
-def bytes_of(rows: Sequence[Row], tokenizer: Any) -> int | None:
+def bytes_of(rows: Sequence[Row], folder: Path) -> int | None:
     """How many bytes the rows' completions have by their tokens, control tokens aside; None where a token's are not
-    known."""
+    known. `folder` has the tokenizer."""
     try:
-        tokens = TokenBytes(tokenizer)
+        tokens = TokenBytes(load_tokenizer(folder))
     except ModelError:
         return None
     lengths_V = np.where(tokens.control_V, 0, tokens.lengths_V)

@@ -21,8 +21,8 @@ from tests.stage_results import aligned, evaluated, finished, scores, warmed_up
 from tests.told_run import tell_run
 
 KEYS = (
-    "run", "teacher", "collection", "corpus", "stages", "rounds", "stop_reason", "proxy", "soft_labels", "trust",
-    "white_box", "student", "sft", "grey_box", "sealed_teacher", "benchmarks",
+    "run", "teacher", "collection", "corpus", "stages", "rounds", "stop_reason", "proxy", "soft_labels", "retokenised",
+    "trust", "white_box", "student", "sft", "grey_box", "sealed_teacher", "benchmarks",
 )  # fmt: skip
 
 

@@ -29,7 +29,9 @@ def evaluate(run, held_out):
             shares.append(sum(part.numel() for part in parts) / sum(p.numel() for p in teacher.parameters()))
             super().__init__(teacher)
 
-    evaluate_loop.SealedTeacher, evaluate_loop.read_slice = Watched, lambda *_: held_out
+    evaluate_loop.SealedTeacher = Watched
+    evaluate_loop.read_slice = evaluate_loop.student_slice = lambda *_: held_out
+    evaluate_loop.bytes_of = lambda *_: None
     found = evaluate_loop.evaluate(worker_of(run, "evaluate", []), evaluate_loop.EvaluationTask([], None))
     [share] = shares
     return found.model_dump()["models"], share
@@ -63,7 +65,7 @@ def run_of(tiny, tmp_path):
 
 
 def test_two_workers_share_the_teacher_and_find_the_same_true_kl(run_of, tmp_path, monkeypatch):
-    for name in ("SealedTeacher", "read_slice"):
+    for name in ("SealedTeacher", "read_slice", "student_slice", "bytes_of"):
         monkeypatch.setattr(evaluate_loop, name, getattr(evaluate_loop, name))
     alone = run_of("one")
     expected = [evaluate(alone, held_out) for held_out in HELD_OUT]

@@ -108,7 +108,7 @@ def test_every_arm_and_seed_is_a_row_of_the_csv():
     report = made_up()
     lines = as_csv([flat(one) for one in report.arms]).decode().splitlines()
     assert lines[0].startswith(
-        "name,seed,size,records,run,held_out_nll,true_kl,top1_agreement,device_hours,sequence_agreement,source_nll,"
+        "name,seed,size,records,run,held_out_nll,nll_a_byte,true_kl,top1_agreement,device_hours,sequence_agreement,"
     )
     assert lines[0].endswith(",own_device_hours")
     assert len(lines) == 1 + len(report.arms)

@@ -53,7 +53,7 @@ class Stage:
         self.nlls, self.weights = nlls, {}
 
     def train(self, die_at=None):
-        def validate(worker, scorer):
+        def validate(worker, scorer, student):
             weights = [p.detach().clone() for p in scorer.parameters() if p.requires_grad]
             seen = [step for step, others in self.weights.items() if all(map(torch.equal, weights, others))]
             step = seen[0] if seen else len(self.weights) * 2

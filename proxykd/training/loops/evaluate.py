@@ -23,7 +23,6 @@ from proxykd.stages.evaluate import (
     ModelScores,
 )
 from proxykd.text.corpus import Row
-from proxykd.text.tokenizer import load_tokenizer
 from proxykd.training.worker import Worker
 
 
@@ -41,7 +40,7 @@ def evaluate(worker: Worker, task: EvaluationTask) -> EvaluationResult:
     run, config, teaching = worker.run, worker.config, worker.config.teaching
     rows, student_rows = read_slice(run, "test"), student_slice(run, "test")
     written, student_written = (
-        bytes_of(of, load_tokenizer(run.models / name)) for of, name in ((rows, "proxy"), (student_rows, "student"))
+        bytes_of(of, run.models / name) for of, name in ((rows, "proxy"), (student_rows, "student"))
     )
     budget = config.resources.micro_batch_tokens
     teacher = None
