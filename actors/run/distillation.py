@@ -123,7 +123,8 @@ def _labelled(context: Context) -> Material:
     folder = run.soft_labels(labels.adapter)
     rows = student_ranges(run, name, labels.segments)
     taught = [LabelledShard(path, folder / path.name) for path in paths_of(rows)]
-    records, tokens, answered = sum(map(len, rows)), completion_tokens(rows), []
+    across = context.config.student.tokenizer == "own"
+    records, tokens, answered = sum(map(len, rows)), completion_tokens(rows) if across else labels.tokens, []
     if context.config.corpus.unlabelled:
         own, folder = context.need(ANSWER), run.answer_labels(labels.adapter)
         answered = [LabelledShard(p, folder / p.name, answers=True) for p in answer_shards(run, labels.adapter)]

@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from proxykd.config import CorpusConfig
-from proxykd.data.corpus_blocks import IDS, TEACHER_TOP, chat_of
+from proxykd.data.corpus_blocks import IDS, chat_of
+from proxykd.data.corpus_blocks import SCHEMA as CORPUS
 from proxykd.data.corpus_store import slice_ranges, slice_shards
 from proxykd.data.label_shards import unpack_labels
 from proxykd.data.row_ranges import RowRange, read_ranges, read_shard_rows, whole
@@ -32,19 +33,14 @@ from proxykd.runs.storage import finished_facts, location, read_table, unfinishe
 from proxykd.runs.table_shards import write_rows_as_shard
 from proxykd.text.alignment import ByteReader
 from proxykd.text.corpus import Row, record_of
+from proxykd.text.token_bytes import TokenBytes
 from proxykd.text.token_kinds import KINDS, kinds_of
 from proxykd.text.tokenising import tokenise
 from proxykd.text.vocabulary_map import NONE, VocabularyMap
 
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("prompt_ids", IDS),
-        ("completion_ids", IDS),
-        ("teacher_top", TEACHER_TOP),
-        ("prompt", pa.string()),
-        ("completion", pa.string()),
-        ("prompt_key", pa.string()),
+        *(column for column in CORPUS if column.name != "beside"),
         ("proxy_ids", IDS),
         ("proxy_at", IDS),
         ("chunks", IDS),
@@ -156,7 +152,7 @@ def vocabularies(proxy: str, student: str) -> VocabularyMap:
 
 @lru_cache(maxsize=2)
 def token_kinds(tokenizer: str) -> np.ndarray:
-    tokens = ByteReader(chat_of(tokenizer)).tokens
+    tokens = TokenBytes(chat_of(tokenizer).tokenizer)
     return kinds_of(tokens.pieces, tokens.control_V)
 
 
