@@ -26,8 +26,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model.make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tokenizer():
+    """A test's own: whoever changes its template changes it for no other."""
     return tiny_model.make_tokenizer()
 
 
