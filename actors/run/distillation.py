@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -156,11 +157,11 @@ def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
     assert config.on_policy is not None
     judged = config.on_policy.judge == "proxy"
     adapter = context.aligned_adapter() if judged else None
+    task = OnPolicyTask(records, adapter, context.label_source(adapter) if judged else None)
     if config.on_policy.source == "engine":
-        task = OnPolicyTask(records, engine=partial(_standing_engine(context, adapter), "score"))
+        task = replace(task, engine=partial(_standing_engine(context, adapter), "score"))
     else:
         context.stop_engines()
-        task = OnPolicyTask(records, adapter)
     result = context.train("on_policy", on_policy_loop, task, stream_corpus(rows, context.data_pool))
     context.stop_engines()
     if result.drift is not None:

@@ -40,7 +40,7 @@ from proxykd.text.vocabulary_map import NONE, VocabularyMap
 
 SCHEMA = pa.schema(
     [
-        *(column for column in CORPUS if column.name != "beside"),
+        *CORPUS,
         ("proxy_ids", IDS),
         ("proxy_at", IDS),
         ("chunks", IDS),

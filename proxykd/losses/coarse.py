@@ -35,8 +35,11 @@ def with_token(top: TopK, labels_N: Tensor, token_logps_N: Tensor) -> TopK:
 
 
 def coarse_divergence(name: Name, proxy: TopK, student: TopK) -> Tensor:
-    """D(p', q'), [N], in nats, never negative; differentiable in the student's log-probs, of the same ids."""
+    """D(p', q'), [N], in nats, never negative; differentiable in the student's log-probs, of the same ids. Slots of the
+    proxy's that have a log-prob of -inf name no outcome."""
+    empty_NK, least = proxy.logps_NK == -torch.inf, math.log(LEAST)
     p, q = (
-        torch.cat([one.logps_NK, one.tail_logmass_N.clamp(min=math.log(LEAST))[:, None]], 1) for one in (proxy, student)
+        torch.cat([one.logps_NK.masked_fill(empty_NK, least), one.tail_logmass_N.clamp(min=least)[:, None]], 1)
+        for one in (proxy, student)
     )
     return DENSE_DIVERGENCES[name](p, q)

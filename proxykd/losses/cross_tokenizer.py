@@ -20,11 +20,15 @@ Shapes: N student tokens, T proxy tokens, S chunks, K top-K, L tokens of the lon
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from proxykd.losses.coarse import coarse_divergence
+from proxykd.losses.divergences import Name
 from proxykd.losses.sequence_losses import kl_tail
 from proxykd.losses.top_k import TopK
 
@@ -143,14 +147,16 @@ def aligned_kl(target: AlignedTopK, token_logps_N: Tensor, student: TopK, temper
     `token_logps_N` are the student's own tokens', `student` its log-probs at `target.top.ids_NK`; a chunk's tokens
     are the one id that is kept there.
     """
-    student = folded(student, target.kept_NK)
-    alone = target.alone_N
-    one_to_one = kl_tail(target.top.at(alone), student.at(alone))
-    values_N = torch.zeros_like(token_logps_N, dtype=one_to_one.dtype)
-    values_N[alone] = one_to_one
-    logq_S, rest_q_S = chunk_logps(token_logps_N, student.tail_logmass_N, target.firsts_S, target.lengths_S)
-    chunks_S = binary_kl(target.logps_S, target.rests_S, logq_S, rest_q_S, temperature)
-    return values_N.index_put((target.firsts_S + target.lengths_S - 1,), chunks_S.to(values_N.dtype), accumulate=True)
+    return _by_place(target, token_logps_N, student, kl_tail, partial(binary_kl, temperature=temperature))
+
+
+def aligned_coarse(name: Name, target: AlignedTopK, token_logps_N: Tensor, student: TopK) -> Tensor:
+    """[N], in nats: a divergence in place of that KL, over the same outcomes, a chunk and all else being two."""
+
+    def of_chunks(logp_S: Tensor, rest_p_S: Tensor, logq_S: Tensor, rest_q_S: Tensor) -> Tensor:
+        return coarse_divergence(name, _two_outcomes(logp_S, rest_p_S), _two_outcomes(logq_S, rest_q_S))
+
+    return _by_place(target, token_logps_N, student, partial(coarse_divergence, name), of_chunks)
 
 
 def sorted_distance(proxy: TopK, student: TopK) -> Tensor:
@@ -163,6 +169,27 @@ def sorted_distance(proxy: TopK, student: TopK) -> Tensor:
     """
     distances_NK = (proxy.logps_NK.exp() - student.logps_NK.exp()).abs()
     return distances_NK.sum(-1) + (proxy.tail_logmass_N.exp() - student.tail_logmass_N.exp()).abs()
+
+
+def _by_place(
+    target: AlignedTopK,
+    token_logps_N: Tensor,
+    student: TopK,
+    of_tokens: Callable[[TopK, TopK], Tensor],
+    of_chunks: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    student = folded(student, target.kept_NK)
+    alone = target.alone_N
+    one_to_one = of_tokens(target.top.at(alone), student.at(alone))
+    values_N = torch.zeros_like(token_logps_N, dtype=one_to_one.dtype)
+    values_N[alone] = one_to_one
+    logq_S, rest_q_S = chunk_logps(token_logps_N, student.tail_logmass_N, target.firsts_S, target.lengths_S)
+    chunks_S = of_chunks(target.logps_S, target.rests_S, logq_S, rest_q_S)
+    return values_N.index_put((target.firsts_S + target.lengths_S - 1,), chunks_S.to(values_N.dtype), accumulate=True)
+
+
+def _two_outcomes(logp_S: Tensor, rest_S: Tensor) -> TopK:
+    return TopK(torch.zeros_like(logp_S, dtype=torch.int64)[:, None], logp_S[:, None], rest_S)
 
 
 def _with_own(images_NK: Tensor, student_ids_N: Tensor, alone_N: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def _method(config: RunConfig) -> list[str]:
     lines.append(f"  distil        {loss}, {_training(distillation)}")
     if (phase := config.on_policy) is not None:
         dpo = f"NLL ({phase.nll_reduction}) + DPO (beta {phase.beta:g}) against its own samples from before"
-        whose = "the aligned proxy" if phase.source == "trainer" else f"the aligned proxy's {ENGINE_TOP_K} likeliest"
+        whole = phase.source == "trainer" and config.student.tokenizer == "proxy"
+        whose = "the aligned proxy" if whole else f"the aligned proxy's {ENGINE_TOP_K} likeliest"
         loss = f"{phase.divergence} from {whose} on its own samples" if phase.judge == "proxy" else dpo
         lines.append(f"  on-policy     {loss}, {_training(phase)}")
     if config.sft is not None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from proxykd.losses.cross_tokenizer import (
     AlignedTopK,
+    aligned_coarse,
     aligned_kl,
     aligned_labels,
     binary_kl,
@@ -339,3 +340,51 @@ def test_sorted_distance_has_the_gradient_of_its_definition():
     signs = torch.sign(share - torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
     wanted = [sum(signs[k] * share[k] * (float(j == k) - share[j]) for k in range(3)).item() for j in range(3)]
     assert logits.grad.tolist() == pytest.approx(wanted)
+
+
+# -- other divergences, over the same outcomes -------------------------------------------------------------------------
+
+
+def some_of_each() -> tuple[AlignedTopK, Student]:
+    """Seven tokens of the student's: three one to one, a chunk of three, and one without counterpart."""
+    labels, logps = random_labels(5, 3, VOCABULARY)
+    student = Student(7)
+    ids = logps.argmax(-1)
+    at = torch.tensor([0, 1, -1, -1, -1, 4, -1])
+    images = torch.full((7, 3), -1)
+    images[0], images[1], images[5] = torch.tensor([3, 3, 5]), torch.tensor([-1, 2, 1]), torch.tensor([0, 4, 8])
+    token_logps = logps.gather(1, ids[:, None])[:, 0]
+    target = aligned_labels(labels, ids, token_logps, student.ids_N, at, images, torch.tensor([[2, 2, 2, 3]]))
+    return target, student
+
+
+def test_forward_kl_is_the_aligned_kl():
+    target, student = some_of_each()
+    token_logps, top = student.at(target.top.ids_NK)
+    mine, other = aligned_coarse("forward_kl", target, token_logps, top), aligned_kl(target, token_logps, top)
+    assert mine.tolist() == pytest.approx(other.tolist(), rel=1e-5)
+    assert all(map(torch.isfinite, mine))
+    [slope] = torch.autograd.grad((mine - other).sum(), top.logps_NK)
+    assert slope.abs().max() < 1e-6
+
+
+def test_reverse_kl_against_a_loop():
+    target, student = some_of_each()
+    token_logps, top = student.at(target.top.ids_NK)
+    values = aligned_coarse("reverse_kl", target, token_logps, top)
+    logits = Head(student.linear, VOCABULARY).logits(student.hidden_NH).double()
+    q = logits.softmax(-1)
+
+    def of(outcomes: list[tuple[float, float]]) -> float:
+        rest_p, rest_q = (1 - sum(column) for column in zip(*outcomes, strict=True))
+        return sum(q_k * math.log(q_k / p_k) for p_k, q_k in [*outcomes, (rest_p, rest_q)])
+
+    for n in (0, 1, 5):
+        kept = target.kept_NK[n]
+        ids, logps = target.top.ids_NK[n][kept], target.top.logps_NK[n][kept]
+        outcomes = [(math.exp(logp), q[n, i].item()) for logp, i in zip(logps.tolist(), ids.tolist(), strict=True)]
+        assert len(outcomes) == {0: 2, 1: 2, 5: 3}[n]
+        assert values[n].item() == pytest.approx(of(outcomes), rel=1e-4)
+    chunk = math.prod(q[n, student.ids_N[n]].item() for n in (2, 3, 4))
+    assert values[4].item() == pytest.approx(of([(target.logps_S.exp().item(), chunk)]), rel=1e-4)
+    assert values[[2, 3, 6]].tolist() == [0, 0, 0]

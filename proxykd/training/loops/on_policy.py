@@ -10,12 +10,16 @@ import torch
 
 from proxykd.config import ENGINE_TOP_K, OnPolicyConfig
 from proxykd.data.label_shards import CompletionLogps
+from proxykd.data.retokenised import vocabularies
+from proxykd.data.soft_labels import LabelSource
 from proxykd.losses.divergences import Divergence
 from proxykd.models.loading import load_scorer, stop_token_ids
 from proxykd.models.scorer import CompletionScorer
 from proxykd.stages.on_policy import OnPolicyResult
 from proxykd.text.corpus import Row
+from proxykd.training.across_samples import AcrossLoss, SampleReader
 from proxykd.training.drift import LENGTH, drift, watched
+from proxykd.training.loops.score import score_rows
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.sampling import sample_rows
 from proxykd.training.saving import save_student
@@ -31,11 +35,12 @@ class EngineScore(Protocol):
 
 @dataclass(frozen=True)
 class OnPolicyTask:
-    """The records of one epoch; where the proxy judges, its adapter, or how its engine is asked for that one's
-    log-probs."""
+    """The records of one epoch; where the proxy judges, its adapter, whose log-probs on likeliest ids are told apart by
+    `source`, and how its engine is asked for them."""
 
     records: int
     adapter: str | None = None
+    source: LabelSource | None = None
     engine: EngineScore | None = None
 
 
@@ -86,6 +91,45 @@ class EngineJudge:
         return [{**row, "judged": judged.get(row["index"])} for row in samples], CoarseLoss(samples, self._divergence)
 
 
+class AcrossJudge:
+    """The aligned proxy, beside the trainer or in its engine, of a student with a tokenizer of its own: a lower bound
+    of that divergence, by bytes, from the likeliest of its own tokens."""
+
+    def __init__(self, worker: Worker, task: OnPolicyTask, config: OnPolicyConfig):
+        assert task.source is not None
+        self._worker, self._divergence = worker, config.divergence
+        self._source, self._engine = replace(task.source, top_k=ENGINE_TOP_K, method="top_k"), task.engine
+        self._proxy = None if task.engine else worker.proxy(task.adapter, trainable=False)
+        names = (str(worker.run.models / name) for name in ("proxy", "student"))
+        self._reader = SampleReader(vocabularies(*names), worker.config.corpus.max_length)
+
+    def sampler(self, student: CompletionScorer) -> CompletionScorer:
+        return student
+
+    def batch(self, trainer: Trainer, rows: list[Row], samples: list[Row]) -> tuple[list[Row], StageLoss]:
+        """Each worker reads and has judged its own share."""
+        mine = {row["index"]: row for part, _ in trainer.micro_batches(samples) for row in part}
+        read = {index: self._reader.read(row) for index, row in mine.items()}
+        asked = {index: one.ours for index, one in read.items() if one is not None}
+        prompts, completions = (
+            [one.prompt_ids for one in asked.values()],
+            [one.completion_ids for one in asked.values()],
+        )
+        scored = dict(zip(asked, self._scored(prompts, completions), strict=True))
+        judged = {i: self._reader.judged(row, read[i], scored.get(i)) for i, row in mine.items()}
+        return [judged.get(row["index"], row) for row in samples], AcrossLoss(samples, self._divergence)
+
+    def _scored(self, prompts: list[list[int]], completions: list[list[int]]) -> list[CompletionLogps]:
+        if self._engine is not None:
+            return self._engine(prompts=prompts, completions=completions, top_k=ENGINE_TOP_K) if prompts else []
+        assert self._proxy is not None
+        rows: list[Row] = [
+            {"prompt_ids": prompt, "completion_ids": completion, "length": len(prompt) + len(completion)}
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return score_rows(self._worker, self._proxy, rows, self._source)
+
+
 class PreferenceJudge:
     """The teacher's text, preferred to what the student would have said before the phase: NLL + DPO against that
     student, which draws the rejected side too (after SODA, arXiv 2604.03873)."""
@@ -121,7 +165,13 @@ JUDGES: dict[tuple[str, str], Callable[[Worker, OnPolicyTask, OnPolicyConfig], J
     ("proxy", "engine"): EngineJudge,
     ("preference", "trainer"): PreferenceJudge,
 }
-"""By `on_policy.judge` and `on_policy.source`."""
+"""By `on_policy.judge` and `on_policy.source`, of a student that has the proxy's tokenizer."""
+
+
+def judge_of(worker: Worker, task: OnPolicyTask, config: OnPolicyConfig) -> Judge:
+    if config.judge == "proxy" and worker.config.student.tokenizer == "own":
+        return AcrossJudge(worker, task, config)
+    return JUDGES[config.judge, config.source](worker, task, config)
 
 
 def on_policy(worker: Worker, task: OnPolicyTask) -> OnPolicyResult:
@@ -129,7 +179,7 @@ def on_policy(worker: Worker, task: OnPolicyTask) -> OnPolicyResult:
     config, offline = worker.config.on_policy, worker.run.offline_student
     assert config is not None
     scorer = worker.workers.place(load_scorer(offline, worker.config.student, seed=worker.config.seed))
-    judge = JUDGES[config.judge, config.source](worker, task, config)
+    judge = judge_of(worker, task, config)
     stops = stop_token_ids(scorer.model)
 
     def drifted(steps: list[Step]) -> bool:

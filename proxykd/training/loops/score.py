@@ -52,16 +52,15 @@ def score(worker: Worker, task: ScoreTask) -> Scored:
         worker.go_on()
         mine = [path for path in shards[done:][workers.rank : workers.rank + 1] if unfinished(labels / path.name)]
         rows = [row for path in mine for row in read_shard_rows(path)]
-        scored = _score_rows(worker, scorer, rows, task.source)
+        scored = score_rows(worker, scorer, rows, task.source)
         for path in mine:
             write_soft_labels(labels / path.name, rows, scored, task.source)
         worker.progress(min(done + workers.world, len(shards)), len(shards), "shards")
     return Scored()
 
 
-def _score_rows(
-    worker: Worker, scorer: CompletionScorer, rows: list[Row], source: LabelSource
-) -> list[CompletionLogps]:
+def score_rows(worker: Worker, scorer: CompletionScorer, rows: list[Row], source: LabelSource) -> list[CompletionLogps]:
+    """Of each row's completion, in micro-batches. Every worker must call it, with rows of its own."""
     results: dict[int, CompletionLogps] = {}
     plan = plan_micro_batches([row["length"] for row in rows], worker.config.resources.micro_batch_tokens)
     batches = [
