@@ -5,7 +5,7 @@
 
 Each student answers questions that its run has not seen, greedily. Half of them are for certificates, by which a doubt
 is fitted; the other half is the traffic, on which its thresholds then decide who answers. By the student's log-probs of
-its answers, as `proxykd serve-student` has them; for comparison by the proxy's of the same answers, and by both.
+its answers, as `proxykd serve-student` has them, and by the proxy's of the same answers too, as with `--with-proxy`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ SIZES = (250, 500, 1000, 2000)
 SHARES = (0.05, 0.1, 0.2)
 PLAIN = Answerer("", "transformers", "float32", "cpu", 256)
 Logps = list[tuple[float, ...]]
+Models = tuple[str, ...]
+DOUBTS: tuple[Models, ...] = ((STUDENT,), (STUDENT, PROXY))
+"""Whose log-probs a doubt reads: as `proxykd serve-student` has it, and `--with-proxy`."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,17 @@ def main() -> None:
     )
     half = wanted.questions // 2
     cascade = Table(
-        "student", "certificate", *(f"{share:.0%} sent on" for share in SHARES), "", title="net of the traffic"
-    )
+        "student", "certificate", "doubt by", *(f"{share:.0%} sent on" for share in SHARES), "",
+        title="net of the traffic",
+    )  # fmt: skip
     ranking = Table("student", "certificate", "by the student's", "by the proxy's", "by both", title="ranking")
     for name in [arm for arm in ARMS if arm in runs]:
         found = answered(runs[name], questions, teacher)
         traffic = found.part(half, wanted.questions)
         for size in [size for size in SIZES if size <= half]:
             certificate = found.part(0, size)
-            cascade.add_row(name, str(size), *cascaded(certificate, traffic))
+            for models in [each for each in DOUBTS if found.logps.keys() >= set(each)]:
+                cascade.add_row(name, str(size), " and ".join(models), *cascaded(certificate, traffic, models))
             ranking.add_row(name, str(size), *(f"{one:.3f}" for one in ranked(certificate, traffic)))
     console.print(f"the teacher is right in {teacher.mean():.4f} of {len(questions)}; {half} questions are the traffic")
     console.print(cascade)
@@ -87,19 +92,20 @@ def answered(run: RunDirectory, questions: list[Question], teacher: Net) -> Answ
     return Answered(right_ones(said, questions) - teacher, logps)
 
 
-def observed(answered: Answered) -> list[Observation]:
-    pairs = zip(answered.net_N.tolist(), answered.logps[STUDENT], strict=True)
+def observed(answered: Answered, models: Models) -> list[Observation]:
+    logps_N = zip(*(answered.logps[name] for name in models), strict=True)
+    pairs = zip(answered.net_N.tolist(), logps_N, strict=True)
     return [Observation(f"{i:05d}", logps, Outcome(net, net), float(net < 0)) for i, (net, logps) in enumerate(pairs)]
 
 
-def cascaded(certificate: Answered, traffic: Answered) -> list[str]:
+def cascaded(certificate: Answered, traffic: Answered, models: Models) -> list[str]:
     """The traffic's net where the doubt of the certificate decides, beside what would be at random and at best, and
     what the certificate says; last, the traffic's net without a fall-back."""
-    report, doubt = doubt_of(observed(certificate), "", [], None)
+    report, doubt = doubt_of(observed(certificate, models), "", [], None)
     net, total = traffic.net_N, len(traffic.net_N)
     if doubt is None:
         return [f"no doubt: {report.lost} lost"] * len(SHARES) + [f"{net.mean():+.4f}"]
-    doubts_N = np.array([doubt.of(logps) for logps in traffic.logps[STUDENT]])
+    doubts_N = np.array([doubt.of(*logps) for logps in zip(*(traffic.logps[name] for name in models), strict=True)])
     told = {point.share: point.answers.net for point in report.curve}
     cells = []
     for share in SHARES:

@@ -5,8 +5,9 @@
 
 LoRA of rank 16 on a model of that shape with random weights; records of the lengths of benchmarks/lengths.py,
 shortened by `scale`. `packed` is what training does: no padding but in attention, the prompt of a pair once. `padded`
-runs the same rows as [rows, longest], the prompt of a pair twice. TRL (`make .venv/bench`) pads each of its device
-batches and has its references precomputed, as here; without it its lines are left out.
+runs the same rows as [rows, longest], the prompt of a pair twice. `across` is distilling to a
+student with a tokenizer of its own: eight of ten tokens one to one, two a span. TRL (`make .venv/bench`) pads each of
+its device batches and has its references precomputed, as here; without it its lines are left out.
 
 The size of a micro-batch (tokens; with TRL sequences or pairs) is doubled until a step takes longer than with the size
 before, or there is no larger one. Every line is a process of its own on one thread: seconds are the process's, so that
@@ -39,7 +40,7 @@ from benchmarks.peak_memory import peak_mib, reset_peak_mib
 from proxykd.models.architecture import PUBLISHED, Architecture
 
 STAGES, DTYPES = ("sft", "distil", "align"), ("float32", "bfloat16")
-SMALLEST = {"packed": 512, "padded": 512, "TRL": 1}
+SMALLEST = {"packed": 512, "padded": 512, "across": 512, "TRL": 1}
 """The first micro-batch that is tried."""
 
 
@@ -67,6 +68,7 @@ def _step(stage: str, form: str, size: int, model: Any, rows: list[dict[str, Any
     from proxykd.models import batching
     from proxykd.models.parallel import Workers
     from proxykd.models.scorer import CompletionScorer
+    from proxykd.training.across_losses import AlignedDistillationLoss
     from proxykd.training.stage_losses import AlignmentLoss, DistillationLoss, SftLoss
     from proxykd.training.trainer import Trainer
 
@@ -77,7 +79,9 @@ def _step(stage: str, form: str, size: int, model: Any, rows: list[dict[str, Any
     trainer.steps = 1  # no step that measures the terms apart
     losses: dict[str, Callable[[], Any]] = {
         "sft": lambda: SftLoss(rows),
-        "distil": lambda: DistillationLoss(rows, DistillationConfig()),
+        "distil": lambda: (AlignedDistillationLoss if form == "across" else DistillationLoss)(
+            rows, DistillationConfig()
+        ),
         "align": lambda: AlignmentLoss(rows, AlignmentConfig()),
     }
     return lambda: trainer.step(rows, losses[stage]())
@@ -121,7 +125,8 @@ def main() -> None:
     print("stage   dtype     form      size  s/step  tokens/s    MiB of the floor")
     for stage in arguments.stages:
         for dtype in arguments.dtypes:
-            for form in ("packed", "padded", *(["TRL"] if has_trl and stage in trl.STAGES else [])):
+            theirs = ["TRL"] if has_trl and stage in trl.STAGES else []
+            for form in ("packed", "padded", *(["across"] if stage == "distil" else []), *theirs):
                 _search(stage, dtype, form, arguments)
 
 

@@ -96,8 +96,8 @@ def certify(evidence: Evidence, facts: Facts, margin: float, by: Sequence[str]) 
     )
 
 
-def observations(evidence: Evidence, scores: Mapping[str, AnswerScore]) -> list[Observation]:
-    """What came of the student's answers, beside the log-probs that it gives them."""
+def observations(evidence: Evidence, *scores: Mapping[str, AnswerScore]) -> list[Observation]:
+    """What came of the student's answers, beside the log-probs that each model gives them."""
     found = []
     for prompt in evidence.prompts:
         if prompt.teacher is not None:
@@ -105,7 +105,7 @@ def observations(evidence: Evidence, scores: Mapping[str, AnswerScore]) -> list[
             lost = (1 - outcome.worst) / 2
             if prompt.gold is not None:
                 lost = float(not prompt.right(evidence.answers[STUDENT][prompt.id].text))
-            found.append(Observation(prompt.id, scores[prompt.id].logps, outcome, lost))
+            found.append(Observation(prompt.id, tuple(one[prompt.id].logps for one in scores), outcome, lost))
     return found
 
 

@@ -121,7 +121,7 @@ class CurvePoint(JsonModel):
 
 
 class DoubtReport(JsonModel):
-    """What the student's log-probs of its answers tell of them, each prompt by a model that was fitted without it.
+    """What log-probs of the student's answers tell of them, each prompt by a model that was fitted without it.
     `prompts` are those with an outcome, `lost` those of them whose answer is wrong, or less than the teacher's; `more`
     prompts are needed to fit a doubt, None where no number can be told, 0 where there is one. Without one the rest is
     empty."""
@@ -175,7 +175,9 @@ class Certificate(JsonModel):
     """Where the teacher's answers were collected for this certificate."""
     worst: list[Example]
     doubt: DoubtReport | None = None
-    """None in certificates of before there was one."""
+    """By the student's own log-probs. None in certificates of before there was one."""
+    doubt_with_proxy: DoubtReport | None = None
+    """By the proxy's too; None where it was not asked."""
 
     @property
     def overall(self) -> SliceVerdict:

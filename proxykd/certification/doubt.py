@@ -1,5 +1,5 @@
 """How likely an answer of the student is one that had better been the teacher's: a logistic regression on its
-log-probs, and what sending the doubtful ones on to the teacher comes to.
+log-probs, by the student alone or by the proxy too, and what sending the doubtful ones on to the teacher comes to.
 
 What is said of it is cross-fitted: each prompt's doubt comes from a model that was fitted without that prompt.
 """
@@ -34,6 +34,8 @@ class Doubt(JsonModel):
     is at or above its threshold; of no traffic it is above 1."""
 
     student_sha256: str
+    proxy: str | None = None
+    """The adapter, or the base, whose log-probs of the student's answers it reads beside the student's own."""
     means: list[float]
     scales: list[float]
     weights: list[float]
@@ -44,9 +46,10 @@ class Doubt(JsonModel):
     certified: list[str]
     """Keys of the certificate's prompts, which nothing is to be trained on."""
 
-    def of(self, logps: Sequence[float]) -> float:
-        """The doubt of an answer by the log-probs of its tokens, nats: between 0 and 1."""
-        parts = zip(features(logps), self.means, self.scales, self.weights, strict=True)
+    def of(self, *logps: Sequence[float]) -> float:
+        """The doubt of an answer by the log-probs of its tokens, nats, the student's and the proxy's where it has one:
+        between 0 and 1."""
+        parts = zip(features(*logps), self.means, self.scales, self.weights, strict=True)
         at = self.intercept + math.fsum(weight * (value - mean) / scale for value, mean, scale, weight in parts)
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, at))))
 
@@ -57,36 +60,41 @@ class Doubt(JsonModel):
 
 @dataclass(frozen=True)
 class Observation:
-    """One prompt of a certificate: the log-probs of the student's answer, what came of it, and how far it was `lost`: 1
-    where it is wrong by the gold answer, or the judge prefers the teacher's in both orders; a tie is half lost."""
+    """One prompt of a certificate: the log-probs of the student's answer by each model that was asked, what came of
+    it, and how far it was `lost`: 1 where it is wrong by the gold answer, or the judge prefers the teacher's in both
+    orders; a tie is half lost."""
 
     id: str
-    logps: tuple[float, ...]
+    logps: tuple[tuple[float, ...], ...]
     outcome: Outcome
     lost: float
 
 
-def features(logps: Sequence[float]) -> tuple[float, float, float]:
-    """What of an answer's log-probs tells: their mean, the lowest of them, their sum."""
-    total = math.fsum(logps)
-    return total / len(logps), min(logps), total
+def features(*logps: Sequence[float]) -> tuple[float, ...]:
+    """What of an answer's log-probs tells, of each model's: their mean, the lowest of them, their sum."""
+    return tuple(one for each in logps for one in (math.fsum(each) / len(each), min(each), math.fsum(each)))
 
 
 def doubt_of(
-    observations: Sequence[Observation], student_sha256: str, certified: Iterable[str], price: Price | None
+    observations: Sequence[Observation],
+    student_sha256: str,
+    certified: Iterable[str],
+    price: Price | None,
+    proxy: str | None = None,
 ) -> tuple[DoubtReport, Doubt | None]:
     """What the doubt is worth, and the doubt itself; None where there are too few prompts to fit one. `certified` are
-    the keys of all the certificate's prompts."""
+    the keys of all the certificate's prompts, `proxy` is who was asked beside the student."""
     read = sorted((one for one in observations if one.outcome.read), key=lambda one: one.id)
     lost_N = np.array([one.lost for one in read])
     lost = int((lost_N > 0.5).sum())
     if (more := _more_needed(len(read), lost)) != 0:
         return DoubtReport(prompts=len(read), lost=lost, more=more), None
-    features_NF = np.array([features(one.logps) for one in read])
+    features_NF = np.array([features(*one.logps) for one in read])
     doubts_N = cross_fitted(features_NF, lost_N)
     model = fitted(features_NF, lost_N)
     final = Doubt(
         student_sha256=student_sha256,
+        proxy=proxy,
         means=_listed(model.means),
         scales=_listed(model.scales),
         weights=_listed(model.weights),
@@ -95,7 +103,7 @@ def doubt_of(
         prompts=len(read),
         certified=sorted(certified),
     )
-    ranked = sorted((final.of(one.logps) for one in read), reverse=True)
+    ranked = sorted((final.of(*one.logps) for one in read), reverse=True)
     final = final.model_copy(update={"thresholds": [_cut(ranked, p / PERCENTS) for p in range(PERCENTS + 1)]})
     ranking, p_ranking = _ranking(doubts_N, lost_N > 0.5)
     report = DoubtReport(

@@ -16,7 +16,10 @@ from proxykd.runs.json_model import read_model
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import read_json, write_json
 
-DOUBT, CERTIFICATE = "doubt.json", "certificate.json"
+CERTIFICATE = "certificate.json"
+DOUBT, WITH_PROXY = "doubt.json", "doubt-with-proxy.json"
+TOLD = {DOUBT: "doubt", WITH_PROXY: "doubt_with_proxy"}
+"""What a certificate says of each."""
 
 
 def student_digest(run: RunDirectory) -> str:
@@ -25,16 +28,16 @@ def student_digest(run: RunDirectory) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def keep_doubt(report: Path, doubt: Doubt | None) -> None:
+def keep_doubt(path: Path, doubt: Doubt | None) -> None:
     """Writes it into the folder of the certificate; where there is none, one of before goes."""
     if doubt is not None:
-        write_json(report / DOUBT, doubt.model_dump(mode="json"))
+        write_json(path, doubt.model_dump(mode="json"))
     else:
-        (report / DOUBT).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def read_doubt(run: RunDirectory) -> Doubt:
-    """What the run's certificate says of its student's doubt.
+def read_doubt(run: RunDirectory, name: str = DOUBT) -> Doubt:
+    """What the run's certificate says of its student's doubt, by its own log-probs or by those of its proxy too.
 
     Raises:
         BenchmarkError: no certificate, one of another student, or one that has too few prompts for a doubt.
@@ -43,11 +46,12 @@ def read_doubt(run: RunDirectory) -> Doubt:
     certificate = run.report.parent / CERTIFICATE
     if not certificate.exists():
         raise BenchmarkError(f"{run.id} has no certificate, which tells when its student is in doubt; first: {again}")
-    if not (run.report.parent / DOUBT).exists():
-        told = read_json(certificate).get("doubt")
-        why = "is of before there was one" if told is None else not_enough(DoubtReport.model_validate(told))
-        raise BenchmarkError(f"the certificate of {run.id} has no doubt: {why}; again: {again}")
-    doubt = read_model(run.report.parent / DOUBT, Doubt)
+    if not (run.report.parent / name).exists():
+        told = read_json(certificate).get(TOLD[name])
+        none = "is of before there was one" if name == DOUBT else "the proxy was not asked: leave out --beside"
+        why = none if told is None else not_enough(DoubtReport.model_validate(told))
+        raise BenchmarkError(f"the certificate of {run.id} has no such doubt: {why}; again: {again}")
+    doubt = read_model(run.report.parent / name, Doubt)
     if doubt.student_sha256 != (student := student_digest(run)):
         raise BenchmarkError(
             f"the certificate of {run.id} is of the student {doubt.student_sha256[:12]}, and the run's student is "

@@ -48,6 +48,12 @@ def sentence(certificate: Certificate) -> str:
     return f"NOT ENOUGH DATA: {seen}; about {one.more:,} prompts more would tell whether it is worse by {margin:g}."
 
 
+def doubts(certificate: Certificate) -> list[tuple[str, DoubtReport]]:
+    """Those that a certificate tells of, by whose log-probs they are."""
+    found = {"the student's": certificate.doubt, "the student's and the proxy's": certificate.doubt_with_proxy}
+    return [(whose, doubt) for whose, doubt in found.items() if doubt is not None]
+
+
 def doubt_sentence(doubt: DoubtReport) -> str:
     """What the doubt is worth, or why there is none."""
     if not doubt.curve or doubt.ranking is None:

@@ -12,6 +12,7 @@ from proxykd.certification.verdicts import Verdict
 from proxykd.certification.wording import (
     bounds,
     doubt_sentence,
+    doubts,
     judge_sentence,
     length_sentence,
     not_worse,
@@ -40,11 +41,11 @@ def print_certificate(certificate: Certificate, console: Console, folder: Path) 
         console.print(judge_sentence(certificate.judge))
     if certificate.length is not None:
         console.print(length_sentence(certificate.length))
-    if certificate.doubt is not None:
-        if certificate.doubt.curve:
-            console.print(_cascade(certificate.doubt))
-            console.print(price_sentence(certificate.doubt))
-        console.print(doubt_sentence(certificate.doubt))
+    for whose, doubt in doubts(certificate):
+        if doubt.curve:
+            console.print(_cascade(whose, doubt))
+            console.print(price_sentence(doubt))
+        console.print(doubt_sentence(doubt))
     console.print(f"certificate: {folder / 'certificate.json'}", soft_wrap=True)
     console.print(f"page:        {folder / 'certificate.html'}", soft_wrap=True)
 
@@ -67,11 +68,11 @@ def _slices(certificate: Certificate) -> Table:
     return table
 
 
-def _cascade(doubt: DoubtReport) -> Table:
+def _cascade(whose: str, doubt: DoubtReport) -> Table:
     """What comes of sending the doubtful prompts on to the teacher."""
     priced = ("cost",) if doubt.price else ()
     columns = ("doubt from", "not worse", "net", "from-to", "at random", "at best", *priced)
-    table = figure_table("the most doubtful prompts sent on to the teacher", "share", *columns)
+    table = figure_table(f"the most doubtful prompts by {whose} log-probs, sent on to the teacher", "share", *columns)
     for one in doubt.curve:
         table.add_row(
             f"{one.share:.0%}",

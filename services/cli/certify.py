@@ -17,8 +17,8 @@ from proxykd.certification.answers import CHUNK, Answer, AnswerScore, Kept, writ
 from proxykd.certification.certificate import Evidence, certify, observations, times
 from proxykd.certification.certificate_model import STUDENT, Certificate, DoubtReport, Facts
 from proxykd.certification.certificate_page import certificate_page
-from proxykd.certification.doubt import Doubt, doubt_of
-from proxykd.certification.doubt_files import keep_doubt, price_of_reply, student_digest
+from proxykd.certification.doubt import doubt_of
+from proxykd.certification.doubt_files import DOUBT, TOLD, WITH_PROXY, keep_doubt, price_of_reply, student_digest
 from proxykd.certification.judging import comparisons, judgements
 from proxykd.certification.prompts import TEST, Columns, Prompt, digest_of, held_out_prompts, own_prompts
 from proxykd.certification.spending import allowed_models, answers_of, spent
@@ -33,7 +33,7 @@ from proxykd.text.corpus import Record
 from services.cli.certificate_tables import print_certificate
 from services.cli.collect import WorkerOptions, ask_missing
 from services.cli.report_tables import FILE_WIDTH
-from services.cli.subjects import Subject, of_certificate
+from services.cli.subjects import PROXY, Subject, of_certificate
 
 Chunks = list[tuple[Path, Sequence[Prompt]]]
 NONE = "none"
@@ -81,10 +81,9 @@ def certify_run(
     if judge is not None:
         evidence = _judged(evidence, judge, folder / "judge", console)
     report = folder if settings.output else run.report.parent
-    told, doubt = _doubt(run, subjects[0], evidence, folder / "scores")
-    keep_doubt(report, doubt)
+    told = _doubts(run, subjects, evidence, folder / "scores", report)
     facts = _facts(run, settings, subjects, evidence)
-    certificate = certify(evidence, facts, settings.margin, settings.columns.by).model_copy(update={"doubt": told})
+    certificate = certify(evidence, facts, settings.margin, settings.columns.by).model_copy(update=told)
     write_json(report / "certificate.json", certificate.model_dump(mode="json"))
     write_atomic(report / "certificate.html", certificate_page(certificate).encode())
     print_certificate(certificate, console, report)
@@ -200,18 +199,34 @@ def _generate(answerer: Answerer, name: str, missing: Chunks, max_tokens: int) -
                 console.print(f"  {name}  {done} of {total} answers")
 
 
-def _doubt(run: RunDirectory, student: Subject, evidence: Evidence, root: Path) -> tuple[DoubtReport, Doubt | None]:
-    """What the student's log-probs of its answers, kept or reckoned now, tell of them."""
+def _doubts(
+    run: RunDirectory, subjects: Sequence[Subject], evidence: Evidence, root: Path, report: Path
+) -> dict[str, DoubtReport]:
+    """What log-probs of the student's answers tell of them, the student's alone and with the proxy's; the doubts
+    themselves go into `report`."""
+    by_name = {one.name: one for one in subjects}
+    scores = {name: _scores(by_name[name], evidence, root) for name in (STUDENT, PROXY) if name in by_name}
+    facts = (student_digest(run), [one.key for one in evidence.prompts], price_of_reply(run, evidence.teacher))
+    told = {}
+    for name, models in {DOUBT: (STUDENT,), WITH_PROXY: (STUDENT, PROXY)}.items():
+        found = doubt = None
+        if scores.keys() >= set(models):
+            proxy = by_name[PROXY].adapter_name if PROXY in models else None
+            found, doubt = doubt_of(observations(evidence, *(scores[one] for one in models)), *facts, proxy)
+            told[TOLD[name]] = found
+        keep_doubt(report / name, doubt)
+    return told
+
+
+def _scores(subject: Subject, evidence: Evidence, root: Path) -> Mapping[str, AnswerScore]:
+    """A model's log-probs of the student's answers, kept or reckoned now."""
     kept, said = Kept(root, AnswerScore), evidence.answers[STUDENT]
-    missing = list(kept.missing(STUDENT, evidence.prompts))
+    missing = list(kept.missing(subject.name, evidence.prompts))
     if missing:
-        with student.ready() as answerer, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with subject.ready() as answerer, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             texts = {prompt.id: said[prompt.id].text for _, prompts in missing for prompt in prompts}
             pool.submit(_score, answerer, missing, texts).result()
-    seen = observations(evidence, kept.read(STUDENT))
-    return doubt_of(
-        seen, student_digest(run), (one.key for one in evidence.prompts), price_of_reply(run, evidence.teacher)
-    )
+    return kept.read(subject.name)
 
 
 def _score(answerer: Answerer, missing: Chunks, texts: Mapping[str, str]) -> None:

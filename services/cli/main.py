@@ -165,6 +165,7 @@ def serve(run_directory: str, adapter: str, address: str | None, http: HttpOptio
 @OVERRIDES
 @click.option("--defer", type=click.FloatRange(0, 1), help="Share of traffic like the certificate's that it answers.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Or the doubt from which on it does.")
+@click.option("--with-proxy", is_flag=True, help="The doubt by the proxy's log-probs too, in an engine of its own.")
 @click.option("--keep-answers", metavar="FILE", type=click.Path(dir_okay=False), help="Keep what it answers there.")
 @ADDRESS
 @http_options
@@ -174,6 +175,7 @@ def serve_student(
     overrides: tuple[str, ...],
     defer: float | None,
     threshold: float | None,
+    with_proxy: bool,
     keep_answers: str | None,
     address: str | None,
     http: HttpOptions,
@@ -192,9 +194,12 @@ def serve_student(
     if fall_back is not None:
         if (defer is None) == (threshold is None):
             raise ConfigError("--fall-back takes either --defer SHARE or --threshold DOUBT: whom the teacher answers")
-        options = FallBackOptions(load_collect_config(fall_back, overrides), defer, threshold, keep_answers)
-    elif overrides or (defer, threshold, keep_answers) != (None, None, None):
-        raise ConfigError("--set, --defer, --threshold and --keep-answers are for a teacher; name it with --fall-back")
+        config = load_collect_config(fall_back, overrides)
+        options = FallBackOptions(config, defer, threshold, with_proxy, keep_answers)
+    elif overrides or with_proxy or (defer, threshold, keep_answers) != (None, None, None):
+        raise ConfigError(
+            "--set, --defer, --threshold, --with-proxy and --keep-answers are for a teacher; name it with --fall-back"
+        )
     serve(RunDirectory.open(run_directory), options, address=address, http=http)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.cluster.http_options import HttpOptions
-from actors.engine.app_names import student_app, student_rest_app
+from actors.engine.app_names import proxy_app, student_app, student_rest_app
 from proxykd.certification.certificate_model import Certificate
-from proxykd.certification.doubt_files import CERTIFICATE, read_doubt
+from proxykd.certification.doubt_files import CERTIFICATE, DOUBT, WITH_PROXY, read_doubt
 from proxykd.certification.wording import fall_back_sentence
 from proxykd.collection.api_keys import api_key
 from proxykd.config import CollectConfig
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FallBackOptions:
     """What the command line says of a teacher in the student's place: a `share` of the traffic like the certificate's,
-    or from which doubt on; and where to keep what it answers."""
+    or from which doubt on, by the student's log-probs or by the proxy's too; and where to keep what it answers."""
 
     config: CollectConfig
     share: float | None
     threshold: float | None
+    with_proxy: bool
     keep: str | None
 
 
@@ -48,6 +49,7 @@ def serve_student(
     if not (run.student / READY).exists():
         raise BenchmarkError(f"{run.id} has no student yet; go on with: proxykd resume {run.root}")
     fall_back = None if options is None else _fall_back(run, options)
+    asks_proxy = fall_back is not None and fall_back.doubt.proxy is not None
 
     def deploy(deployer: ServeDeployer, http: HttpOptions) -> str:
         from actors.engine.proxy_engine import EngineSpec
@@ -57,6 +59,9 @@ def serve_student(
         engine = EngineSpec.of_student(run, config)
         print(f"starting the engine for {engine.adapter_name(None)}")
         deployer.deploy_student(engine)
+        if asks_proxy:
+            print("starting the engine for its proxy, which reads what it says")
+            deployer.deploy_proxy(EngineSpec.of_run(run, config))
         name = engine.adapter_name(None)
         spec = ServiceSpec.of_run(run, config, http, beside_run=False, default_adapter=name)
         return deployer.deploy_student_rest(spec, fall_back)
@@ -65,18 +70,19 @@ def serve_student(
         print(f"\nthe student of {run.id} answers at {url}/v1 (OpenAI's API); {url}/docs describes it")
         if fall_back is not None:
             certificate = read_model(run.report.parent / CERTIFICATE, Certificate)
-            assert certificate.doubt is not None
-            print(fall_back_sentence(certificate.doubt, fall_back.threshold, fall_back.config.teacher.model))
+            told = certificate.doubt_with_proxy if asks_proxy else certificate.doubt
+            assert told is not None
+            print(fall_back_sentence(told, fall_back.threshold, fall_back.config.teacher.model))
         print("Ctrl-C, or proxykd stop RUN --serving, ends it.", flush=True)
 
-    apps = (student_rest_app(run.id), student_app(run.id))
+    apps = (student_rest_app(run.id), student_app(run.id), *([proxy_app(run.id)] if asks_proxy else []))
     hold(run, Served(student_app(run.id), apps, deploy, tell), address, http)
 
 
 def _fall_back(run: RunDirectory, options: FallBackOptions) -> FallBack:
     from services.rest.student_service import FallBack
 
-    doubt, config = read_doubt(run), options.config
+    doubt, config = read_doubt(run, WITH_PROXY if options.with_proxy else DOUBT), options.config
     teacher, collection = config.teacher, config.collection
     if collection.batch is not None:
         raise ConfigError("--fall-back: collection.batch answers within a day, and clients wait; remove it")

@@ -36,6 +36,10 @@ class Subject:
     """To be merged into the answerer's model, for the occasion."""
     reports: tuple[tuple[RunDirectory, str], ...] = ()
 
+    @property
+    def adapter_name(self) -> str:
+        return BASE if self.adapter is None else self.adapter.name
+
     @contextmanager
     def ready(self) -> Iterator[Answerer]:
         """The answerer with its adapter in place."""
@@ -102,8 +106,11 @@ def of_study(study: StudyDirectory, plain: Answerer, dtype: str | None) -> list[
     found: dict[tuple[str, ...], Subject] = {}
     for run in study.runs():
         for one in of_run(run, plain, dtype):
-            adapter = one.adapter.name if one.adapter else BASE
-            key = (adapter, run.config().proxy.model_dump_json()) if one.reports[0][1] == PROXY else (run.id, one.name)
+            key = (
+                (one.adapter_name, run.config().proxy.model_dump_json())
+                if one.reports[0][1] == PROXY
+                else (run.id, one.name)
+            )
             known = found.get(key)
             name = known.name if known else f"{run.id}-{one.name}"
             found[key] = replace(known or one, name=name, reports=(*(known.reports if known else ()), *one.reports))

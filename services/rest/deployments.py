@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -105,8 +105,9 @@ class StudentRest:
     """The REST front of a run's student."""
 
     def __init__(self, spec: ServiceSpec, fall_back: FallBack | None):
-        app = student_app(RunDirectory(spec.run).id)
-        self._service = StudentService(spec, lru_cache(lambda: serve.get_app_handle(app)), fall_back)
+        run = RunDirectory(spec.run)
+        student, proxy = (lru_cache(partial(serve.get_app_handle, app(run.id))) for app in (student_app, proxy_app))
+        self._service = StudentService(spec, student, fall_back, proxy)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_student_app(self._service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -22,7 +23,11 @@ from proxykd.collection.live.teacher import TeacherOnTheLine, Unanswered
 from proxykd.collection.requests import Reply
 from proxykd.config import CollectConfig
 from proxykd.data.label_shards import CompletionLogps
+from proxykd.errors import TemplateError
+from proxykd.runs.adapter_names import adapter_name
 from proxykd.runs.run_directory import RunDirectory
+from proxykd.text.chat import ChatFormat
+from proxykd.text.tokenizer import load_tokenizer
 from services.access.refusals import ApiError
 from services.rest.engine_service import EngineService, ServiceSpec
 from services.rest.schemas import ChatBody, SamplingBody
@@ -63,12 +68,29 @@ class Mark:
         return {"X-Proxykd-Answered-By": self.answered_by, "X-Proxykd-Why": self.why, **doubt}
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Who says how likely an answer is: an engine, the name of its model, and that one's texts."""
+
+    engine: Callable[[], Any]
+    model: str
+    chat: ChatFormat
+
+
 class StudentService(EngineService):
     """The student's engine. Requests that name no temperature are answered greedily, as the certificate's were."""
 
-    def __init__(self, spec: ServiceSpec, engine: Callable[[], Any], fall_back: FallBack | None):
-        """Raises:
-        ConfigError: no key for the teacher, or the file of its answers cannot be written.
+    def __init__(
+        self,
+        spec: ServiceSpec,
+        engine: Callable[[], Any],
+        fall_back: FallBack | None,
+        proxy_engine: Callable[[], Any] | None = None,
+    ):
+        """`proxy_engine` is asked where the doubt reads the proxy's log-probs.
+
+        Raises:
+            ConfigError: no key for the teacher, or the file of its answers cannot be written.
         """
         run = RunDirectory(spec.run)
         super().__init__(spec, engine, run.student)
@@ -78,7 +100,12 @@ class StudentService(EngineService):
         self._fall_back = fall_back
         self._teacher: TeacherOnTheLine | None = None
         self._kept: AnswerFile | None = None
+        self._readers = [Reader(engine, self.name, self._chat)]
         if fall_back is not None:
+            if (proxy := fall_back.doubt.proxy) is not None:
+                assert proxy_engine is not None
+                chat = ChatFormat(load_tokenizer(run.models / "proxy"))
+                self._readers.append(Reader(proxy_engine, adapter_name(run.id, proxy), chat))
             self._teacher = TeacherOnTheLine(fall_back.config, run.fall_back, spec.deadline_s)
             if fall_back.keep is not None:
                 self._kept = AnswerFile(Path(fall_back.keep), run.config().corpus, fall_back.doubt.certified)
@@ -117,7 +144,7 @@ class StudentService(EngineService):
             if opening.status != 200:
                 return opening, said, None
             text = said["choices"][0]["message"]["content"] or ""
-            doubt = await self._doubt(asked["prompt_token_ids"], text)
+            doubt = await self._doubt(asked["messages"], text)
         mark, reply = await self._second(body, doubt)
         self._answers.labels(mark.answered_by, mark.why).inc()
         return opening, (said if reply is None else _as_chat(reply)) | {"proxykd": mark.facts()}, mark
@@ -133,21 +160,34 @@ class StudentService(EngineService):
         assert isinstance(opening, Opening)
         return opening
 
-    async def _doubt(self, prompt: list[int], text: str) -> float:
-        """Of an answer as the certificate's were scored: its text, stripped, and the stop token."""
+    async def _doubt(self, messages: list[Body], text: str) -> float:
+        """Of an answer as the certificate's were scored: its text, stripped, and the stop token. What the proxy cannot
+        read is in doubt."""
         assert self._fall_back is not None
-        completion = self._chat.completion_ids(text.strip())[: self.spec.max_length - len(prompt)]
+        found = await asyncio.gather(*(self._logps(reader, messages, text.strip()) for reader in self._readers))
+        logps = [one for one in found if one]
+        return round(self._fall_back.doubt.of(*logps), 4) if len(logps) == len(self._readers) else 1.0
+
+    async def _logps(self, reader: Reader, messages: list[Body], text: str) -> list[float]:
+        """Of the answer's tokens in the reader's own; none where its template refuses the conversation, or that leaves
+        no room."""
+        try:
+            prompt, completion = reader.chat.prompt_ids(messages), reader.chat.completion_ids(text)
+        except TemplateError:
+            return []
+        if len(prompt) >= self.spec.max_length:
+            return []
         found: list[CompletionLogps] = await self._within_deadline(
-            self._engine().score.remote(
-                self.name,
+            reader.engine().score.remote(
+                reader.model,
                 prompts=[prompt],
-                completions=[completion],
+                completions=[completion[: self.spec.max_length - len(prompt)]],
                 top_k=1,
                 deadline_s=self.spec.deadline_s,
                 priority=CLIENT,
             )
         )
-        return round(self._fall_back.doubt.of([float(one) for one in found[0].token_logps_T]), 4)
+        return [float(one) for one in found[0].token_logps_T]
 
     async def _second(self, body: ChatBody, doubt: float) -> tuple[Mark, Reply | None]:
         """Who is to answer, and the teacher's answer where it is the teacher."""

@@ -123,7 +123,7 @@ def test_the_page_is_accessible_and_as_wide_as_the_screen(page: Page, width: int
     ):
         page.goto(url)
         ask(page, "one two three " * 10)
-        expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=20_000)
+        expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=120_000)
         expect(log(page, "proxy")).to_contain_text("line")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         judge_in_both_themes(page)

@@ -25,15 +25,19 @@ from proxykd.collection.requests import Request
 from proxykd.config import HELD_OUT
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import EngineError
+from proxykd.models.loading import initialise
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import READY, write_json
+from proxykd.text.chat import ChatFormat
 from proxykd.text.corpus import prompt_key, slice_of
 from proxykd.text.layouts import read_conversation
+from proxykd.text.tokenizer import load_tokenizer
 from services.cli.main import main
 from services.rest.engine_service import ServiceSpec
 from services.rest.student_api import build_student_app
 from services.rest.student_service import FallBack, StudentService
 from tests.collecting import config_for
+from tests.other_tokenizer import other_model
 from tests.small_run import run_config
 from tests.teacher_stub import KEY, teacher_stub
 
@@ -105,13 +109,18 @@ def doubt_for(run, certified=()) -> Doubt:
 
 
 @contextmanager
-def front(run, config=None, keep=None, certified=()):
-    """(client, engine): within one event loop, as Serve has it."""
+def front(run, config=None, keep=None, certified=(), proxy=None):
+    """(client, engine): within one event loop, as Serve has it. `proxy` is the engine of a doubt that reads its
+    log-probs alone."""
     engine = FakeEngine()
     name = EngineSpec.of_student(run, run.config()).adapter_name(None)
     spec = ServiceSpec(str(run.root), name, max_length=96, beside_run=False, shares_cores=False, deadline_s=5.0)
-    fall_back = config and FallBack(config, doubt_for(run, certified), 0.9, keep and str(keep))
-    app = build_student_app(StudentService(spec, lambda: engine, fall_back))
+    doubt = doubt_for(run, certified)
+    if proxy is not None:
+        more = {"proxy": "base", "means": [0.0] * 6, "scales": [1.0] * 6, "weights": [0.0] * 3 + doubt.weights}
+        doubt = doubt.model_copy(update=more)
+    fall_back = config and FallBack(config, doubt, 0.9, keep and str(keep))
+    app = build_student_app(StudentService(spec, lambda: engine, fall_back, lambda: proxy))
     with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         yield client, engine
 
@@ -177,6 +186,28 @@ def test_the_doubtful_prompts_alone_are_the_teachers(run):
     kept = "".join(path.read_text() for path in run.root.rglob("*.jsonl"))
     assert '"text": ""' in kept  # what it cost, and nothing that was said
     assert "red dog" not in kept
+
+
+def test_the_proxy_reads_what_the_student_says_where_the_doubt_is_its_too(run, tiny):
+    """In the proxy's tokens; a conversation that leaves it no room is in doubt."""
+    other_model(run.student)
+    initialise(run.config().proxy, run.models / "proxy")
+    theirs, ours = (ChatFormat(load_tokenizer(folder)) for folder in (run.student, run.models / "proxy"))
+    proxy = FakeEngine()
+    with teacher_stub() as stub, front(run, config_for(stub, **BUDGET), proxy=proxy) as (client, engine):
+        assert mark_of(ask(client)) == ("student", "confident")
+        proxy.logp = UNSURE
+        assert mark_of(ask(client)) == ("teacher", "doubtful")
+        for one, chat, name in ((engine, theirs, f"{run.id}-student"), (proxy, ours, f"{run.id}-base")):
+            prompt = chat.prompt_ids([{"role": "user", "content": "what is the red dog"}])
+            assert one.scored == [(name, prompt, chat.completion_ids("a red dog"))] * 2
+        long = "the" + " the" * 40
+        lengths = [len(chat.prompt_ids([{"role": "user", "content": long}])) for chat in (theirs, ours)]
+        assert lengths[0] < 90 < 96 <= lengths[1]
+        proxy.logp = SURE
+        answer = ask(client, long)
+        assert mark_of(answer) == ("teacher", "doubtful")
+        assert answer.json()["proxykd"]["doubt"] == 1.0
 
 
 def test_what_a_client_allows_is_what_the_teacher_is_asked_for(run):
@@ -341,7 +372,7 @@ def test_without_a_certificate_of_this_student_nobody_falls_back(run, tmp_path):
         f"{run.id} has no certificate, which tells when its student is in doubt; first: proxykd certify" in done.output
     )
     write_json(run.root / "report" / "certificate.json", {})
-    assert "has no doubt: is of before there was one" in CliRunner().invoke(main, command).output
+    assert "has no such doubt: is of before there was one" in CliRunner().invoke(main, command).output
     other = doubt_for(run).model_copy(update={"student_sha256": "7" * 64})
     write_json(run.root / "report" / "doubt.json", other.model_dump())
     assert "is of the student 777777777777, and the run's student is" in CliRunner().invoke(main, command).output

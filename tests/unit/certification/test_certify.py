@@ -15,7 +15,7 @@ import yaml
 from proxykd.certification import doubt
 from proxykd.certification.answers import AnswerScore, Kept
 from proxykd.certification.certificate_model import Certificate
-from proxykd.certification.doubt_files import read_doubt
+from proxykd.certification.doubt_files import WITH_PROXY, read_doubt
 from proxykd.certification.prompts import Columns, own_prompts
 from proxykd.collection.response_log import read_log
 from proxykd.config import load_certify_config
@@ -24,6 +24,7 @@ from proxykd.data.corpus_store import read_slice
 from proxykd.errors import BenchmarkError, ConfigError
 from proxykd.models.batching import collate
 from proxykd.models.loading import load_scorer
+from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.runs.json_model import read_model
 from proxykd.runs.storage import write_json
 from proxykd.text.chat import ChatFormat
@@ -223,7 +224,7 @@ def test_what_is_enough_for_a_doubt_has_one_and_too_little_says_so(run, own, mon
     assert certificate_of(run).doubt.curve == ()
     assert not (run.root / "report" / "doubt.json").exists()
     with pytest.raises(
-        BenchmarkError, match=r"has no doubt: not enough data, \d+ of 40 answers lost; .* again: proxykd certify"
+        BenchmarkError, match=r"has no such doubt: not enough data, \d+ of 40 answers lost; .* again: proxykd certify"
     ):
         read_doubt(run)
     monkeypatch.setattr(doubt, "FEWEST_PROMPTS", OWN)
@@ -242,7 +243,7 @@ def test_what_is_enough_for_a_doubt_has_one_and_too_little_says_so(run, own, mon
     for one in prompts[:5]:
         batch = collate([chat.prompt_ids(one.messages)], [chat.completion_ids(said[one.id])])
         assert scores[one.id].logps == pytest.approx(scorer.score(batch).token_logps_N.tolist(), abs=1e-4)
-    assert "The student's doubt" in written(run)[1].decode()
+    assert "Doubt by the student's log-probs" in written(run)[1].decode()
     bytes_then = written(run)
     assert certify(run, *wanted).exit_code == 0
     assert written(run) == bytes_then
@@ -252,6 +253,32 @@ def test_what_is_enough_for_a_doubt_has_one_and_too_little_says_so(run, own, mon
     (run.root / "report" / "certificate.json").unlink()
     with pytest.raises(BenchmarkError, match=r"has no certificate, .*; first: proxykd certify"):
         read_doubt(run)
+
+
+def test_a_proxy_that_is_beside_reads_the_answers_too(run, own, monkeypatch):
+    """By the proxy's log-probs of what the student answered, with the adapter that it learned from."""
+    monkeypatch.setattr(doubt, "FEWEST_PROMPTS", OWN)
+    monkeypatch.setattr(doubt, "FEWEST_OF_A_KIND", 2)
+    wanted = ("--prompts", own, "--gold", "gold")
+    assert certify(run, *wanted, *ALONE).exit_code == 0
+    assert certificate_of(run).doubt_with_proxy is None
+    with pytest.raises(BenchmarkError, match="no such doubt: the proxy was not asked: leave out --beside"):
+        read_doubt(run, WITH_PROXY)
+    done = certify(run, *wanted, "--beside", "proxy")
+    assert done.exit_code == 0, done.output
+    assert "by the student's and the proxy's log-probs" in " ".join(done.output.split())
+    kept = read_doubt(run, WITH_PROXY)
+    assert kept.proxy == adapters_in_force(run)[-1]["adapter"]
+    assert read_doubt(run).proxy is None
+    scores = Kept(run.certificate / "scores", AnswerScore).read("proxy")
+    adapter = run.adapters / kept.proxy
+    scorer = load_scorer(run.models / "proxy", run.config().proxy, adapter=adapter, trainable=False)
+    chat, said = ChatFormat(load_tokenizer(run.models / "proxy")), answers(run, "student")
+    for one in own_prompts(run, str(own), Columns())[:5]:
+        batch = collate([chat.prompt_ids(one.messages)], [chat.completion_ids(said[one.id])])
+        assert scores[one.id].logps == pytest.approx(scorer.score(batch).token_logps_N.tolist(), abs=1e-3)
+    assert certify(run, *wanted, *ALONE).exit_code == 0
+    assert not (run.root / "report" / WITH_PROXY).exists()  # of no certificate that is there
 
 
 def test_prompts_of_the_corpus_are_refused(run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def made_up(count, seed=0, knows=True, ties=True):
         hard = chance.uniform()
         logps = tuple(float(x) for x in -chance.exponential(0.05 + (hard if knows else 0.5), chance.integers(3, 12)))
         net = float(chance.choice([-1.0, -0.5, 0.0, 0.5, 1.0], p=_odds(hard, ties)))
-        found.append(Observation(f"{i:04d}", logps, Outcome(net, net), (1 - net) / 2))
+        found.append(Observation(f"{i:04d}", (logps,), Outcome(net, net), (1 - net) / 2))
     return found
 
 
@@ -39,7 +40,7 @@ def test_features_by_hand():
 def test_the_fit_is_where_its_penalised_likelihood_is_flat():
     """By its gradient, summed answer by answer: a tie is half an answer that is lost and half one that is not."""
     read = made_up(150)
-    features_NF, lost_N = np.array([features(one.logps) for one in read]), np.array([one.lost for one in read])
+    features_NF, lost_N = np.array([features(*one.logps) for one in read]), np.array([one.lost for one in read])
     model = fitted(features_NF, lost_N)
     slopes, level = [0.0] * 3, 0.0
     for row, lost in zip(features_NF, lost_N, strict=True):
@@ -55,7 +56,7 @@ def test_the_fit_is_where_its_penalised_likelihood_is_flat():
 
 def test_no_prompt_has_a_part_in_its_own_doubt():
     read = made_up(120)
-    features_NF, lost_N = np.array([features(one.logps) for one in read]), np.array([one.lost for one in read])
+    features_NF, lost_N = np.array([features(*one.logps) for one in read]), np.array([one.lost for one in read])
     before = cross_fitted(features_NF, lost_N)
     for i in (0, 7, 119):
         other = lost_N.copy()
@@ -69,7 +70,7 @@ def test_no_prompt_has_a_part_in_its_own_doubt():
 def test_the_curve_by_loops():
     read = made_up(200, ties=False)
     report, doubt = doubt_of(read, "5" * 64, ["k2", "k1"], PRICE)
-    doubts = cross_fitted(np.array([features(one.logps) for one in read]), np.array([one.lost for one in read]))
+    doubts = cross_fitted(np.array([features(*one.logps) for one in read]), np.array([one.lost for one in read]))
     ranked = sorted(zip(doubts, read, strict=True), key=lambda pair: (-pair[0], pair[1].id))
     mean = sum(one.outcome.worst for one in read) / 200
     for point in report.curve:
@@ -83,7 +84,7 @@ def test_the_curve_by_loops():
         losses = sum(one.outcome.worst < 0 for one in read)
         assert point.at_best == pytest.approx(-max(0, losses - count) / 200, abs=1e-6)
         assert point.cost == pytest.approx(1000 * count / 200 * 0.002, abs=1e-6)
-        assert sum(doubt.of(one.logps) >= point.threshold for one in read) == count
+        assert sum(doubt.of(*one.logps) >= point.threshold for one in read) == count
     lost = [d for d, one in ranked if one.lost > 0.5]
     rest = [d for d, one in ranked if one.lost <= 0.5]
     above = sum((a > b) + (a == b) / 2 for a in lost for b in rest)
@@ -97,7 +98,7 @@ def test_the_curve_by_loops():
     assert report.p_ranking < 0.001
     assert doubt.certified == ["k1", "k2"]
     assert doubt.threshold(0.0) > 1
-    assert doubt.threshold(1.0) <= min(doubt.of(one.logps) for one in read)
+    assert doubt.threshold(1.0) <= min(doubt.of(*one.logps) for one in read)
 
 
 def test_what_a_threshold_comes_to_is_told_by_the_next_point_of_the_curve():
@@ -113,12 +114,28 @@ def test_what_a_threshold_comes_to_is_told_by_the_next_point_of_the_curve():
 def test_it_is_calibrated_on_prompts_it_has_not_seen():
     _, doubt = doubt_of(made_up(2000), "", [], None)
     new = made_up(4000, seed=1)
-    told = sorted((doubt.of(one.logps), one.lost) for one in new)
+    told = sorted((doubt.of(*one.logps), one.lost) for one in new)
     for part in (told[:1000], told[1000:2000], told[2000:3000], told[3000:]):
         said, seen = (sum(column) / 1000 for column in zip(*part, strict=True))
         assert said == pytest.approx(seen, abs=0.035)  # three standard errors
     sent = sum(value >= doubt.threshold(0.2) for value, _ in told) / 4000
     assert sent == pytest.approx(0.2, abs=0.03)
+
+
+def test_what_the_student_does_not_tell_the_proxy_may():
+    """The student's log-probs know nothing here, and the proxy's do."""
+    told, asked = made_up(600), made_up(600, knows=False)
+    both = [replace(one, logps=(other.logps[0], one.logps[0])) for one, other in zip(told, asked, strict=True)]
+    alone, _ = doubt_of([replace(one, logps=one.logps[:1]) for one in both], "", [], PRICE)
+    report, doubt = doubt_of(both, "", [], PRICE, "r01-abc")
+    assert alone.ranking < 0.6 < 0.65 < report.ranking
+    assert (doubt.proxy, len(doubt.weights)) == ("r01-abc", 6)
+    found = [*features(both[0].logps[0]), *features(both[0].logps[1])]
+    parts = zip(found, doubt.means, doubt.scales, doubt.weights, strict=True)
+    by_hand = doubt.intercept + sum(weight * (x - mean) / scale for x, mean, scale, weight in parts)
+    assert doubt.of(*both[0].logps) == pytest.approx(1 / (1 + math.exp(-by_hand)))
+    with pytest.raises(ValueError, match="longer"):
+        doubt.of(both[0].logps[0])
 
 
 def test_log_probs_that_tell_nothing_are_seen_to():
@@ -145,7 +162,7 @@ def test_the_order_of_prompts_changes_nothing():
     ],
 )
 def test_too_little_is_said_to_be(nets, more, said):
-    read = [Observation(f"{i:04d}", (-0.1, -0.2), Outcome(net, net), (1 - net) / 2) for i, net in enumerate(nets)]
+    read = [Observation(f"{i:04d}", ((-0.1, -0.2),), Outcome(net, net), (1 - net) / 2) for i, net in enumerate(nets)]
     report, doubt = doubt_of(read, "", [], None)
     assert (doubt, report.more, report.curve) == (None, more, ())
     assert said in not_enough(report)
@@ -153,5 +170,5 @@ def test_too_little_is_said_to_be(nets, more, said):
 
 def test_what_the_judge_left_open_is_left_out():
     read = made_up(150)
-    opened = [*read, *(Observation(f"x{i}", (-9.0,), Outcome(-1.0, 1.0), 1.0) for i in range(50))]
+    opened = [*read, *(Observation(f"x{i}", ((-9.0,),), Outcome(-1.0, 1.0), 1.0) for i in range(50))]
     assert doubt_of(opened, "", [], None) == doubt_of(read, "", [], None)
