@@ -51,27 +51,32 @@ class Packing:
     """The share of the workers' time in which one waits for the worker with the most tokens of a step."""
 
 
-def packings(config: RunConfig, slices: Mapping[str, Sequence[Tokens]]) -> list[Packing]:
-    """Returns the packing of every training stage, given each slice's records in the order in which training sees them.
+def packings(
+    config: RunConfig, slices: Mapping[str, Sequence[Tokens]], by_student: Mapping[str, Sequence[Tokens]]
+) -> list[Packing]:
+    """Returns the packing of every training stage, given each slice's records in the order in which training sees them,
+    in the proxy's tokens and in the student's.
 
     A round's rejected completions do not exist yet; each is taken to be as long as the chosen one. So are the
     completions of an open teacher, and the student's own.
     """
     alignment, corpus = config.alignment, config.corpus
 
-    def epoch(name: str, train: TrainConfig, *uses: Use, sides: int = 1) -> Epoch:
+    def epoch(
+        name: str, train: TrainConfig, *uses: Use, sides: int = 1, read: Mapping[str, Sequence[Tokens]] = by_student
+    ) -> Epoch:
         names = corpus.slices_for(*uses)
-        records = [record for each in names for record in slices[each]]
+        records = [record for each in names for record in read[each]]
         return Epoch(name, names, train, _batches(records, train, sides))
 
     epochs = []
     if config.teaching.aligned:
-        epochs.append(epoch("warm-up", config.warmup, "warmup"))
+        epochs.append(epoch("warm-up", config.warmup, "warmup", read=slices))
         shared = corpus.slice_for("alignment")
         epochs.append(Epoch(f"{alignment.rounds} rounds", (shared,), alignment, _rounds(alignment, slices[shared])))
     if config.teaching.assistant:
         assert config.white_box is not None
-        epochs.append(epoch("assistant", config.white_box.assistant, "warmup", "alignment"))
+        epochs.append(epoch("assistant", config.white_box.assistant, "warmup", "alignment", read=slices))
     epochs.append(epoch("distillation", config.distillation, "distillation"))
     if (phase := config.on_policy) is not None:
         epochs.append(epoch("on-policy", phase, "distillation", sides=2 if phase.judge == "preference" else 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,9 +91,11 @@ class Preview:
         return self.tokenised < self.used
 
 
-def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int = 3, most: int = SAMPLE) -> Preview:
+def preview(
+    config: RunConfig, tokenizer: Any, reading: Reading, student: Any = None, *, shown: int = 3, most: int = SAMPLE
+) -> Preview:
     """What a run of `config` would make of what `read` gave; at most `most` records are tokenised, and `shown` of them
-    are kept as text.
+    are kept as text. `student` is the student's tokenizer, where it has one of its own.
 
     Raises:
         TemplateError: the chat template does not do.
@@ -111,7 +113,7 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
         for name, rows in by_slice.items()
     }
     has_completions = corpus.prompts is None
-    trained = {name: [Tokens(m.prompt, m.kept or 0) for m in rows] for name, rows in kept.items()}
+    by_student = kept if student is None else _measured_again(kept, ChatFormat(student), corpus)
     return Preview(
         records=len(reading.records),
         used=len(used),
@@ -121,11 +123,25 @@ def preview(config: RunConfig, tokenizer: Any, reading: Reading, *, shown: int =
         over_length=sum(m.prompt + m.completion > corpus.max_length for m in measured),
         reasons=reasons,
         slices=counts,
-        rooms=tuple(sample_rooms(config, kept)) if has_completions else (),
-        packings=tuple(_scaled(each, counts) for each in packings(config, trained)) if has_completions else (),
+        rooms=tuple(sample_rooms(config, kept, by_student)) if has_completions else (),
+        packings=tuple(_scaled(each, counts) for each in packings(config, _trained(kept), _trained(by_student)))
+        if has_completions
+        else (),
         shown=tuple(show(m, chat, corpus) for m in typical([m for rows in kept.values() for m in rows], shown)),
         refusal=_refusal(config, reading, placed, counts, measured),
     )
+
+
+def _measured_again(
+    kept: Mapping[str, list[Measured]], chat: ChatFormat, corpus: CorpusConfig
+) -> dict[str, list[Measured]]:
+    """The records in other tokens, without those that do not fit in them."""
+    found = {name: [measure(m.record, name, chat, corpus) for m in rows] for name, rows in kept.items()}
+    return {name: [m for m in rows if m.kept is not None] for name, rows in found.items()}
+
+
+def _trained(kept: Mapping[str, list[Measured]]) -> dict[str, list[Tokens]]:
+    return {name: [Tokens(m.prompt, m.kept or 0) for m in rows] for name, rows in kept.items()}
 
 
 def records_of_one(config: RunConfig) -> int:

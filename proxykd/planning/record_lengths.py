@@ -94,20 +94,23 @@ def typical(measured: Sequence[Measured], count: int) -> list[Measured]:
     return [ordered[place] for place in dict.fromkeys(places) if place < len(ordered)]
 
 
-def sample_rooms(config: RunConfig, kept: Mapping[str, Sequence[Measured]]) -> Iterator[SampleRoom]:
-    """Returns the SampleRoom of every slice for whose prompts the run draws completions."""
+def sample_rooms(
+    config: RunConfig, kept: Mapping[str, Sequence[Measured]], by_student: Mapping[str, Sequence[Measured]]
+) -> Iterator[SampleRoom]:
+    """Returns the SampleRoom of every slice for whose prompts the run draws completions, in the tokens of who draws
+    them: the proxy or an open teacher, or in an on-policy phase the student."""
     teaching, white_box, alignment, corpus = config.teaching, config.white_box, config.alignment, config.corpus
-    drawn: list[tuple[str, int | None]] = []
+    drawn: list[tuple[str, int | None, Mapping[str, Sequence[Measured]]]] = []
     if teaching.aligned and alignment.preference and alignment.rounds:
-        drawn.append((corpus.slice_for("alignment"), alignment.max_new_tokens))
+        drawn.append((corpus.slice_for("alignment"), alignment.max_new_tokens, kept))
     if teaching.open_teacher and white_box is not None:
         others: tuple[Use, ...] = ("warmup", "alignment") if teaching.assistant else ()
-        drawn += [(name, white_box.max_new_tokens) for name in corpus.slices_for("distillation", *others)]
+        drawn += [(name, white_box.max_new_tokens, kept) for name in corpus.slices_for("distillation", *others)]
     if config.on_policy is not None:
-        drawn.append((corpus.slice_for("distillation"), config.on_policy.max_new_tokens))
-    for name, limit in drawn:
-        rooms = [min(corpus.max_length - m.prompt, limit or sys.maxsize) for m in kept[name]]
-        own = [m.completion for m in kept[name]]
+        drawn.append((corpus.slice_for("distillation"), config.on_policy.max_new_tokens, by_student))
+    for name, limit, read in drawn:
+        rooms = [min(corpus.max_length - m.prompt, limit or sys.maxsize) for m in read[name]]
+        own = [m.completion for m in read[name]]
         if (room := Lengths.of("room of a sample", rooms)) is None:
             continue
         ordered, pairs = sorted(own), list(zip(own, rooms, strict=True))

@@ -55,11 +55,12 @@ def print_preview(config: RunConfig, records: int) -> None:
     chat = chat_facts(config.proxy, folder, tokenizer)
     others = compare_tokenizers(config, tokenizer, texts)
     reading, refusal = read(config)
-    seen = preview(config, tokenizer, reading, shown=records)
+    own = _own_tokenizer(config)
+    seen = preview(config, tokenizer, reading, own, shown=records)
     console = Console(highlight=False)
     _print_head(console, config, seen, chat, others)
-    if config.student.tokenizer == "own":
-        _print_meeting(console, config, tokenizer, reading.records)
+    if own is not None:
+        _print_meeting(console, config, tokenizer, own, reading.records)
     print_records(console, seen.shown, config.corpus.max_length, seen.has_completions)
     _print_lengths(console, config, seen)
     _print_slices(console, seen)
@@ -96,9 +97,16 @@ def _print_head(console: Console, config: RunConfig, seen: Preview, chat: ChatFa
         console.print(Text(f"  {name:<11}{'; '.join(words)}"), soft_wrap=True)
 
 
-def _print_meeting(console: Console, config: RunConfig, proxy: Any, records: Sequence[Record]) -> None:
+def _own_tokenizer(config: RunConfig) -> Any:
+    """The student's, where it keeps its own; else None."""
     student, thinking = config.student, config.corpus.reasoning == "train"
-    own = load_tokenizer(resolve(student.source, weights=False), student.chat_template, student.template_date, thinking)
+    if student.tokenizer == "proxy":
+        return None
+    folder = resolve(student.source, weights=False)
+    return load_tokenizer(folder, student.chat_template, student.template_date, thinking)
+
+
+def _print_meeting(console: Console, config: RunConfig, proxy: Any, own: Any, records: Sequence[Record]) -> None:
     found = meeting(proxy, own, records, config.corpus)
     alone = found.one_to_one / max(found.student_tokens, 1)
     words = (

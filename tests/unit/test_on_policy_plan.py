@@ -97,15 +97,31 @@ def test_an_engine_that_judges_lies_elsewhere_and_stays_up():
 def test_its_batches_and_rooms_are_previewed():
     lengths = [Tokens(10, 20 + i) for i in range(40)]
     slices = dict.fromkeys(("warmup", "alignment", "distillation"), lengths)
-    of = {judge: packings(config({"judge": judge}), slices)[-1] for judge in ("proxy", "preference")}
+    of = {judge: packings(config({"judge": judge}), slices, slices)[-1] for judge in ("proxy", "preference")}
     assert [(one.stage, one.records, one.steps) for one in of.values()] == [("on-policy", 40, 2)] * 2
     assert of["preference"].micro_batches > of["proxy"].micro_batches
     measured = [Measured(None, "distillation", 10, 20, 20, None)] * 3
     kept = dict.fromkeys(("alignment", "distillation"), measured)
-    rooms = {room.slice: room for room in sample_rooms(config({"max_new_tokens": 15}), kept)}
+    rooms = {room.slice: room for room in sample_rooms(config({"max_new_tokens": 15}), kept, kept)}
     assert rooms.keys() == {"alignment", "distillation"}
     assert rooms["distillation"].room == Lengths.of("room of a sample", [15] * 3)
     assert rooms["distillation"].cut_as_own == 1.0
+
+
+def test_a_students_stages_are_told_in_its_own_tokens():
+    ours = dict.fromkeys(("warmup", "alignment", "distillation"), [Tokens(10, 20)] * 40)
+    theirs = dict.fromkeys(ours, [Tokens(12, 60)] * 40)
+    alike = {one.stage: one.micro_batches for one in packings(config({}), ours, ours)}
+    found = {one.stage: one.micro_batches for one in packings(config({}), ours, theirs)}
+    longer = {one.stage: one.micro_batches for one in packings(config({}), theirs, theirs)}
+    for stage, mine in found.items():
+        assert mine == (alike if stage == "warm-up" or stage.endswith("rounds") else longer)[stage]
+    assert longer["distillation"] > alike["distillation"]
+    kept = {name: [Measured(None, name, each.prompt, each.completion, each.completion, None) for each in ours[name]]
+            for name in ("alignment", "distillation")}  # fmt: skip
+    other = {name: [Measured(None, name, 90, 5, 5, None)] for name in kept}
+    rooms = {room.slice: room.room for room in sample_rooms(config({"max_new_tokens": 1000}), kept, other)}
+    assert rooms["alignment"].at[0] - rooms["distillation"].at[0] == 90 - 10
 
 
 @pytest.mark.parametrize(
