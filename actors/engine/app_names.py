@@ -19,5 +19,10 @@ def student_app(run_id: str) -> str:
     return f"{run_id}-student"
 
 
+def student_proxy_app(run_id: str) -> str:
+    """The proxy that reads what the student says: an engine beside any that the run has up."""
+    return f"{run_id}-student-proxy"
+
+
 def student_rest_app(run_id: str) -> str:
     return f"{run_id}-student-rest"

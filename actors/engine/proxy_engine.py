@@ -81,6 +81,11 @@ class EngineSpec:
         return replace(spec, dtype=config.student.dtype)
 
     @classmethod
+    def of_student_proxy(cls, run: RunDirectory, config: RunConfig) -> EngineSpec:
+        """The engine of the proxies that read what the student says, as the certificate's did."""
+        return replace(cls.of_run(run, config), sleeps=False, dtype=config.proxy.dtype)
+
+    @classmethod
     def _of(cls, run: RunDirectory, config: RunConfig, model: str, mode: str) -> EngineSpec:
         engine, resources = config.engine, config.resources
         return cls(

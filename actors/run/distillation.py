@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from ray.data import Dataset
 
@@ -166,8 +167,16 @@ def on_policy(context: Context, _: int | None) -> Made[OnPolicyResult]:
     context.stop_engines()
     if result.drift is not None:
         context.events.emit(Warned(f"the on-policy phase ended after {len(result.steps)} steps: {result.drift}"))
+    read = [step["read"] for step in result.steps if "read" in step]
+    if read and fmean(read) < FEWEST_READ:
+        message = f"the proxy could read {fmean(read):.0%} of the student's samples, which alone it learned from"
+        context.events.emit(Warned(f"{message} (docs/cross-tokenizer.md)"))
     chosen = 0 if judged else round(completion_tokens(rows) * result.records / records)
     return Made(result, result.records, result.sampled_tokens + chosen)
+
+
+FEWEST_READ = 0.5
+"""Share of an on-policy phase's samples, below which somebody is told."""
 
 
 def _standing_engine(context: Context, adapter: str | None) -> EngineCall:

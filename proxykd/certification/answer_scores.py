@@ -1,4 +1,4 @@
-"""The log-probs that the student gives its own answers, from which its doubt is read."""
+"""The log-probs that student and proxy give the student's answers, from which its doubt is read."""
 
 from __future__ import annotations
 

@@ -47,8 +47,10 @@ def read_doubt(run: RunDirectory, name: str = DOUBT) -> Doubt:
     if not certificate.exists():
         raise BenchmarkError(f"{run.id} has no certificate, which tells when its student is in doubt; first: {again}")
     if not (run.report.parent / name).exists():
-        told = read_json(certificate).get(TOLD[name])
-        none = "is of before there was one" if name == DOUBT else "the proxy was not asked: leave out --beside"
+        found = read_json(certificate)
+        told = found.get(TOLD[name])
+        asked = name == DOUBT or "proxy" in found["facts"]["models"]
+        none = "is of before there was one" if asked else "no proxy was beside the student (does the run have one?)"
         why = none if told is None else not_enough(DoubtReport.model_validate(told))
         raise BenchmarkError(f"the certificate of {run.id} has no such doubt: {why}; again: {again}")
     doubt = read_model(run.report.parent / name, Doubt)

@@ -307,7 +307,8 @@ class OnPolicyConfig(PreferenceConfig):
     """With `judge: proxy`, at each token: KL(p to q), KL(q to p), Jensen-Shannon."""
     source: Literal["trainer", "engine"] = "trainer"
     """Who computes the judging proxy's distributions: a copy beside the trainer, whole ones; or its engine, which tells
-    20 tokens of each and the rest's mass, so that what is minimised is a lower bound of the divergence.
+    20 tokens of each and the rest's mass, so that what is minimised is a lower bound of the divergence. For a student
+    with a tokenizer of its own it is such a bound either way.
     """
     max_new_tokens: int | None = Field(None, ge=1)
     """Most tokens of a sample. Unset, all that its own prompt leaves of `corpus.max_length`."""

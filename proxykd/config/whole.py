@@ -153,6 +153,11 @@ class RunConfig(Section):
                 f"student.tokenizer is own, and distillation.source {source} compares whole distributions over one "
                 f"vocabulary; set distillation.source=proxy, or choose a student of the proxy's family"
             )
+        if self.on_policy is not None and self.on_policy.judge == "proxy" and self.corpus.reasoning == "train":
+            raise ValueError(
+                "student.tokenizer is own, and the proxy of another tokenizer reads no thoughts in its samples, which "
+                "corpus.reasoning train teaches; set on_policy.judge=preference, or leave on_policy out"
+            )
         if self.corpus.unlabelled:
             raise ValueError(
                 "student.tokenizer is own, and corpus.unlabelled is answered in the proxy's tokens; remove it, or "

@@ -113,7 +113,8 @@ def preview(
         for name, rows in by_slice.items()
     }
     has_completions = corpus.prompts is None
-    by_student = kept if student is None else _measured_again(kept, ChatFormat(student), corpus)
+    own = student is not None and has_completions
+    by_student = _measured_again(kept, ChatFormat(student), corpus) if own else kept
     return Preview(
         records=len(reading.records),
         used=len(used),

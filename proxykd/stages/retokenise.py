@@ -47,9 +47,13 @@ def held_out_and_learned(config: RunConfig) -> list[str]:
     return ["validation", "test", *config.corpus.slices_for(*learned)]
 
 
+ROWS = "with the whole conversation"
+"""What rows hold, in the stage's key: a run does not take over those of a version that wrote others."""
+
+
 def _settings(config: RunConfig) -> list[object]:
     student = config.student
-    return [student.source, student.chat_template, student.template_date, config.sft is not None]
+    return [student.source, student.chat_template, student.template_date, config.sft is not None, ROWS]
 
 
 RETOKENISE = Stage(

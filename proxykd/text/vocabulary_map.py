@@ -24,6 +24,8 @@ from proxykd.text.alignment import ByteReader, ReplyBytes, align
 
 NONE = -1
 WINDOW = 8
+MOST_PATHS = 2**20
+"""That are remembered."""
 CHARACTER, WORD = 1, 2
 
 
@@ -106,6 +108,8 @@ class VocabularyMap:
         window = self._window(student.ids_T, place)
         key = (window, token_id)
         if key not in self._paths:
+            if len(self._paths) >= MOST_PATHS:
+                self._paths.clear()
             self._paths[key] = self._first(window, self.proxy.tokens.pieces[token_id])
         return self._paths[key]
 

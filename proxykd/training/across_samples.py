@@ -25,6 +25,7 @@ from proxykd.losses.top_k import TopK
 from proxykd.models.batching import collate
 from proxykd.models.scorer import CompletionScorer
 from proxykd.text.alignment import ReplyBytes
+from proxykd.text.control_tokens import control_tokens
 from proxykd.text.corpus import Record, Row, record_of
 from proxykd.text.tokenising import TokenisedRecord, tokenise
 from proxykd.text.vocabulary_map import Pairing, VocabularyMap
@@ -45,14 +46,20 @@ class SampleReader:
 
     def __init__(self, vocabularies: VocabularyMap, max_length: int):
         self._vocabularies, self._max_length = vocabularies, max_length
+        sides = (vocabularies.proxy.chat, vocabularies.student.chat)
+        self._control = {name for chat in sides for name in control_tokens(chat.tokenizer)}
+        self._top_k = min(ENGINE_TOP_K, len(vocabularies.proxy.tokens))
 
     def read(self, row: Row) -> ReadSample | None:
-        """None where one of the two cannot: a sample that ends within a character, that the template does not write
-        so, or whose prompt leaves the proxy no room."""
+        """None where one of the two cannot: a sample that ends within a character or with another stop token, that the
+        template does not write so, or whose prompt leaves the proxy no room. Nor is one read that is no plain text: a
+        call of tools, which each template writes in its own way, or what spells a control token of either side."""
         proxy, student = self._vocabularies.proxy, self._vocabularies.student
         said, ids = record_of(row), row["completion_ids"]
-        stopped = ids[-1] == student.chat.stop_token_id
-        record = Record(row["id"], said.messages, student.chat.decode(ids), stopped, tools=said.tools)
+        stopped, text = ids[-1] == student.chat.stop_token_id, student.chat.decode(ids)
+        if said.tools or any(name in text for name in self._control):
+            return None
+        record = Record(row["id"], said.messages, text, stopped)
         try:
             theirs = student.read(record, ids)
             ours, _ = tokenise(record, "", proxy.chat, self._max_length, "truncate")
@@ -61,16 +68,19 @@ class SampleReader:
             pairing = self._vocabularies.pair(proxy.read(record, ours.completion_ids), theirs)
         except (TemplateError, AlignmentError):
             return None
+        if not theirs.known_T.any():
+            return None
         return ReadSample(ours, theirs, pairing if stopped else _without_last_chunk(pairing))
 
     def judged(self, row: Row, sample: ReadSample | None, scored: CompletionLogps | None) -> Row:
         """The row with what the proxy says of it, as a row of the corpus has its labels: of each token the one that
         stands there is told too (`with_token`). Where there is nothing to read, it says nothing."""
         if sample is None or scored is None:
-            return {**row, **_nothing(len(row["completion_ids"]))}
+            return {**row, **_nothing(len(row["completion_ids"]), self._top_k)}
         ids = sample.ours.completion_ids
-        known = (scored.top_ids_TK, scored.top_logps_TK, scored.tail_logmass_T)
-        top = with_token(TopK(*map(torch.from_numpy, known)), torch.tensor(ids), torch.from_numpy(scored.token_logps_T))
+        known = (scored.top_ids_TK, scored.top_logps_TK, scored.tail_logmass_T, scored.token_logps_T)
+        *top_K, token_logps_T = map(torch.tensor, known)
+        top = with_token(TopK(*top_K), torch.tensor(ids), token_logps_T)
         told = replace(
             scored,
             top_ids_TK=top.ids_NK.numpy(),
@@ -117,11 +127,11 @@ def _without_last_chunk(pairing: Pairing) -> Pairing:
     return replace(pairing, chunks_S4=chunks_S4[chunks_S4[:, 2] + chunks_S4[:, 3] < len(pairing.proxy_at_N)])
 
 
-def _nothing(tokens: int) -> Row:
+def _nothing(tokens: int, top_k: int) -> Row:
     scored = CompletionLogps(
         np.zeros(1, np.float32),
-        np.arange(ENGINE_TOP_K)[None],
-        np.full((1, ENGINE_TOP_K), -np.inf, np.float32),
+        np.arange(top_k)[None],
+        np.full((1, top_k), -np.inf, np.float32),
         np.zeros(1, np.float32),
         "",
     )
@@ -129,7 +139,7 @@ def _nothing(tokens: int) -> Row:
         "proxy_ids": [0],
         "proxy_at": np.full(tokens, NONE),
         "chunks": [],
-        "images": np.full((tokens, ENGINE_TOP_K), NONE, "<i4").tobytes(),
+        "images": np.full((tokens, top_k), NONE, "<i4").tobytes(),
         "soft_labels": scored,
         "read": False,
     }

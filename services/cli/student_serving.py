@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.cluster.http_options import HttpOptions
-from actors.engine.app_names import proxy_app, student_app, student_rest_app
+from actors.engine.app_names import student_app, student_proxy_app, student_rest_app
 from proxykd.certification.certificate_model import Certificate
 from proxykd.certification.doubt_files import CERTIFICATE, DOUBT, WITH_PROXY, read_doubt
 from proxykd.certification.wording import fall_back_sentence
@@ -21,6 +21,7 @@ from services.cli.serving import Served, hold
 from services.cli.starting import say_where_terms_go
 
 if TYPE_CHECKING:
+    from actors.engine.proxy_engine import EngineSpec
     from services.rest.deployments import ServeDeployer
     from services.rest.student_service import FallBack
 
@@ -59,9 +60,8 @@ def serve_student(
         engine = EngineSpec.of_student(run, config)
         print(f"starting the engine for {engine.adapter_name(None)}")
         deployer.deploy_student(engine)
-        if asks_proxy:
-            print("starting the engine for its proxy, which reads what it says")
-            deployer.deploy_proxy(EngineSpec.of_run(run, config))
+        if fall_back is not None and fall_back.doubt.proxy is not None:
+            _start_reader(deployer, EngineSpec.of_student_proxy(run, config), fall_back.doubt.proxy)
         name = engine.adapter_name(None)
         spec = ServiceSpec.of_run(run, config, http, beside_run=False, default_adapter=name)
         return deployer.deploy_student_rest(spec, fall_back)
@@ -75,8 +75,24 @@ def serve_student(
             print(fall_back_sentence(told, fall_back.threshold, fall_back.config.teacher.model))
         print("Ctrl-C, or proxykd stop RUN --serving, ends it.", flush=True)
 
-    apps = (student_rest_app(run.id), student_app(run.id), *([proxy_app(run.id)] if asks_proxy else []))
+    apps = (student_rest_app(run.id), student_app(run.id), *([student_proxy_app(run.id)] if asks_proxy else []))
     hold(run, Served(student_app(run.id), apps, deploy, tell), address, http)
+
+
+def _start_reader(deployer: ServeDeployer, spec: EngineSpec, proxy: str) -> None:
+    """The proxy that reads what the student says, with its adapter in the weights.
+
+    Raises:
+        ResourceError: no GPUs are left for a second engine.
+    """
+    name = spec.adapter_name(proxy)
+    print(f"starting the engine for {name}, which reads what the student says")
+    handle = deployer.deploy_student_proxy(spec)
+    handle.score.remote(name, prompts=[[0]], completions=[[0]], top_k=1, deadline_s=LOAD_S).result()
+
+
+LOAD_S = 600.0
+"""Within which an adapter is in the weights."""
 
 
 def _fall_back(run: RunDirectory, options: FallBackOptions) -> FallBack:

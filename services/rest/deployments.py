@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from functools import lru_cache, partial
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from prometheus_client import generate_latest
 from ray import serve
@@ -16,13 +17,21 @@ from ray.serve.schema import ApplicationStatus
 
 from actors.cluster.http_options import HttpOptions
 from actors.cluster.placement import in_pool
-from actors.engine.app_names import proxy_app, rest_app, student_app, student_rest_app, teacher_app
+from actors.engine.app_names import (
+    proxy_app,
+    rest_app,
+    student_app,
+    student_proxy_app,
+    student_rest_app,
+    teacher_app,
+)
 from actors.engine.openai_front import OpenAIFront, Opening, Route
 from actors.engine.proxy_engine import EngineSpec, Generation, ProxyEngine, Switching
 from actors.telemetry.logs import log_of
 from actors.telemetry.metrics import ReplicaMetrics
 from proxykd.config import ResourceConfig, RunConfig
 from proxykd.data.label_shards import CompletionLogps
+from proxykd.errors import ResourceError
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import location
 from services.dashboard.pages import write_report_page
@@ -106,7 +115,8 @@ class StudentRest:
 
     def __init__(self, spec: ServiceSpec, fall_back: FallBack | None):
         run = RunDirectory(spec.run)
-        student, proxy = (lru_cache(partial(serve.get_app_handle, app(run.id))) for app in (student_app, proxy_app))
+        apps = (student_app(run.id), student_proxy_app(run.id))
+        student, proxy = (lru_cache(partial(serve.get_app_handle, app)) for app in apps)
         self._service = StudentService(spec, student, fall_back, proxy)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -136,6 +146,24 @@ class ServeDeployer:
         """Starts the student's engine and returns its handle once a replica answers. HTTP reaches it by REST alone."""
         app = student_app(spec.prefix)
         return self._running(app) or self._start_engine(spec, "StudentEngine", app)
+
+    def deploy_student_proxy(self, spec: EngineSpec) -> Any:
+        """Starts the engine of the proxy that reads what the student says, beside the student's, and returns its
+        handle.
+
+        Raises:
+            ResourceError: no GPUs are left for it.
+        """
+        app = student_proxy_app(spec.prefix)
+        if (handle := self._running(app)) is not None:
+            return handle
+        needed = self._resources.engine_replicas * spec.tensor_parallel if spec.on_gpu else 0
+        if (free := ray.available_resources().get("GPU", 0.0)) < needed:
+            raise ResourceError(
+                f"the proxy's engine takes {needed} GPU(s) beside the student's, and {free:g} are free; leave out "
+                f"--with-proxy, or add GPUs"
+            )
+        return self._start_engine(spec, "StudentProxyEngine", app)
 
     def _start_engine(self, spec: EngineSpec, name: str, app: str) -> Any:
         options = engine_options(self._resources, self._resources.engine_replicas, spec.sleeps)

@@ -98,9 +98,12 @@ class EngineService:
     async def ready(self) -> str:
         """The name of the adapter in the weights, after the engine has made one real token with it."""
         self._require_engine()
+        return await self._probe(self._engine)
+
+    async def _probe(self, engine: Callable[[], Any]) -> str:
         with self._failures_as_statuses():
             async with asyncio.timeout(self.spec.ready_within_s):
-                loaded: str = await self._engine().probe.remote(self.spec.ready_within_s)
+                loaded: str = await engine().probe.remote(self.spec.ready_within_s)
                 return loaded
 
     async def exposition(self) -> str:

@@ -54,7 +54,8 @@ class FallBack:
 @dataclass(frozen=True)
 class Mark:
     """Who answered a chat, and why. `why`: the student was `confident`, or the teacher was not to be had (`budget`,
-    `pace`, `down`, `refused`), or could not give what was asked for (`fields`); of the teacher's, `doubtful`."""
+    `pace`, `down`, `refused`), or could not give what was asked for (`fields`), or the proxy, which has a word in the
+    doubt, did not answer (`proxy`); of the teacher's, `doubtful`."""
 
     answered_by: str
     why: str
@@ -100,12 +101,12 @@ class StudentService(EngineService):
         self._fall_back = fall_back
         self._teacher: TeacherOnTheLine | None = None
         self._kept: AnswerFile | None = None
-        self._readers = [Reader(engine, self.name, self._chat)]
+        self._own, self._proxy = Reader(engine, self.name, self._chat), None
         if fall_back is not None:
             if (proxy := fall_back.doubt.proxy) is not None:
                 assert proxy_engine is not None
                 chat = ChatFormat(load_tokenizer(run.models / "proxy"))
-                self._readers.append(Reader(proxy_engine, adapter_name(run.id, proxy), chat))
+                self._proxy = Reader(proxy_engine, adapter_name(run.id, proxy), chat)
             self._teacher = TeacherOnTheLine(fall_back.config, run.fall_back, spec.deadline_s)
             if fall_back.keep is not None:
                 self._kept = AnswerFile(Path(fall_back.keep), run.config().corpus, fall_back.doubt.certified)
@@ -160,15 +161,33 @@ class StudentService(EngineService):
         assert isinstance(opening, Opening)
         return opening
 
-    async def _doubt(self, messages: list[Body], text: str) -> float:
-        """Of an answer as the certificate's were scored: its text, stripped, and the stop token. What the proxy cannot
-        read is in doubt."""
-        assert self._fall_back is not None
-        found = await asyncio.gather(*(self._logps(reader, messages, text.strip()) for reader in self._readers))
-        logps = [one for one in found if one]
-        return round(self._fall_back.doubt.of(*logps), 4) if len(logps) == len(self._readers) else 1.0
+    async def ready(self) -> str:
+        """As of any engine; the proxy's too, where it has a word."""
+        if self._proxy is not None:
+            await self._probe(self._proxy.engine)
+        return await super().ready()
 
-    async def _logps(self, reader: Reader, messages: list[Body], text: str) -> list[float]:
+    async def _doubt(self, messages: list[Body], text: str) -> float | None:
+        """Of an answer as the certificate's were scored: its text, stripped, and the stop token. What the proxy cannot
+        read is in doubt; None where it does not answer."""
+        assert self._fall_back is not None
+        asked = [self._logps(self._own, messages, text.strip())]
+        if self._proxy is not None:
+            asked.append(self._logps_by_proxy(self._proxy, messages, text.strip()))
+        logps = [one for one in await asyncio.gather(*asked) if one is not None]
+        if len(logps) < len(asked):
+            return None
+        return round(self._fall_back.doubt.of(*logps), 4) if all(logps) else 1.0
+
+    async def _logps_by_proxy(self, proxy: Reader, messages: list[Body], text: str) -> list[float] | None:
+        try:
+            with self._failures_as_statuses():
+                return await self._logps(proxy, messages, text)
+        except ApiError as error:
+            self._log.warning("the proxy has no word: %s", error, extra={"facts": {"why": "proxy"}})
+            return None
+
+    async def _logps(self, reader: Reader, messages: list[Body], text: str) -> list[float] | None:
         """Of the answer's tokens in the reader's own; none where its template refuses the conversation, or that leaves
         no room."""
         try:
@@ -189,10 +208,12 @@ class StudentService(EngineService):
         )
         return [float(one) for one in found[0].token_logps_T]
 
-    async def _second(self, body: ChatBody, doubt: float) -> tuple[Mark, Reply | None]:
+    async def _second(self, body: ChatBody, doubt: float | None) -> tuple[Mark, Reply | None]:
         """Who is to answer, and the teacher's answer where it is the teacher."""
         assert self._teacher is not None
         assert self._fall_back is not None
+        if doubt is None:
+            return Mark(STUDENT, "proxy", None), None
         if doubt < self._fall_back.threshold:
             return Mark(STUDENT, "confident", doubt), None
         messages = [message.plain() for message in body.messages]

@@ -125,6 +125,19 @@ def test_what_nobody_can_read_says_nothing(tiny, other):
     assert all(one.grad is None or not one.grad.any() for one in student.parameters())
 
 
+def test_what_is_no_plain_text_is_not_read(tiny, other):
+    """A call of tools, or a control token in a text, which each side writes otherwise; another stop token."""
+    reader, theirs = reader_of(tiny, other), ChatFormat(load_tokenizer(other))
+    assert reader.read(sample(other, "the red stone")) is not None
+    row = sample(other, "the red stone")
+    tools = Record("x", ({"role": "user", "content": "which?"},), "", tools=({"name": "look"},))
+    assert reader.read({**row, "beside": beside_text(tools)}) is None
+    assert reader.read(sample(other, "write <|endoftext|> here")) is None  # the proxy's alone
+    stop = theirs.tokenizer.convert_tokens_to_ids("<|stop|>")
+    ids = [*theirs.completion_ids("the red", stopped=False), stop]
+    assert reader.read(sample(other, "", ids=ids)) is None
+
+
 def test_a_student_learns_what_the_proxy_says_of_one_sample(tiny, other):
     """Against the divergence of all outcomes that both have at the first token, from both whole distributions."""
     proxy, student, reader = scorer_of(tiny), scorer_of(other), reader_of(tiny, other)

@@ -201,6 +201,7 @@ def test_another_tokenizer_has_to_be_asked_for(tiny, tmp_path):
     ("more", "said"),
     [
         ({"distillation": {"source": "shift"}}, "distillation.source shift compares whole distributions"),
+        ({"on_policy": {"judge": "proxy"}, "corpus": {"path": "c", "reasoning": "train"}}, "reads no thoughts"),
         ({"score": {"method": "drawn", "source": "trainer"}}, "need score.method top_k"),
         ({"proxy": {"source": "x", "tokenizer": "own"}}, "proxy.tokenizer is 'own', which is for students alone"),
     ],

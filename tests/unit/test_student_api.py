@@ -61,6 +61,8 @@ class FakeEngine:
         return self._score
 
     async def _score(self, name, prompts, completions, **_):
+        if self.fault is not None:
+            raise self.fault
         self.scored.append((name, prompts[0], completions[0]))
         size = len(completions[0])
         return [CompletionLogps(np.full(size, self.logp), *[np.zeros((size, 1))] * 2, np.zeros(size), name)]
@@ -208,6 +210,12 @@ def test_the_proxy_reads_what_the_student_says_where_the_doubt_is_its_too(run, t
         answer = ask(client, long)
         assert mark_of(answer) == ("teacher", "doubtful")
         assert answer.json()["proxykd"]["doubt"] == 1.0
+        proxy.fault = EngineError("it is gone")
+        asked = stub.stats()["answered"]
+        answer = ask(client)
+        assert mark_of(answer) == ("student", "proxy")
+        assert answer.json()["choices"][0]["message"]["content"] == "a red dog"
+        assert stub.stats()["answered"] == asked
 
 
 def test_what_a_client_allows_is_what_the_teacher_is_asked_for(run):

@@ -262,7 +262,7 @@ def test_a_proxy_that_is_beside_reads_the_answers_too(run, own, monkeypatch):
     wanted = ("--prompts", own, "--gold", "gold")
     assert certify(run, *wanted, *ALONE).exit_code == 0
     assert certificate_of(run).doubt_with_proxy is None
-    with pytest.raises(BenchmarkError, match="no such doubt: the proxy was not asked: leave out --beside"):
+    with pytest.raises(BenchmarkError, match="no such doubt: no proxy was beside the student"):
         read_doubt(run, WITH_PROXY)
     done = certify(run, *wanted, "--beside", "proxy")
     assert done.exit_code == 0, done.output
