@@ -13,7 +13,8 @@ from pathlib import Path
 
 from proxykd.study.comparison import mean_and_interval
 
-MEASURES = ("held_out_nll", "true_kl", "top1_agreement")
+MEASURES = {"held_out_nll": 4, "nll_a_byte": 5, "true_kl": 4, "top1_agreement": 4}
+"""With the decimals that are printed."""
 
 
 def main() -> None:
@@ -25,14 +26,14 @@ def main() -> None:
         if not seeds or (other, seeds[0]) not in by_seed:
             sys.exit(f"{path} has no arms {name} and {other}; it has {', '.join(sorted({r['name'] for r in rows}))}")
         print(f"{name} - {other}")
-        for key in MEASURES:
-            pairs = [(by_seed[name, seed][key], by_seed[other, seed][key]) for seed in seeds]
+        for key, digits in MEASURES.items():
+            pairs = [(by_seed[name, seed].get(key), by_seed[other, seed].get(key)) for seed in seeds]
             differences = [float(mine) - float(theirs) for mine, theirs in pairs if mine and theirs]
             mean, interval = mean_and_interval(differences)
             if mean is not None:
                 above = sum(value > 0 for value in differences)
-                spread = "" if interval is None else f" ± {interval:.4f}"
-                print(f"  {key:15} {mean:+.4f}{spread}, above 0 in {above} of {len(differences)} seeds")
+                spread = "" if interval is None else f" ± {interval:.{digits}f}"
+                print(f"  {key:15} {mean:+.{digits}f}{spread}, above 0 in {above} of {len(differences)} seeds")
 
 
 if __name__ == "__main__":
