@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from actors.cluster.http_options import HttpOptions
-from actors.engine.app_names import student_app, student_rest_app
+from actors.engine.app_names import student_app, student_proxy_app, student_rest_app
 from actors.engine.proxy_engine import EngineSpec
 from proxykd.certification.answer_scores import AnswerScorer
 from proxykd.certification.doubt import Doubt
@@ -16,6 +16,7 @@ from proxykd.certification.doubt_files import student_digest
 from proxykd.evaluation.harness import Answerer
 from proxykd.models.loading import initialise
 from proxykd.models.run_models import local_model
+from proxykd.runs.adapter_names import BASE
 from proxykd.runs.run_directory import RunDirectory
 from services.rest.engine_service import ServiceSpec
 from services.rest.student_service import FallBack
@@ -31,6 +32,7 @@ ROOM = 24
 def run(tiny, tmp_path_factory) -> RunDirectory:
     run = RunDirectory.create(run_config(str(tiny), str(tmp_path_factory.mktemp("runs")), name="student"))
     initialise(run.config().student, run.models / "student")
+    initialise(run.config().proxy, run.models / "proxy")
     shutil.copytree(run.models / "student", run.student)
     return run
 
@@ -52,7 +54,7 @@ def serve(run, deployer):
     yield serve
     for client in clients:
         client.close()
-    for app in (student_rest_app(run.id), student_app(run.id)):
+    for app in (student_rest_app(run.id), student_app(run.id), student_proxy_app(run.id)):
         deployer.stop(app)
 
 
@@ -61,9 +63,11 @@ def ask(client, text, **more):
     return client.chat.completions.create(model="student", messages=messages, max_tokens=ROOM, **more)
 
 
-def fall_back(run, stub, threshold) -> FallBack:
+def fall_back(run, stub, threshold, proxy=None) -> FallBack:
+    times = 1 if proxy is None else 2
     doubt = Doubt(
-        student_sha256=student_digest(run), means=[-2.0, -5.0, -20.0], scales=[1.0, 2.0, 9.0], weights=[-0.5, -0.2, -0.1],
+        student_sha256=student_digest(run), proxy=proxy, means=[-2.0, -5.0, -20.0] * times,
+        scales=[1.0, 2.0, 9.0] * times, weights=[-0.5, -0.2, -0.1, 0.3, 0.4, -0.2][: 3 * times],
         intercept=0.1, thresholds=[], prompts=100, certified=[],
     )  # fmt: skip
     config = config_for(stub, {"max_tokens": 8}, budget={"tokens": 100_000})
@@ -86,6 +90,29 @@ def test_the_doubt_that_is_served_is_the_one_that_was_certified(run, serve):
             assert answer.model == f"{run.id}-student"
             assert ask(client, text).choices[0].message.content == said  # greedy
         assert stub.stats()["answered"] == 0
+
+
+def test_its_proxy_has_a_word_from_an_engine_of_its_own(run, serve, deployer):
+    """By the forward passes of both models, and it goes on without a proxy that is gone."""
+    deployer.deploy_student_proxy(EngineSpec.of_student_proxy(run, run.config()))
+    scorers = [
+        AnswerScorer(Answerer(str(local_model(folder)), "transformers", "float32"))
+        for folder in (run.student, run.models / "proxy")
+    ]
+    with teacher_stub(key=KEY) as stub:
+        wanted = fall_back(run, stub, threshold=1.0, proxy=BASE)
+        client = serve(wanted)
+        answer = ask(client, TEXTS[0])
+        said = answer.choices[0].message.content
+        messages = ({"role": "user", "content": TEXTS[0]},)
+        logps = [scorer.score([messages], [said.strip()])[0] for scorer in scorers]
+        assert logps[0] != logps[1]
+        assert answer.model_extra["proxykd"]["doubt"] == pytest.approx(wanted.doubt.of(*logps), abs=2e-3)
+        deployer.stop(student_proxy_app(run.id))
+        answer = ask(client, TEXTS[0])
+        assert answer.choices[0].message.content == said
+        told = answer.model_extra["proxykd"]
+        assert (told["answered_by"], told["why"], told["doubt"]) == ("student", "proxy", None)
 
 
 def test_what_it_doubts_is_the_teachers_whole_or_streamed(run, serve):
