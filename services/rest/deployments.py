@@ -158,7 +158,7 @@ class ServeDeployer:
         if (handle := self._running(app)) is not None:
             return handle
         needed = self._resources.engine_replicas * spec.tensor_parallel if spec.on_gpu else 0
-        if (free := ray.available_resources().get("GPU", 0.0)) < needed:
+        if (free := ray.available_resources().get("GPU", 0.0)) < needed:  # type: ignore[no-untyped-call]
             raise ResourceError(
                 f"the proxy's engine takes {needed} GPU(s) beside the student's, and {free:g} are free; leave out "
                 f"--with-proxy, or add GPUs"
