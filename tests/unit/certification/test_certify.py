@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,7 @@ def test_what_is_enough_for_a_doubt_has_one_and_too_little_says_so(run, own, mon
     for one in prompts[:5]:
         batch = collate([chat.prompt_ids(one.messages)], [chat.completion_ids(said[one.id])])
         assert scores[one.id].logps == pytest.approx(scorer.score(batch).token_logps_N.tolist(), abs=1e-4)
-    assert "Doubt by the student's log-probs" in written(run)[1].decode()
+    assert "Doubt by the student's log-probs" in unescape(written(run)[1].decode())
     bytes_then = written(run)
     assert certify(run, *wanted).exit_code == 0
     assert written(run) == bytes_then
