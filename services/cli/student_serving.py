@@ -19,11 +19,11 @@ from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import READY
 from services.cli.serving import Served, hold
 from services.cli.starting import say_where_terms_go
+from services.rest.fall_back import FallBack
 
 if TYPE_CHECKING:
     from actors.engine.proxy_engine import EngineSpec
     from services.rest.deployments import ServeDeployer
-    from services.rest.student_service import FallBack
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,6 @@ LOAD_S = 600.0
 
 
 def _fall_back(run: RunDirectory, options: FallBackOptions) -> FallBack:
-    from services.rest.student_service import FallBack
-
     doubt, config = read_doubt(run, WITH_PROXY if options.with_proxy else DOUBT), options.config
     teacher, collection = config.teacher, config.collection
     if collection.batch is not None:

@@ -38,9 +38,10 @@ from services.dashboard.pages import write_report_page
 from services.dashboard.redis_of_run import redis_of_coordinator
 from services.rest.api import build_app
 from services.rest.engine_service import ServiceSpec
+from services.rest.fall_back import FallBack
 from services.rest.proxy_service import ProxyService
 from services.rest.student_api import build_student_app
-from services.rest.student_service import FallBack, StudentService
+from services.rest.student_service import StudentService
 
 SLEEP_S = 600.0
 """How long an engine may take to answer who is within and fall asleep, or to wake up."""

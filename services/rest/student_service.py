@@ -16,12 +16,10 @@ from prometheus_client import Counter
 from actors.engine.openai_front import Opening
 from actors.engine.proxy_engine import CLIENT
 from actors.telemetry.logs import log_of
-from proxykd.certification.doubt import Doubt
 from proxykd.certification.doubt_files import student_digest
 from proxykd.collection.live.answer_file import AnswerFile
 from proxykd.collection.live.teacher import TeacherOnTheLine, Unanswered
 from proxykd.collection.requests import Reply
-from proxykd.config import CollectConfig
 from proxykd.data.label_shards import CompletionLogps
 from proxykd.errors import TemplateError
 from proxykd.runs.adapter_names import adapter_name
@@ -30,6 +28,7 @@ from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
 from services.access.refusals import ApiError
 from services.rest.engine_service import EngineService, ServiceSpec
+from services.rest.fall_back import FallBack
 from services.rest.schemas import ChatBody, SamplingBody
 
 STUDENT, TEACHER = "student", "teacher"
@@ -39,16 +38,6 @@ TAKEN_ON = frozenset(
 )
 """Fields of a chat that the teacher can be asked for, too; its sampling is that of its config."""
 Body = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class FallBack:
-    """Who answers in the student's place where its doubt is `threshold` or more, and where to keep what it says."""
-
-    config: CollectConfig
-    doubt: Doubt
-    threshold: float
-    keep: str | None
 
 
 @dataclass(frozen=True)

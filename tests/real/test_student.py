@@ -19,7 +19,7 @@ from proxykd.models.run_models import local_model
 from proxykd.runs.adapter_names import BASE
 from proxykd.runs.run_directory import RunDirectory
 from services.rest.engine_service import ServiceSpec
-from services.rest.student_service import FallBack
+from services.rest.fall_back import FallBack
 from tests.collecting import config_for
 from tests.small_run import run_config
 from tests.teacher_stub import KEY, teacher_stub

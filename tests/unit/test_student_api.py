@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 import stat
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,13 +36,15 @@ from proxykd.text.layouts import read_conversation
 from proxykd.text.tokenizer import load_tokenizer
 from services.cli.main import main
 from services.rest.engine_service import ServiceSpec
+from services.rest.fall_back import FallBack
 from services.rest.student_api import build_student_app
-from services.rest.student_service import FallBack, StudentService
+from services.rest.student_service import StudentService
 from tests.collecting import config_for
 from tests.other_tokenizer import other_model
 from tests.small_run import run_config
 from tests.teacher_stub import KEY, teacher_stub
 
+ROOT = Path(__file__).parents[2]
 SURE, UNSURE = -0.01, -3.0
 BUDGET = {"budget": {"tokens": 100_000}}
 
@@ -371,6 +375,26 @@ def test_a_fall_back_that_cannot_be_is_refused_before_anything_starts(sections, 
         done = CliRunner().invoke(main, ["serve-student", str(run.root), "--fall-back", str(config), *arguments])
     assert done.exit_code == 2
     assert said in " ".join(done.output.split()), done.output
+
+
+def test_ray_is_not_loaded_before_it_is_started(run, tmp_path):
+    """It reads its token as it is imported: one that is loaded before never reaches the cluster of its own run."""
+    config = tmp_path / "t.yaml"
+    config.write_text(yaml.safe_dump({
+        "teacher": {"model": "m", "base_url": "http://127.0.0.1:1/v1", "terms": "none"},
+        "collection": {"budget": {"tokens": 9}},
+    }))  # fmt: skip
+    write_json(run.report.parent / "certificate.json", {})
+    write_json(run.report.parent / "doubt.json", doubt_for(run).model_dump())
+    asked = f"""
+import sys
+from services.cli import student_serving
+from services.cli.main import main
+student_serving.hold = lambda *_: print("held, Ray loaded:", "ray" in sys.modules)
+main(["serve-student", {str(run.root)!r}, "--fall-back", {str(config)!r}, "--defer", "0.1"])
+"""
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT)
+    assert "held, Ray loaded: False" in done.stdout, done.stderr
 
 
 def test_without_a_certificate_of_this_student_nobody_falls_back(run, tmp_path):
