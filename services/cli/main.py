@@ -274,7 +274,7 @@ def status(run_directory: str, as_json: bool, watch: bool) -> None:
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(file_okay=False))
 @click.option("--now", is_flag=True, help="Do not wait for the shard or step in hand: it will be done again.")
-@click.option("--serving", is_flag=True, help="End `proxykd serve` of a finished RUN on this machine.")
+@click.option("--serving", is_flag=True, help="End what serves a finished RUN on this machine.")
 def stop(run_directory: str, now: bool, serving: bool) -> None:
     """Stop RUN once the shard or step in hand is whole; what is finished stays, `resume` goes on."""
     from actors.hosting.status import Work
@@ -282,7 +282,7 @@ def stop(run_directory: str, now: bool, serving: bool) -> None:
 
     if serving:
         stop_serving(Work.at(run_directory))
-        click.echo(f"no longer served; again: proxykd serve {run_directory}")
+        click.echo("no longer served")
         return
     stop_run(Work.at(run_directory), now)
     click.echo(f"stopped; go on with: proxykd resume {run_directory}")
