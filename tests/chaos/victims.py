@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from actors.hosting.local_cluster import TAG, last_known
@@ -52,3 +53,13 @@ def kill(victim: str, run_root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return len(found)
+
+
+@contextlib.contextmanager
+def nothing_left(roots: Path) -> Iterator[None]:
+    """Whatever a failure leaves at work of the runs under `roots` dies with it: the tests after it share its cores."""
+    try:
+        yield
+    finally:
+        for root in roots.iterdir() if roots.exists() else ():
+            kill("machine", root)

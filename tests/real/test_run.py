@@ -37,9 +37,11 @@ from proxykd.stages.align import ALIGN
 from proxykd.text.tokenizer import load_tokenizer
 from tests import tiny_model
 from tests.browser import NO_CHROMIUM, chromium, watched_page
-from tests.chaos.victims import kill
+from tests.chaos.victims import kill, nothing_left
 from tests.object_store import free_port
 from tests.small_run import run_config
+
+pytestmark = pytest.mark.timeout(3600)  # the fixture is a quarter of an hour on two cores, twice that on slow ones
 
 
 def proxykd(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -120,53 +122,53 @@ def finished(tiny, tmp_path_factory):
     sections["corpus"]["unlabelled"] = str(folder / "unlabelled.jsonl")
     sections["sft"] = {"learning_rate": 2e-3, "schedule": "cosine", "global_batch": 8, "epochs": 2, "evaluations": 2}
     (folder / "c.yaml").write_text(yaml.safe_dump(sections))
-    port = str(free_port())
     mark = folder.name
-    os.environ["PROXYKD_TEST_MARK"] = mark
-    started = proxykd("run", str(folder / "c.yaml"), "--detach", "--http-port", port)
-    assert started.returncode == 0, started.stderr
-    [root] = (folder / "runs").iterdir()
-    status = json.loads(proxykd("status", str(root), "--json").stdout)
-    assert (status["state"], status["alive"]) == ("running", True)
-    client = Client(port)
-    client.start()
-    run = RunDirectory.open(root)
-    wait_for(lambda: read_live(run).stage == "warmup", 400)
-    assert kill("coordinator", root) == 1
-    wait_for(lambda: list(run.pairs(1).glob("*.ok")), 400)
-    shards = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
-    assert kill("vllm engine", root) == 1
-    wait_for(lambda: (root / "stages" / "align-01.json").exists(), 400)
-    seen = look_at_dashboard(port, run.id)
-    opened = [one.event for one in read_events(run.events)[0] if isinstance(one.event, MetricsOpen)]
-    metrics = httpx.get(opened[-1].url).text
-    answers = client.stop()
-    stopped = proxykd("stop", str(root))
-    assert stopped.returncode == 0, stopped.stderr
-    assert "finishes the shard or step in hand" in stopped.stdout
-    left = processes_naming(mark)
-    before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
-    again = proxykd("resume", str(root), "--detach", "--http-port", port)
-    assert again.returncode == 0, again.stderr
-    # In its own steps: not what the coordinator before left of the stage, nor a Ray of which parts are yet to start.
-    wait_for(lambda: (live := read_live(run)).stage == "distil" and live.unit == "steps", 400)
-    assert kill("machine", root) > 10
-    killed = json.loads(proxykd("status", str(root), "--json").stdout)
-    resumed = proxykd("resume", str(root), "--http-port", port, timeout=800)
-    yield {
-        "root": root,
-        "config": folder / "c.yaml",
-        "resumed": resumed,
-        "before": before,
-        "left": left,
-        "mark": mark,
-        "answers": answers,
-        "shards": shards,
-        "killed": killed,
-        "seen": seen,
-        "metrics": metrics,
-    }
-    del os.environ["PROXYKD_TEST_MARK"]
+    with pytest.MonkeyPatch.context() as patch, nothing_left(folder / "runs"):
+        patch.setenv("PROXYKD_TEST_MARK", mark)
+        port = str(free_port())
+        started = proxykd("run", str(folder / "c.yaml"), "--detach", "--http-port", port)
+        assert started.returncode == 0, started.stderr
+        [root] = (folder / "runs").iterdir()
+        status = json.loads(proxykd("status", str(root), "--json").stdout)
+        assert (status["state"], status["alive"]) == ("running", True)
+        client = Client(port)
+        client.start()
+        run = RunDirectory.open(root)
+        wait_for(lambda: read_live(run).stage == "warmup", 900)
+        assert kill("coordinator", root) == 1
+        wait_for(lambda: list(run.pairs(1).glob("*.ok")), 900)
+        shards = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
+        assert kill("vllm engine", root) == 1
+        wait_for(lambda: (root / "stages" / "align-01.json").exists(), 900)
+        seen = look_at_dashboard(port, run.id)
+        opened = [one.event for one in read_events(run.events)[0] if isinstance(one.event, MetricsOpen)]
+        metrics = httpx.get(opened[-1].url).text
+        answers = client.stop()
+        stopped = proxykd("stop", str(root))
+        assert stopped.returncode == 0, stopped.stderr
+        assert "finishes the shard or step in hand" in stopped.stdout
+        left = processes_naming(mark)
+        before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
+        again = proxykd("resume", str(root), "--detach", "--http-port", port)
+        assert again.returncode == 0, again.stderr
+        # In its own steps: not what the coordinator before left of the stage, nor a Ray of which parts are yet to start.
+        wait_for(lambda: (live := read_live(run)).stage == "distil" and live.unit == "steps", 900)
+        assert kill("machine", root) > 10
+        killed = json.loads(proxykd("status", str(root), "--json").stdout)
+        resumed = proxykd("resume", str(root), "--http-port", port, timeout=1500)
+        yield {
+            "root": root,
+            "config": folder / "c.yaml",
+            "resumed": resumed,
+            "before": before,
+            "left": left,
+            "mark": mark,
+            "answers": answers,
+            "shards": shards,
+            "killed": killed,
+            "seen": seen,
+            "metrics": metrics,
+        }
 
 
 def test_it_resumes_what_was_not_finished_and_leaves_no_process(finished):

@@ -15,12 +15,13 @@ from proxykd.stages.distil import DISTIL
 from proxykd.study.studies import StudyDirectory
 from proxykd.text.tokenizer import load_tokenizer
 from tests import families, tiny_model
-from tests.chaos.victims import kill
+from tests.chaos.victims import kill, nothing_left
 from tests.object_store import free_port
 from tests.other_tokenizer import other_model
 from tests.real.test_run import proxykd, wait_for
 from tests.small_run import run_config
 
+pytestmark = pytest.mark.timeout(3600)  # the fixture is two studies, one killed on its way
 ARMS = (
     "proxy_kd", "black_box_kd", "reverse_kl_on_policy", "takd", "without_alignment", "without_preference",
     "constant_trust", "small_proxy",
@@ -66,17 +67,18 @@ def done(tiny, tmp_path_factory):
         changes = {"proxy.source": source, "student.source": source, **proxy, **student}
         raw["own_arms"][name] = {"title": name, "set": changes}
     (folder / "s.yaml").write_text(yaml.safe_dump(raw))
-    command = ("study", str(folder / "s.yaml"), "--http-port", str(free_port()))
-    started = proxykd(*command, "--detach")
-    assert started.returncode == 0, started.stderr
-    [root] = (folder / "studies").iterdir()
-    study = StudyDirectory(root)
-    wait_for(lambda: any((run.stages / "align-01.json").exists() for run in study.runs()), 900)
-    running = json.loads(proxykd("status", str(root), "--json").stdout)
-    assert kill("machine", root) > 5
-    before = {path: path.read_bytes() for run in study.runs() for path in run.stages.glob("*.json")}
-    again = proxykd(*command, timeout=1500)
-    return {"study": study, "again": again, "running": running, "before": before, "config": folder / "s.yaml"}
+    with nothing_left(folder / "studies"):
+        command = ("study", str(folder / "s.yaml"), "--http-port", str(free_port()))
+        started = proxykd(*command, "--detach")
+        assert started.returncode == 0, started.stderr
+        [root] = (folder / "studies").iterdir()
+        study = StudyDirectory(root)
+        wait_for(lambda: any((run.stages / "align-01.json").exists() for run in study.runs()), 1500)
+        running = json.loads(proxykd("status", str(root), "--json").stdout)
+        assert kill("machine", root) > 5
+        before = {path: path.read_bytes() for run in study.runs() for path in run.stages.glob("*.json")}
+        again = proxykd(*command, timeout=2000)
+        yield {"study": study, "again": again, "running": running, "before": before, "config": folder / "s.yaml"}
 
 
 @pytest.fixture(scope="module")
