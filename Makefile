@@ -20,11 +20,13 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# A process a core, each with its own files: most of a test's time is one thread's.
 unit: .venv/dev
-	$(BIN)/python -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical --maxprocesses 4 --dist loadfile
 
+# Two processes: a test waits for starts and ends as long as it works.
 real: .venv/dev $(AXE)
-	$(BIN)/python -m pytest tests/real --durations=15
+	$(BIN)/python -m pytest tests/real -n 2 --dist loadfile --durations=15
 
 # What judges the pages' accessibility, at the version and hash of its lock; without npm its test is skipped.
 $(AXE): tests/axe/package-lock.json

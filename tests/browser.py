@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NO_CHROMIUM = "no chromium on this machine: apt-get install chromium"
 """CI installs it (.ci/run)."""
 HARMLESS = ("Failed to load resource", "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
 """What Chromium says of a server that a test has killed, or that answers 404 as it should."""
+expect.set_options(timeout=30_000)  # beside other tests a page takes its time
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -26,9 +28,9 @@ PATIENCE_S = 120.0
 class RayNodes:
     """The head has the pool `data`; more nodes come and go. Leaving the context ends every process of theirs."""
 
-    def __init__(self, folder: Path):
+    def __init__(self) -> None:
         self._tag = uuid.uuid4().hex
-        self._folder = folder
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: a socket's path has 107 characters
         self.environment = {
             **ENVIRONMENT,
             **os.environ,
@@ -55,6 +57,7 @@ class RayNodes:
         if kind is not None:  # what the drivers told, which a failed wait alone does not explain
             for log in sorted((self._folder / "ray").glob("session_2*/logs/job-driver-*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-6000:]}")
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, pool: str, cpus: int) -> None:
         self._start(pool, cpus, f"--address={self.address}")

@@ -73,8 +73,7 @@ def hold(run: RunDirectory, served: Served, address: str | None, http: HttpOptio
     config = run.config()
     if address is None:
         require_machine(config, local_folder(run.root))
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background commands with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    _interruptible()
     cluster = None if address else start(run.root, config.resources.logical_cpus)
     claim = None
     try:
@@ -99,6 +98,13 @@ def hold(run: RunDirectory, served: Served, address: str | None, http: HttpOptio
             claim.close()
 
 
+def _interruptible() -> None:
+    """Ctrl-C and SIGTERM end it alike: a shell starts background commands with SIGINT ignored, and Ray has a handler of
+    its own for SIGTERM, which prints where it was."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 def _deployer(resources: ResourceConfig, address: str, http: HttpOptions) -> ServeDeployer:
     import ray
 
@@ -106,6 +112,7 @@ def _deployer(resources: ResourceConfig, address: str, http: HttpOptions) -> Ser
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    _interruptible()
     return ServeDeployer(resources, http)
 
 

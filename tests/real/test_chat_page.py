@@ -42,7 +42,7 @@ def served(**replies: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Scripted
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait_for(lambda: server.started, 20, "the page")
+    wait_for(lambda: server.started, 60, "the page")
     yield f"http://127.0.0.1:{server.config.port}/", {name: model for name, (_, model) in made.items()}
     server.should_exit = True
     thread.join()

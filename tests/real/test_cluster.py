@@ -73,7 +73,7 @@ def survived(tiny, tmp_path_factory):
     (folder / "elsewhere").mkdir()
     root = folder / "shared" / "runs" / run_id
     facts = {"root": root}
-    with pytest.MonkeyPatch.context() as patch, RayNodes(tmp_path_factory.mktemp("r")) as nodes:
+    with pytest.MonkeyPatch.context() as patch, RayNodes() as nodes:
         patch.delenv("PROXYKD_RUNS_DIR", raising=False)
         operator = facts["operator"] = Operator(nodes, folder / "job", folder / "elsewhere")
         facts["lost"] = operator.submit()[1]  # no runs_dir: within the working directory

@@ -89,7 +89,7 @@ def test_an_empty_folder_says_how_to_begin_and_a_run_appears_by_itself(dashboard
     page.goto(dashboard.url)
     expect(page.get_by_text("No run lies here yet.")).to_be_visible()
     run = tell_run(dashboard.folder, name="first")
-    expect(page.get_by_role("link", name=run.id)).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("link", name=run.id)).to_be_visible(timeout=60_000)
     page.get_by_role("link", name=run.id).click()
     expect(page.get_by_role("heading", name=run.id)).to_be_visible()
 
@@ -242,7 +242,7 @@ def test_a_killed_server_is_found_again_and_no_event_is_lost_or_doubled(dashboar
     log.emit(Warned("while it was away"))
     log.beat(1)
     dashboard.start()
-    expect(page.locator("#link")).to_have_text("live", timeout=20_000)
+    expect(page.locator("#link")).to_have_text("live", timeout=60_000)
     log.emit(Warned("after it"))
     expect(page.get_by_text("after it")).to_be_visible()
     for message in ("before the loss", "while it was away", "after it"):
@@ -363,7 +363,7 @@ def test_a_wrong_key_is_told_so(dashboard: Dashboard, page: Page):
     expect(page.get_by_text("does not know that key")).to_be_visible()
     field.fill("right")
     field.press("Enter")
-    expect(page.get_by_role("link", name="locked")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("link", name="locked")).to_be_visible(timeout=60_000)
 
 
 def test_axe_finds_nothing_serious_on_any_page_in_either_theme(dashboard: Dashboard, page: Page, tmp_path: Path):

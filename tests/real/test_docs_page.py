@@ -34,7 +34,7 @@ def url(tiny, tmp_path):
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait_for(lambda: server.started, 20, "the front")
+    wait_for(lambda: server.started, 60, "the front")
     yield f"http://127.0.0.1:{server.config.port}"
     server.should_exit = True
     thread.join()

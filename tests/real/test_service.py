@@ -347,11 +347,11 @@ def test_a_client_that_hangs_up_leaves_nothing_running(http, url):
         with http.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_lines())
     for _ in range(5):
-        wait_for(lambda: idle(http), 30, "the end of the last request")
+        wait_for(lambda: idle(http), 120, "the end of the last request")
         finished = ended(http.get("/metrics").text, 200)
         with asked_and_left(url, body | {"stream": False}):
-            wait_for(shows, 30, "the request")
-    for _ in range(100):
+            wait_for(shows, 120, "the request")
+    for _ in range(600):
         time.sleep(0.1)
         text = http.get("/metrics").text
         running = sum(float(v) for v in re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.M))

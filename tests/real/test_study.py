@@ -38,9 +38,8 @@ SIZE = 28
 SHARED = {"adapter_model.safetensors", "shard-00000.parquet"}
 
 
-@pytest.fixture(scope="module")
-def done(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
+def study_of(folder, tiny, seeds, arms, **more):
+    """A file of a study whose arms change one small run, and what `proxykd` is told to do it."""
     (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_model.corpus_rows(80)))
     run = run_config(
         str(tiny),
@@ -56,19 +55,22 @@ def done(tiny, tmp_path_factory):
         resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0},
     ).model_dump(mode="json", exclude_defaults=True)
     del run["name"], run["seed"]
-    raw = {"name": "tiny-study", "seeds": list(SEEDS), "arms": [*ARMS, *WHOLE, *FAMILIES, ACROSS], "run": run}
-    raw["sizes"] = {"records": [SIZE], "arms": ["sft_on_all"]}
-    raw["own_arms"] = {"small_proxy": {"title": "a smaller proxy", "set": {"proxy.drop_layers": [2, 3]}}}
-    own = {"student.source": str(other_model(folder / ACROSS)), "student.tokenizer": "own", "student.drop_layers": [2]}
-    raw["own_arms"][ACROSS] = {"title": "another tokenizer", "set": own}
-    for name in FAMILIES:
-        source = str(families.make(name, folder / name))
-        proxy, student = {"proxy.drop_layers": []}, {"student.drop_layers": [2]}
-        changes = {"proxy.source": source, "student.source": source, **proxy, **student}
-        raw["own_arms"][name] = {"title": name, "set": changes}
+    raw = {"name": "tiny-study", "seeds": list(seeds), "arms": list(arms), "run": run, **more}
     (folder / "s.yaml").write_text(yaml.safe_dump(raw))
+    return ("study", str(folder / "s.yaml"), "--http-port", str(free_port()))
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    own = {"student.source": str(other_model(folder / ACROSS)), "student.tokenizer": "own", "student.drop_layers": [2]}
+    own_arms = {
+        "small_proxy": {"title": "a smaller proxy", "set": {"proxy.drop_layers": [2, 3]}},
+        ACROSS: {"title": "another tokenizer", "set": own},
+    }
+    sizes = {"records": [SIZE], "arms": ["sft_on_all"]}
+    command = study_of(folder, tiny, SEEDS, (*ARMS, *WHOLE, ACROSS), own_arms=own_arms, sizes=sizes)
     with nothing_left(folder / "studies"):
-        command = ("study", str(folder / "s.yaml"), "--http-port", str(free_port()))
         started = proxykd(*command, "--detach")
         assert started.returncode == 0, started.stderr
         [root] = (folder / "studies").iterdir()
@@ -82,6 +84,23 @@ def done(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def other_families(tiny, tmp_path_factory):
+    """The run of each family: a study of one seed."""
+    folder = tmp_path_factory.mktemp("families")
+    own_arms = {}
+    for name in FAMILIES:
+        source = str(families.make(name, folder / name))
+        proxy, student = {"proxy.drop_layers": []}, {"student.drop_layers": [2]}
+        changes = {"proxy.source": source, "student.source": source, **proxy, **student}
+        own_arms[name] = {"title": name, "set": changes}
+    with nothing_left(folder / "studies"):
+        ended = proxykd(*study_of(folder, tiny, SEEDS[:1], FAMILIES, own_arms=own_arms), timeout=2000)
+        assert ended.returncode == 0, ended.stderr
+        study = StudyDirectory(next((folder / "studies").iterdir()))
+        return {arm.name: study.run(arm) for arm in study.arms()}
+
+
+@pytest.fixture(scope="module")
 def by_arm(done):
     assert done["again"].returncode == 0, done["again"].stderr
     study = done["study"]
@@ -90,7 +109,7 @@ def by_arm(done):
 
 def test_a_death_of_everything_costs_no_finished_stage(done, by_arm):
     assert done["running"]["state"] == "running"
-    assert len(done["running"]["runs"]) == (len(ARMS) + len(WHOLE) + len(FAMILIES) + 2) * len(SEEDS)
+    assert len(done["running"]["runs"]) == (len(ARMS) + len(WHOLE) + 2) * len(SEEDS)
     for path, content in done["before"].items():
         assert path.read_bytes() == content
     report = read_json(done["study"].report)
@@ -179,18 +198,17 @@ def test_arms_of_all_the_text_share_its_student_and_are_told_by_size(done, by_ar
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_whole_pipeline_runs_for_models_of_other_families(by_arm, family):
-    for seed in SEEDS:
-        run = by_arm[family, seed]
-        [only] = read_json(run.report)["rounds"]
-        assert only["parity_max_abs"] < 1e-3
-        assert only["step0_margin_max_abs"] == 0.0
-        pairs = read_table(next(run.pairs(1).glob("*.parquet"))).to_pylist()
-        stops = read_json(run.models / "proxy" / "generation_config.json")["eos_token_id"]
-        assert all((pair["rejected_ids"][-1] in stops) == pair["rejected_stopped"] for pair in pairs)
-        assert max(max(pair["rejected_ids"]) for pair in pairs) < len(load_tokenizer(run.student))
-        student = read_json(run.report)["student"]
-        assert student["after"]["held_out_nll"] < student["before"]["held_out_nll"]
+def test_the_whole_pipeline_runs_for_models_of_other_families(other_families, family):
+    run = other_families[family]
+    [only] = read_json(run.report)["rounds"]
+    assert only["parity_max_abs"] < 1e-3
+    assert only["step0_margin_max_abs"] == 0.0
+    pairs = read_table(next(run.pairs(1).glob("*.parquet"))).to_pylist()
+    stops = read_json(run.models / "proxy" / "generation_config.json")["eos_token_id"]
+    assert all((pair["rejected_ids"][-1] in stops) == pair["rejected_stopped"] for pair in pairs)
+    assert max(max(pair["rejected_ids"]) for pair in pairs) < len(load_tokenizer(run.student))
+    student = read_json(run.report)["student"]
+    assert student["after"]["held_out_nll"] < student["before"]["held_out_nll"]
 
 
 def test_a_student_of_another_tokenizer_learns_the_labels_of_the_same_proxy(by_arm):
