@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.hosting.local_cluster import TAG, last_known
+from actors.hosting.local_cluster import TAG, LocalCluster, last_known
 
 TITLES = {
     "coordinator": r"ray::Coordinator",
@@ -28,16 +28,19 @@ TITLES = {
 def pids(victim: str, run_root: Path) -> list[int]:
     """The victim's processes in the run's local Ray; none once the run has ended."""
     cluster = last_known(run_root)
-    if cluster is None:
-        return []
+    return [] if cluster is None else pids_within(cluster, TITLES[victim])
+
+
+def pids_within(cluster: LocalCluster, title: str) -> list[int]:
+    """The local Ray's processes whose title has a match of the pattern."""
     mark = f"{TAG}={cluster.tag}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             # Valkey writes its title over its environment; its keeper's says whose it is.
-            marked = entry if "valkey-server" not in title else entry.parent / _parent(entry)
-            if mark in (marked / "environ").read_bytes() and re.search(TITLES[victim], title):
+            marked = entry if "valkey-server" not in line else entry.parent / _parent(entry)
+            if mark in (marked / "environ").read_bytes() and re.search(title, line):
                 found.append(int(entry.name))
     return found
 

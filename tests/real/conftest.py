@@ -27,21 +27,21 @@ RECOMMENDED |= {"eos_token_id": [2], "bos_token_id": 1, "pad_token_id": 2}
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[None]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[local_cluster.LocalCluster]:
     """Its processes know the object store, which is there before them."""
     import ray
 
     started = local_cluster.start(tmp_path_factory.mktemp("cluster"), logical_cpus=8)
     try:
         ray.init(address=started.address, namespace="proxykd", log_to_driver=False, configure_logging=False)
-        yield
+        yield started
     finally:
         ray.shutdown()
         started.stop()
 
 
 @pytest.fixture(scope="session")
-def deployer(cluster: None):
+def deployer(cluster: local_cluster.LocalCluster):
     from services.rest.deployments import ServeDeployer
 
     return ServeDeployer(run_config("any", "any").resources, HttpOptions(port=free_port()))

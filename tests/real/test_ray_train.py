@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 
 from actors.cluster.launch import NAMESPACE
@@ -27,6 +28,7 @@ from proxykd.training.loops.align import Parity, RoundTask, align
 from proxykd.training.loops.warm_up import WarmupTask
 from proxykd.training.loops.warm_up import warm_up as warm_up_loop
 from tests import tiny_model
+from tests.chaos.victims import pids_within
 from tests.object_store import new_bucket
 from tests.small_run import run_config
 
@@ -88,12 +90,12 @@ def warm_up(run):
     return run_stage(run, "warmup", warm_up_loop, task, stream)["result"]
 
 
-def kill_a_worker_after(run, step):
+def kill_a_worker_after(cluster, run, step):
     """SIGKILL to a Train worker once the stage's checkpoint of `step` stands."""
     while not any(int(path.stem.removeprefix("step-")) >= step for path in run.checkpoints.glob("*/step-*.ok")):
         time.sleep(0.02)
-    [worker, *_] = [p for p in psutil.process_iter() if "ray::RayTrainWorker" in " ".join(p.cmdline() or [p.name()])]
-    worker.kill()
+    [worker, *_] = pids_within(cluster, "ray::RayTrainWorker")
+    os.kill(worker, signal.SIGKILL)
     last: int = max(int(path.stem.removeprefix("step-")) for path in run.checkpoints.glob("*/step-*.ok"))
     return last
 
@@ -110,10 +112,10 @@ def test_one_and_two_workers_give_the_same_loss_curve(prepared):
     assert verify_directory(prepared["two, in S3"].adapters / results["two, in S3"]["adapter"])["round"] == 0
 
 
-def test_a_worker_that_is_killed_between_steps_ends_with_the_same_adapter(prepared):
+def test_a_worker_that_is_killed_between_steps_ends_with_the_same_adapter(cluster, prepared):
     with ThreadPoolExecutor(1) as pool:
         stage = pool.submit(warm_up, prepared["killed"])
-        at = kill_a_worker_after(prepared["killed"], 2)
+        at = kill_a_worker_after(cluster, prepared["killed"], 2)
         killed = stage.result()
     [uninterrupted] = prepared["one"].adapters.iterdir()
     assert at < len(killed["steps"])

@@ -22,7 +22,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -32,6 +31,7 @@ from proxykd.models.loading import load_scorer
 from proxykd.text.chat import ChatFormat
 from proxykd.text.tokenizer import load_tokenizer
 from tests.browser import chromium, watched_page
+from tests.chaos.victims import pids_within
 from tests.ray_nodes import wait_for
 from tests.small_run import make_adapter
 
@@ -404,20 +404,16 @@ def test_promotions_under_load_every_answer_is_from_the_adapter_that_it_names(en
     assert min(b - a for a, b in pairwise(values)) > 1e-2
 
 
-def pids_of(title: str) -> list[int]:
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if title in " ".join(p.info["cmdline"] or [])]
-
-
 @pytest.mark.parametrize(
     ("engine", "victim"),
     [("merged", "VLLM::EngineCore"), ("lora", "-proxy:ProxyEngine")],
     indirect=["engine"],
     scope="session",
 )
-def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine, url, truth, victim):
+def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(cluster, engine, url, truth, victim):
     """SIGKILL under load: every request ends as 200, 503 or 504; the same adapters answer again; no orphan stays."""
     run, spec, _ = engine
-    before = pids_of("VLLM::EngineCore")
+    before = pids_within(cluster, "VLLM::EngineCore")
     answers: list[tuple[str, httpx.Response]] = []
     recovered = asyncio.Event()
 
@@ -434,13 +430,13 @@ def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine
         try:
             while len(answers) < 30:
                 await asyncio.sleep(0.05)
-            [pid] = pids_of(victim)
+            [pid] = pids_within(cluster, victim)
             os.kill(pid, signal.SIGKILL)
             failed = len(answers)
             for _ in range(1200):
                 await asyncio.sleep(0.2)
                 later = [answer.status_code for _, answer in answers[failed:]]
-                if pids_of(victim) not in ([pid], []) and later[-20:] == [200] * 20:
+                if pids_within(cluster, victim) not in ([pid], []) and later[-20:] == [200] * 20:
                     return
             pytest.fail(f"no replacement answered: {[answer.text for _, answer in answers[-3:]]}")
         finally:
@@ -462,11 +458,11 @@ def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(engine
         else:
             assert int(answer.headers["retry-after"]) > 0
     assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
-    assert not set(before) & set(pids_of("VLLM::EngineCore"))
+    assert not set(before) & set(pids_within(cluster, "VLLM::EngineCore"))
 
 
-def test_a_hung_engine_is_alive_but_not_ready(engine, url):
-    [pid] = pids_of("VLLM::EngineCore")
+def test_a_hung_engine_is_alive_but_not_ready(cluster, engine, url):
+    [pid] = pids_within(cluster, "VLLM::EngineCore")
     os.kill(pid, signal.SIGSTOP)
     try:
         assert httpx.get(f"{url}/healthz", timeout=10).status_code == 200
