@@ -63,9 +63,10 @@ def run_with_adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     return run
 
 
-@pytest.fixture(scope="session", params=["merged", "lora"])
+@pytest.fixture(scope="module", params=["merged", "lora"])
 def engine(request: pytest.FixtureRequest, run_with_adapters: RunDirectory, deployer):
-    """(run, spec, call): `call(directory)` reaches the deployment as that adapter, None as the base."""
+    """(run, spec, call): `call(directory)` reaches the deployment as that adapter, None as the base. It ends with its
+    file: beside it another file has an engine."""
     spec = engine_spec(run_with_adapters, request.param)
     deployer.deploy_proxy(spec)
     yield (

@@ -408,7 +408,7 @@ def test_promotions_under_load_every_answer_is_from_the_adapter_that_it_names(en
     ("engine", "victim"),
     [("merged", "VLLM::EngineCore"), ("lora", "-proxy:ProxyEngine")],
     indirect=["engine"],
-    scope="session",
+    scope="module",
 )
 def test_a_killed_engine_is_replaced_and_never_answers_under_another_name(cluster, engine, url, truth, victim):
     """SIGKILL under load: every request ends as 200, 503 or 504; the same adapters answer again; no orphan stays."""
@@ -473,7 +473,7 @@ def test_a_hung_engine_is_alive_but_not_ready(cluster, engine, url):
     assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
 
 
-@pytest.mark.parametrize("engine", ["merged"], indirect=True, scope="session")
+@pytest.mark.parametrize("engine", ["merged"], indirect=True, scope="module")
 def test_schemathesis_finds_no_server_error(engine, url):
     """Requests made up from the OpenAPI document, valid and not, on every route. The front is the same in both modes."""
     tool = Path(sys.executable).with_name("schemathesis")

@@ -27,7 +27,7 @@ def distance(run, student) -> float:
     return float((proxy_NV.exp() * (proxy_NV - student_NV)).sum(1).mean())
 
 
-@pytest.mark.parametrize("engine", ["merged"], indirect=True, scope="session")
+@pytest.mark.parametrize("engine", ["merged"], indirect=True, scope="module")
 def test_trls_server_distillation_brings_its_student_nearer_to_the_aligned_proxy(engine, url, tmp_path):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
