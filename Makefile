@@ -24,9 +24,10 @@ check: .venv/dev
 unit: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n logical --maxprocesses 4 --dist loadfile
 
-# Two processes: a test waits for starts and ends as long as it works.
+# Two files side by side, since a test waits for starts and ends as long as it works; those that fill a machine by themselves, alone.
 real: .venv/dev $(AXE)
-	$(BIN)/python -m pytest tests/real -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest tests/real -m "not alone" -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest tests/real -m alone --durations=15
 
 # What judges the pages' accessibility, at the version and hash of its lock; without npm its test is skipped.
 $(AXE): tests/axe/package-lock.json

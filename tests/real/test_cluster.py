@@ -18,6 +18,7 @@ from tests.object_store import free_port
 from tests.ray_nodes import RayNodes, pool_of, wait_for
 from tests.small_run import run_config
 
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(3600)]
 POOLS = {"engine": "engine", "trainer": "trainer", "data": "data"}
 
 
@@ -83,12 +84,12 @@ def survived(tiny, tmp_path_factory):
         nodes.add("trainer", 2)
 
         first, _ = operator.submit("--no-wait", option)
-        wait_for(lambda: root.exists() and replay(root / "journal"), 600, "the first claim")
+        wait_for(lambda: root.exists() and replay(root / "journal"), 900, "the first claim")
         second, _ = operator.submit("--no-wait", option)
         facts["jobs"] = (first, second)
         run = RunDirectory.open(root)
 
-        wait_for(lambda: list(run.checkpoints.glob("warmup/*.ok")), 600, "training")
+        wait_for(lambda: list(run.checkpoints.glob("warmup/*.ok")), 900, "training")
         facts["places"] = {
             "trainer": operator.places("ray::RayTrainWorker"),
             "coordinator": operator.places("ray::Coordinator"),
@@ -98,9 +99,9 @@ def survived(tiny, tmp_path_factory):
         nodes.lose("trainer")
         facts["lost in the middle"] = not (run.stages / "warmup.json").exists()
         nodes.add("trainer", 2)
-        wait_for(lambda: (run.stages / "warmup.json").exists(), 600, "the warm-up on a node that joined late")
+        wait_for(lambda: (run.stages / "warmup.json").exists(), 900, "the warm-up on a node that joined late")
 
-        wait_for(lambda: list(run.pairs(1).glob("*.ok")), 600, "the first pairs")
+        wait_for(lambda: list(run.pairs(1).glob("*.ok")), 900, "the first pairs")
         facts["places"]["engine"] = operator.places("ray::ServeReplica:.*-proxy") or operator.places("VLLM::EngineCore")
         facts["shards"] = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
         nodes.lose("engine")
@@ -112,11 +113,11 @@ def survived(tiny, tmp_path_factory):
         driver.send_signal(signal.SIGKILL)
         facts["holders"] = len(nodes.processes("actors.hosting.coordinator_host"))
         nodes.add("engine", 2)
-        wait_for(lambda: list(run.checkpoints.glob("align-01/*.ok")), 600, "round 1's training")
+        wait_for(lambda: list(run.checkpoints.glob("align-01/*.ok")), 900, "round 1's training")
         facts["engine while training"] = operator.places("VLLM::EngineCore")
         facts["first job"] = operator.job("status", first)
 
-        wait_for(lambda: (run.stages / "align-01.json").exists(), 600, "round 1's end")
+        wait_for(lambda: (run.stages / "align-01.json").exists(), 900, "round 1's end")
         facts["stop"] = operator.job("stop", second)
         wait_for(lambda: operator.status(root)["state"] == "stopped", 300, "the stop")
         facts["left"] = operator.places("ray::Coordinator") | operator.places("VLLM::EngineCore")

@@ -21,7 +21,8 @@ from tests.other_tokenizer import other_model
 from tests.real.test_run import proxykd, wait_for
 from tests.small_run import run_config
 
-pytestmark = pytest.mark.timeout(3600)  # the fixture is sixteen runs, killed on their way
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(3600)]
+"""The fixture is sixteen runs, killed on their way."""
 ARMS = (
     "proxy_kd", "black_box_kd", "reverse_kl_on_policy", "takd", "without_alignment", "without_preference",
     "constant_trust", "small_proxy",
