@@ -1,21 +1,18 @@
-"""Every training loop on gloo ranks, as Ray Train's workers run them but without Ray: one rank here, several spawned.
+"""Every training loop on gloo ranks, as Ray Train's workers run them but without Ray: one rank here, several by tests/forks.py.
 
 The shards and micro-batches of the ranks are unequal in number, so that a collective that only some of them enter shows
-as what it is: the others wait, and after TIMEOUT_S the test fails.
+as what it is: the others wait, and after a while the test fails.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from proxykd.data.corpus_segments import source_of
 from proxykd.data.corpus_store import write_corpus
@@ -26,9 +23,6 @@ from proxykd.text.corpus import Row
 from proxykd.training.worker import Worker
 from tests import tiny_model
 from tests.small_run import run_config
-
-TIMEOUT_S = 60.0
-"""Of one collective: what the slowest rank may do alone, and more."""
 
 
 def make_run(source: Path, folder: Path, **sections: Any) -> RunDirectory:
@@ -71,27 +65,3 @@ def worker_of(run: RunDirectory, key: str, rows: list[Row]) -> Worker:
             )
 
     return Worker(run, key, torch.device("cpu"), lambda *_, **__: None, stream)
-
-
-def on_ranks(world: int, job: Callable[[], Any], folder: Path) -> Any:
-    """What `job`, picklable, returns on rank 0 of `world` processes.
-
-    Raises:
-        the error of the first that fails, which is what waits for TIMEOUT_S.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_rank, args=(world, job, str(folder)), nprocs=world)
-    return torch.load(folder / "result.pt", weights_only=False)
-
-
-def _rank(rank: int, world: int, job: Callable[[], Any], folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group(
-        "gloo", rank=rank, world_size=world, init_method=store, timeout=timedelta(seconds=TIMEOUT_S)
-    )
-    result = job()
-    if rank == 0:
-        torch.save(result, f"{folder}/result.pt")
-    dist.barrier()
-    dist.destroy_process_group()

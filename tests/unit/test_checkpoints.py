@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from proxykd.models import parallel
 from proxykd.models.loading import save_model
 from proxykd.models.parallel import Workers, full_state
 from proxykd.runs.checkpoints import Checkpoints
+from tests.forks import on_ranks
 from tests.unit.test_training import LOSSES, make, rows
 
 
@@ -81,18 +83,14 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(store, torn):
     assert checkpoints.latest() == {"step": 1}
 
 
-def _worker(rank, world, mode, store, tiny, folder):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+def _worker(mode, tiny, folder):
     workers = Workers.current(mode, torch.device("cpu"))
     whole = make(tiny, 20, workers)
     take(whole, "align", range(4))
     first = make(tiny, 20, workers)
     take(first, "align", range(2))
     state = first.state()
-    if rank == 0:
+    if dist.get_rank() == 0:
         Checkpoints(folder).save(2, state)
     dist.barrier()
     second = make(tiny, 20, workers)
@@ -100,17 +98,15 @@ def _worker(rank, world, mode, store, tiny, folder):
     take(second, "align", range(2, 4))
     expected, found = (full_state(t.scorer.model, trainable_only=True) for t in (whole, second))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_two_workers_go_on_to_the_bit_too(tiny, tmp_path, mode):
-    mp.spawn(_worker, args=(2, mode, str(tmp_path / "store"), tiny, tmp_path / "checkpoints"), nprocs=2)
+    on_ranks(2, partial(_worker, mode, tiny, tmp_path / "checkpoints"), tmp_path / "ranks")
 
 
 def test_a_checkpoint_of_two_sharded_workers_serves_one(tiny, tmp_path):
-    mp.spawn(_worker, args=(2, "fsdp2", str(tmp_path / "store"), tiny, tmp_path / "checkpoints"), nprocs=2)
+    on_ranks(2, partial(_worker, "fsdp2", tiny, tmp_path / "checkpoints"), tmp_path / "ranks")
     one = make(tiny, 20, Workers())
     one.restore(Checkpoints(tmp_path / "checkpoints").latest())
     take(one, "align", range(2, 4))
@@ -131,11 +127,8 @@ def _joined(tensor):
     return torch.cat(parts)
 
 
-def _gathering_worker(rank, world, store, tiny, folder):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+def _gathering_worker(tiny, folder):
+    rank = dist.get_rank()
     held = _Held()
     for method in ("full", "lora"):
         trainer = make(tiny, 20, Workers.current("fsdp2", torch.device("cpu")), method=method)
@@ -165,8 +158,6 @@ def _gathering_worker(rank, world, store, tiny, folder):
             save_model(scorer.model, tiny, folder, saved)
             assert trained < (folder / "model.safetensors").stat().st_size < trained + 20_000
             assert all(torch.equal(v, expected[k]) for k, v in load_file(folder / "model.safetensors").items())
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 class _Held:
@@ -193,7 +184,7 @@ class _Held:
 
 def test_of_sharded_workers_the_first_alone_holds_what_is_gathered(tiny, tmp_path):
     """Checkpoints and saved models are what the parts are, joined by hand; the other worker holds one tensor."""
-    mp.spawn(_gathering_worker, args=(2, str(tmp_path / "store"), tiny, tmp_path / "model"), nprocs=2)
+    on_ranks(2, partial(_gathering_worker, tiny, tmp_path / "model"), tmp_path / "ranks")
 
 
 def test_a_checkpoint_is_mapped_and_what_is_restored_of_it_a_copy(tiny, store):

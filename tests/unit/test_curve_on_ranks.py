@@ -13,7 +13,8 @@ from proxykd.data.corpus_store import read_slice
 from proxykd.evaluation.fidelity import RecordScores
 from proxykd.training.loops.sft import SftTask, sft
 from proxykd.training.worker import Worker
-from tests.stage_ranks import Ranks, make_run, on_ranks
+from tests.forks import on_ranks
+from tests.stage_ranks import Ranks, make_run
 
 NLLS = (5.0, 4.0, 2.0, 3.0, 3.0)
 """At the start, and after every other step: with a patience of 2 the stage ends after 8 of its 10 steps."""
@@ -49,7 +50,7 @@ def test_two_ranks_stop_together_and_stand_at_the_best_point(tiny, tmp_path, alo
     expected, weights = alone
     assert expected == (4, 8, [0, 2, 4, 6, 8])
     run = run_of(tiny, tmp_path, 2, mode)
-    assert on_ranks(2, partial(train, str(run.root)), tmp_path / "ranks") == expected
+    assert on_ranks(2, partial(train, str(run.root)), tmp_path / "ranks") == [expected, expected]
     found = load_file(run.sft_student / "model.safetensors")
     for name, value in weights.items():
         torch.testing.assert_close(found[name], value, atol=2e-3, rtol=1e-2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ from proxykd.errors import CorpusError, IntegrityError, RunStoppedError, Storage
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.text import sources
 from proxykd.text.chat import ChatFormat
+from tests.forks import forks
 from tests.plain_corpus import write_plain
 from tests.small_run import run_config
 from tests.tiny_model import WORDS
@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_is_gone_on_from(small, tiny, tmp_path, jsonl):
     expected = files(made(config_of(tiny, tmp_path / "whole", jsonl), tiny).corpus)
     config = config_of(tiny, tmp_path / "killed", jsonl)
     for after in (9, 20):  # as it reads, and as it writes
-        process = multiprocessing.get_context("spawn").Process(target=killed, args=(config, tiny, after))
+        process = forks().Process(target=killed, args=(config, tiny, after))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL

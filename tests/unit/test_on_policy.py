@@ -34,8 +34,9 @@ from proxykd.training.trainer import Step, Trainer
 from proxykd.training.worker import Worker
 from tests import inline_run
 from tests.engine_scores import told
+from tests.forks import on_ranks
 from tests.small_run import make_adapter, run_config
-from tests.stage_ranks import make_run, on_ranks, worker_of
+from tests.stage_ranks import make_run, worker_of
 
 PHASE = {"learning_rate": 5e-3, "global_batch": 4, "evaluations": 2, "max_new_tokens": 12}
 LORA = {"method": "lora", "lora": {"rank": 4, "alpha": 8}}
@@ -144,7 +145,7 @@ def test_two_ranks_that_die_and_go_on_end_bit_for_bit_where_they_would_have(tiny
         for name in ("whole", "killed"):
             run, _ = prepare(tiny, tmp_path / f"{case}-{name}", 2, keep="last", epochs=2, **settings)
             roots[f"{case}-{name}"] = str(run.root)
-    found = on_ranks(2, partial(whole_and_killed, roots, 4), tmp_path / "ranks")
+    [found, _] = on_ranks(2, partial(whole_and_killed, roots, 4), tmp_path / "ranks")
     for case in CASES:
         whole, killed = (RunDirectory.open(roots[f"{case}-{name}"]) for name in ("whole", "killed"))
         assert same(weights(whole.student), weights(killed.student))

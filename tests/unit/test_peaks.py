@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 
 import pytest
-import torch
-import torch.multiprocessing as mp
 
 from benchmarks.step_peaks import CASES as ALL
 from benchmarks.step_peaks import WORKERS, measure, planned, write_shape
 from proxykd.costs.memory_plan import GIB
+from tests.forks import on_ranks
 
 TOKENS = 512
 CASES = [case for case in ALL if case.terms == 2 or (case.method, case.dtype) != ("lora", "float32")]
 
 
-def _worker(rank, world, store, shape, out):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
-    found = [measure(case, shape, TOKENS) for case in CASES]
-    (out / f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+def measure_all(shape):
+    return [measure(case, shape, TOKENS) for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +27,7 @@ def measured(tmp_path_factory):
         folder / "shape", hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=512,
     )  # fmt: skip
-    mp.spawn(_worker, args=(WORKERS, str(folder / "store"), shape, folder), nprocs=WORKERS)
-    return shape, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORKERS)]
+    return shape, on_ranks(WORKERS, partial(measure_all, shape), folder / "ranks")
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case.name.replace(" ", "") for case in CASES])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
-import torch
-import torch.multiprocessing as mp
 
 from proxykd.evaluation.fidelity import SealedTeacher
 from proxykd.models.loading import initialise
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.training.loops import evaluate as evaluate_loop
+from tests.forks import on_ranks
 from tests.small_run import run_config
 from tests.stage_ranks import worker_of
 from tests.unit.test_training import rows
@@ -37,14 +38,8 @@ def evaluate(run, held_out):
     return found.model_dump()["models"], share
 
 
-def _worker(rank, world, store, run, out):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
-    torch.save([evaluate(run, held_out) for held_out in HELD_OUT], f"{out}-{rank}")
-    dist.barrier()
-    dist.destroy_process_group()
+def evaluate_all(run):
+    return [evaluate(run, held_out) for held_out in HELD_OUT]
 
 
 @pytest.fixture
@@ -68,11 +63,9 @@ def test_two_workers_share_the_teacher_and_find_the_same_true_kl(run_of, tmp_pat
     for name in ("SealedTeacher", "read_slice", "student_slice", "bytes_of"):
         monkeypatch.setattr(evaluate_loop, name, getattr(evaluate_loop, name))
     alone = run_of("one")
-    expected = [evaluate(alone, held_out) for held_out in HELD_OUT]
-    run, out = run_of("two", parallel="fsdp2", trainer_workers=WORKERS), tmp_path / "out"
-    mp.spawn(_worker, args=(WORKERS, str(tmp_path / "store"), run, str(out)), nprocs=WORKERS)
-    for rank in range(WORKERS):
-        found = torch.load(f"{out}-{rank}", weights_only=False)
+    expected = evaluate_all(alone)
+    run = run_of("two", parallel="fsdp2", trainer_workers=WORKERS)
+    for found in on_ranks(WORKERS, partial(evaluate_all, run), tmp_path / "ranks"):
         for (ours, share), (theirs, whole) in zip(found, expected, strict=True):
             assert (share, whole) == (pytest.approx(1 / WORKERS, rel=0.01), 1.0)
             for model in ("student_before", "student_after"):

@@ -24,7 +24,8 @@ from proxykd.training.loops.evaluate import EvaluationTask, evaluate
 from proxykd.training.loops.score import ScoreTask, score
 from proxykd.training.loops.warm_up import WarmupTask, warm_up
 from proxykd.training.objectives import DistilTask
-from tests.stage_ranks import Ranks, make_run, on_ranks
+from tests.forks import on_ranks
+from tests.stage_ranks import Ranks, make_run
 
 RECOMPUTED = {"gradient_checkpointing": True}
 ALIGNMENT = {"learning_rate": 1e-3, "global_batch": 8, "parity_threshold": 100.0, "max_new_tokens": 12, **RECOMPUTED}
@@ -152,7 +153,7 @@ MODES = ("ddp", "fsdp2")
 
 
 def both_ways(roots):
-    """Every stage under every mode; in one pair of processes, whose start takes longer than their work."""
+    """Every stage under every mode; in one pair of processes."""
     return {mode: every_stage(roots[mode]) for mode in MODES}
 
 
@@ -165,7 +166,7 @@ def one(tiny, tmp_path_factory):
 def two(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     roots = {mode: prepare(tiny, folder / mode, 2, mode) for mode in MODES}
-    return on_ranks(2, partial(both_ways, roots), folder / "ranks")
+    return on_ranks(2, partial(both_ways, roots), folder / "ranks")[0]
 
 
 @pytest.mark.parametrize("run", STAGES)

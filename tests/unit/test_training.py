@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from proxykd.config import AlignmentConfig, DistillationConfig, ModelConfig, TrainConfig
 from proxykd.data.soft_labels import SoftLabels
@@ -27,6 +27,7 @@ from proxykd.training.stage_losses import (
     pair_logps,
 )
 from proxykd.training.trainer import Trainer
+from tests.forks import on_ranks
 
 
 def rows(count=7, seed=0, vocabulary=300, top_k=4):
@@ -274,21 +275,14 @@ def test_a_loss_that_is_not_finite_is_refused(tiny):
         trainer.step(batch, LOSSES["align"](batch))
 
 
-def _worker(rank, world, mode, store, tiny, out):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}")
+def _worker(mode, tiny):
     workers = Workers.current(mode, torch.device("cpu"))
     trainer = make(tiny, 20, workers)
     trainer.scorer.checkpoint_layers()
     steps, state = train(trainer, LOSSES["align"])
     held_out = score_records(trainer.scorer, rows(5, seed=9), workers, 20)
-    if rank == 0:
-        torch.save({"losses": [s.losses for s in steps], "norms": [s.grad_norm for s in steps], "state": state,
-                    "nll": held_out.nll}, out)  # fmt: skip
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"losses": [s.losses for s in steps], "norms": [s.grad_norm for s in steps], "state": state,
+            "nll": held_out.nll}  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
@@ -296,9 +290,7 @@ def test_two_workers_train_as_one(tiny, tmp_path, mode):
     """The loss curve to 1e-4 and the weights, for replicas and for sharded layers that are recomputed, on gloo."""
     one = make(tiny, 20)
     steps, state = train(one, LOSSES["align"])
-    out = tmp_path / "two.pt"
-    mp.spawn(_worker, args=(2, mode, str(tmp_path / "store"), tiny, str(out)), nprocs=2)
-    two = torch.load(out, weights_only=False)
+    [two, _] = on_ranks(2, partial(_worker, mode, tiny), tmp_path / "ranks")
     for a, b in zip(steps, two["losses"], strict=True):
         assert a.losses == pytest.approx(b, abs=1e-4)
     assert [s.grad_norm for s in steps] == pytest.approx(two["norms"], rel=1e-3)

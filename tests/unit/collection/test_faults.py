@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import subprocess
@@ -19,6 +18,7 @@ from proxykd.errors import ConfigError, StorageError, TeacherError
 from proxykd.text.corpus import read_prompts
 from tests.collect_once import main as collect_once
 from tests.collecting import PROMPTS, assert_no_key_in, collect, config_for, digest, rows_of, whole
+from tests.forks import forks
 from tests.teacher_stub import KEY, RunningStub, teacher_stub
 
 FAULTS = [
@@ -156,17 +156,13 @@ def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(t
     path, out = tmp_path / "prompts.jsonl", tmp_path / "killed"
     rows = [{"prompt": f"What is the colour of item {n}?"} for n in range(1500)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    starts = multiprocessing.get_context(
-        "forkserver"
-    )  # each start is a new process, without the seconds of its imports
-    starts.set_forkserver_preload(["tests.collect_once", "openai"])
     draw = random.Random(3)
     with teacher_stub(latency_s=0.02, habits=HABITS, habit_share=0.5) as stub:
         settings = config_for(stub, quality={"near_duplicate": 1.0}, concurrency=8)  # others would take seconds to find
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps(settings.model_dump(mode="json")))
         for _ in range(KILLS):
-            process = starts.Process(target=collect_once, args=(str(config), str(path), str(out)))
+            process = forks().Process(target=collect_once, args=(str(config), str(path), str(out)))
             wanted = stub.stats()["answered"] + draw.randrange(12)
             process.start()
             while stub.stats()["answered"] < wanted:
@@ -175,7 +171,7 @@ def test_killed_fifty_times_the_data_set_is_the_same_and_nothing_is_paid_twice(t
             time.sleep(draw.uniform(0.0, 0.05))
             process.kill()
             process.join()
-        last = starts.Process(target=collect_once, args=(str(config), str(path), str(out)))
+        last = forks().Process(target=collect_once, args=(str(config), str(path), str(out)))
         last.start()
         last.join()
         assert last.exitcode == 0
