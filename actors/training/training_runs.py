@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import ray.train
+from ray import cloudpickle
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -40,9 +41,11 @@ def train(name: str, requests: Sequence[TrainRequest], resources: ResourceConfig
     # Ray Train's own book-keeping; what a stage makes goes to the run directory.
     scratch = tempfile.mkdtemp(prefix="proxykd-train-")
     named = {f"stream-{number}": request for number, request in enumerate(requests)}
+    calls = [replace(request.call, stream=stream) for stream, request in named.items()]
     trainer = TorchTrainer(
         run_loops,
-        train_loop_config={"calls": [replace(request.call, stream=stream) for stream, request in named.items()]},
+        # Pickled: Ray's controller, which unpacks its configuration, would import what the loops import.
+        train_loop_config={"calls": cloudpickle.dumps(calls)},  # type: ignore[no-untyped-call]
         scaling_config=ScalingConfig(
             num_workers=resources.trainer_workers,
             use_gpu=resources.device == "gpu",

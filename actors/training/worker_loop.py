@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray.train
 import torch
+from ray import cloudpickle
 from ray.exceptions import RayError
 from ray.train.torch import get_device
 
@@ -38,12 +39,13 @@ class LoopCall:
     """The name of its data set among those of the group."""
 
 
-def run_loops(config: dict[str, list[LoopCall]]) -> None:
-    """The function that Ray Train runs: every call's loop, but for those that an earlier attempt has finished.
+def run_loops(config: dict[str, bytes]) -> None:
+    """The function that Ray Train runs: the loop of every call, but for those that an earlier attempt has finished.
 
-    Which these are, rank 0 says: what it finishes now, another worker may not have begun.
+    Which these are, rank 0 says: what it finishes now, another worker may not have begun. `config` has the calls,
+    a list of LoopCall, pickled.
     """
-    calls = config["calls"]
+    calls: list[LoopCall] = cloudpickle.loads(config["calls"])
     unfinished_here = [i for i, call in enumerate(calls) if not location(call.outcome).exists()]
     unfinished_calls = Workers.current("ddp", get_device()).of_lead(unfinished_here)
     if all(run_loop(calls[i]) for i in unfinished_calls):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxykd.data.soft_labels import as_top_k
+from proxykd.data.label_tensors import as_top_k
 from proxykd.losses.cross_tokenizer import NONE, AlignedTopK, aligned_labels
 from proxykd.losses.top_k import moved
 from proxykd.text.corpus import Row

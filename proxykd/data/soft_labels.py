@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from proxykd.errors import IntegrityError
-from proxykd.losses.top_k import TopK
 from proxykd.runs.table_shards import write_table_shard
 from proxykd.text.tokenising import ids_hash
 
@@ -162,15 +160,6 @@ def require_match(label: SoftLabels, record_id: str, completion_ids: list[int]) 
             f"soft labels of record {label.record_id!r} (tokens {label.token_hash}) stand where record {record_id!r} "
             f"(tokens {expected}) is expected; delete the shard and resume"
         )
-
-
-def as_top_k(labels: Sequence[SoftLabels]) -> TopK:
-    """Several records' labels, one after the other, as the tensors that the KL takes (float32)."""
-    return TopK(
-        torch.from_numpy(np.concatenate([label.top_ids_TK for label in labels])),
-        torch.from_numpy(np.concatenate([label.top_logps_TK for label in labels])).float(),
-        torch.from_numpy(np.concatenate([label.tail_logmass_T for label in labels])).float(),
-    )
 
 
 def _scaled_to(top_logps_TK: np.ndarray, tail_logmass_T: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxykd.config import DistillationConfig
 from proxykd.data.aligned_labels import aligned, joined
-from proxykd.data.soft_labels import as_top_k
+from proxykd.data.label_tensors import as_top_k
 from proxykd.losses.cross_tokenizer import NONE, aligned_kl, sorted_distance
 from proxykd.models.batching import CompletionBatch
 from proxykd.models.scorer import CompletionScorer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proxykd.config import DistillationConfig, PreferenceConfig
-from proxykd.data.soft_labels import as_top_k
+from proxykd.data.label_tensors import as_top_k
 from proxykd.data.teacher_logprobs import TeacherAt, places_known
 from proxykd.losses.coarse import coarse_divergence, with_token
 from proxykd.losses.divergences import Divergence, Name

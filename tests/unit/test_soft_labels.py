@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from proxykd.data.label_tensors import as_top_k
 from proxykd.data.soft_labels import (
     LabelSource,
     SoftLabels,
-    as_top_k,
     decode_logps,
     encode_logps,
     pack,
