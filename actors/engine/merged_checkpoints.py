@@ -7,7 +7,6 @@ import weakref
 from pathlib import Path
 
 from actors.engine.scratch_folders import claim
-from proxykd.models.loading import write_adapted
 from proxykd.planning.machine import available_memory_gib, free_gib, held_gib
 
 KEPT = 4
@@ -36,6 +35,8 @@ class MergedCheckpoints:
         """
         ready = self._ready.pop(adapter.name, None)
         if ready is None:
+            from proxykd.models.loading import write_adapted  # brings torch, which no front of the engine needs
+
             self._make_room()
             ready = self._folder / adapter.name
             ready.mkdir()
