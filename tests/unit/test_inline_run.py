@@ -75,6 +75,28 @@ def test_a_student_that_learns_the_shift_takes_over_the_proxys_labels(finished, 
     assert ours.student.after != theirs.student.after
 
 
+def test_a_student_of_the_base_needs_no_rounds(finished, streams, tiny, tmp_path):
+    learning = {"source": "base", "learning_rate": 2e-3, "global_batch": 8, "kl_reduction": "token_sum", "alpha": 2.0}
+    run, trainers = make_run(tiny, tmp_path, distillation=learning), Trainers()
+    Pipeline(context_of(run, trainers, Lender(finished[0], ["corpus"]))).execute()
+    assert trainers.asked == ["score", "distil", "evaluate"]
+    report = build_report(run, "told")
+    assert report.trust.adapter == "base"
+    assert report.proxy.aligned == report.proxy.base
+    assert report.rounds == []
+
+
+def test_a_student_of_the_text_alone_needs_no_proxy(finished, streams, tiny, tmp_path):
+    learning = {"source": "none", "learning_rate": 2e-3, "global_batch": 8}
+    run, trainers = make_run(tiny, tmp_path, distillation=learning), Trainers()
+    Pipeline(context_of(run, trainers, Lender(finished[0], ["corpus"]))).execute()
+    assert trainers.asked == ["distil", "evaluate"]
+    report = build_report(run, "told")
+    assert report.proxy is report.soft_labels is report.trust is None
+    assert report.student.loss_share == {"nll": 1.0}
+    assert report.student.after.held_out_nll < report.student.before.held_out_nll
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_every_stage_has_its_body(stage: Stage):
     assert callable(imported(stage.body))
