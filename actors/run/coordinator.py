@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -19,10 +19,7 @@ from actors.cluster.capacity import require_cluster
 from actors.cluster.embedded_redis import EmbeddedRedis
 from actors.cluster.launch import NAMESPACE, Launch, actor_name
 from actors.cluster.placement import HEAD
-from actors.run.context import Context
-from actors.run.facilities import Deployer, Facilities
 from actors.run.imports import imported
-from actors.run.pipeline import Pipeline
 from actors.telemetry.event_types import MetricsOpen, RunFailed, RunStopped
 from actors.telemetry.events import BEAT_S, EventLog
 from actors.telemetry.live_view import LiveView
@@ -36,6 +33,9 @@ from proxykd.errors import ProxykdError, RunStoppedError, StaleEpochError, Stora
 from proxykd.runs.journal import Journal, replay
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import refusal
+
+if TYPE_CHECKING:
+    from actors.run.facilities import Deployer
 
 
 class Coordinator:
@@ -105,6 +105,11 @@ class Coordinator:
 
     def _execute_on(self, deployer: Deployer, journal: Journal) -> None:
         """The work itself, with the journal claimed."""
+        # They bring torch and Ray Train: seconds that whoever launches this actor need not wait.
+        from actors.run.context import Context
+        from actors.run.facilities import Facilities
+        from actors.run.pipeline import Pipeline
+
         facilities = Facilities.own(deployer)
         context = Context(self._run, journal, facilities, self._events, self._reporter(self._run), self.refusal)
         try:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from actors.run.context import Context
 from actors.run.coordinator import Coordinator
-from actors.run.facilities import Deployer
 from actors.run.imports import imported
-from actors.run.pipeline import Pipeline
-from actors.run.study_facilities import CONSEQUENCE, StudyFacilities
 from actors.telemetry.event_types import Event, RunFinished, RunStarted, StageFinished, Warned
 from actors.telemetry.events import EventLog
 from proxykd.config import RunConfig
@@ -19,7 +15,10 @@ from proxykd.errors import RunStoppedError
 from proxykd.runs.journal import Journal
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.study.studies import StudyDirectory
-from proxykd.study.study_page import write_study_report
+
+if TYPE_CHECKING:
+    from actors.run.facilities import Deployer
+    from actors.run.study_facilities import StudyFacilities
 
 
 class _ArmLog(EventLog):
@@ -59,6 +58,9 @@ class StudyCoordinator(Coordinator):
         return StudyDirectory(self._run.root).study().expand()[0].config
 
     def _execute_on(self, deployer: Deployer, journal: Journal) -> None:
+        from actors.run.study_facilities import CONSEQUENCE, StudyFacilities
+        from proxykd.study.study_page import write_study_report
+
         study = StudyDirectory(self._run.root)
         runs = study.runs()
         for name in ("AutoTokenizer", "AutoModelForCausalLM"):  # its lazy imports do not bear threads
@@ -81,6 +83,9 @@ class StudyCoordinator(Coordinator):
         self._events.emit(RunFinished(str(study.report)))
 
     def _one(self, run: RunDirectory, shared: StudyFacilities) -> None:
+        from actors.run.context import Context
+        from actors.run.pipeline import Pipeline
+
         failed = True
         try:
             run.sweep()
