@@ -1,4 +1,5 @@
-"""Tiny random-weight models of the families that people distil, each with its family's quirks of template and head."""
+"""Tiny random-weight models of the families that people distil, each with its family's quirks of template and head; and
+what a run on one of them shows."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from proxykd.runs.run_directory import RunDirectory
+from proxykd.runs.storage import read_json, read_table
+from proxykd.text.tokenizer import load_tokenizer
 from tests.tiny_model import bpe_tokenizer
 
 LLAMA = (
@@ -117,3 +121,16 @@ def make(name: str, directory: Path, layers: int = 3) -> Path:
     model.to(torch.float32).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def check_run(run: RunDirectory) -> None:
+    """A finished run of one round: engine and trainer agree, samples end where the family's do, the student learns."""
+    report = read_json(run.report)
+    [only] = report["rounds"]
+    assert only["parity_max_abs"] < 1e-3
+    assert only["step0_margin_max_abs"] == 0.0
+    pairs = read_table(next(run.pairs(1).glob("*.parquet"))).to_pylist()
+    stops = read_json(run.models / "proxy" / "generation_config.json")["eos_token_id"]
+    assert all((pair["rejected_ids"][-1] in stops) == pair["rejected_stopped"] for pair in pairs)
+    assert max(max(pair["rejected_ids"]) for pair in pairs) < len(load_tokenizer(run.student))
+    assert report["student"]["after"]["held_out_nll"] < report["student"]["before"]["held_out_nll"]

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster.http_options import HttpOptions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from services.rest.deployments import ServeDeployer
 
 WATCH_S = 1.0
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,15 @@ def hold(run: RunDirectory, served: Served, address: str | None, http: HttpOptio
 def _interruptible() -> None:
     """Ctrl-C and SIGTERM end it alike: a shell starts background commands with SIGINT ignored, and Ray has a handler of
     its own for SIGTERM, which prints where it was."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in ENDINGS:
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first is the last: a second would leave a Ray that nobody holds, and the end takes a minute at most."""
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _deployer(resources: ResourceConfig, address: str, http: HttpOptions) -> ServeDeployer:

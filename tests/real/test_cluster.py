@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ import yaml
 from proxykd.runs.journal import replay
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import read_json, sha256_file
-from tests import tiny_model
+from tests import families, tiny_model
 from tests.chaos.runs import check_records
 from tests.object_store import free_port
 from tests.ray_nodes import RayNodes, pool_of, wait_for
@@ -22,18 +23,19 @@ pytestmark = [pytest.mark.alone, pytest.mark.timeout(3600)]
 POOLS = {"engine": "engine", "trainer": "trainer", "data": "data"}
 
 
-def write_run(folder, tiny):
-    """The working directory of a job: a config and a corpus beside it."""
+def write_run(folder):
+    """The working directory of a job: a config, a corpus beside it, and a model with a padded vocabulary and thoughts."""
     folder.mkdir()
     rows = tiny_model.corpus_rows(100)
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     split = {"validation": 0.1, "test": 0.1, "warmup": 0.2, "alignment": 0.4, "distillation": 0.4}
     config = run_config(
-        str(tiny),
+        str(families.make("qwen3", folder.parent / "qwen3", layers=4)),
         "unused",
         corpus={"path": "corpus.jsonl", "max_length": 96, "shard_records": 2, "split": split},
         warmup={"learning_rate": 1e-3, "global_batch": 2, "epochs": 3},
         alignment={"rounds": 1, "learning_rate": 1e-3, "global_batch": 4, "max_new_tokens": 12, "parity_records": 2},
+        score={"source": "trainer"},
         resources={"engine_max_seqs": 16, "micro_batch_tokens": 512, "checkpoint_seconds": 0.0}
         | {"pools": POOLS, "engine_while_training": "stop"},
     )
@@ -68,18 +70,19 @@ class Operator:
 
 
 @pytest.fixture(scope="module")
-def survived(tiny, tmp_path_factory):
+def survived(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    run_id = write_run(folder / "job", tiny)
+    run_id = write_run(folder / "job")
     (folder / "elsewhere").mkdir()
     root = folder / "shared" / "runs" / run_id
     facts = {"root": root}
     with pytest.MonkeyPatch.context() as patch, RayNodes() as nodes:
         patch.delenv("PROXYKD_RUNS_DIR", raising=False)
         operator = facts["operator"] = Operator(nodes, folder / "job", folder / "elsewhere")
-        facts["lost"] = operator.submit()[1]  # no runs_dir: within the working directory
         option = f'--runtime-env-json={{"env_vars": {{"PROXYKD_RUNS_DIR": "{root.parent}"}}}}'
-        facts["too small"] = operator.submit(option)[1]
+        with ThreadPoolExecutor() as both:  # the first without a runs_dir: within the working directory
+            lost, too_small = both.submit(operator.submit), both.submit(operator.submit, option)
+        facts |= {"lost": lost.result()[1], "too small": too_small.result()[1]}
         nodes.add("engine", 2)
         nodes.add("trainer", 2)
 
@@ -174,3 +177,4 @@ def test_submitting_it_again_resumes_and_ends_with_the_report(survived):
     assert survived["end"].returncode == 0, survived["end"].stdout[-3000:]
     assert "student:" in survived["end"].stdout
     assert survived["last status"]["state"] == "finished"
+    families.check_run(RunDirectory.open(survived["root"]))

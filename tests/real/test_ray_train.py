@@ -12,19 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from actors.cluster.launch import NAMESPACE
-from actors.data.streams import stream_corpus, stream_pairs
+from actors.data.streams import stream_corpus
 from actors.telemetry.progress import Reporter
 from actors.training.training_runs import TrainRequest, train
 from actors.training.worker_loop import LoopCall
-from proxykd.config import AlignmentConfig
 from proxykd.data.corpus_segments import source_of
-from proxykd.data.corpus_store import manifest, read_slice, slice_ranges, write_corpus
-from proxykd.data.pairs import read_pairs, write_pairs
-from proxykd.data.row_ranges import whole
+from proxykd.data.corpus_store import manifest, slice_ranges, write_corpus
 from proxykd.models.loading import initialise
 from proxykd.runs.run_directory import RunDirectory
 from proxykd.runs.storage import read_json, verify_directory
-from proxykd.training.loops.align import Parity, RoundTask, align
 from proxykd.training.loops.warm_up import WarmupTask
 from proxykd.training.loops.warm_up import warm_up as warm_up_loop
 from tests import tiny_model
@@ -124,28 +120,3 @@ def test_a_worker_that_is_killed_between_steps_ends_with_the_same_adapter(cluste
     assert (prepared["killed"].adapters / killed["adapter"] / weights).read_bytes() == (
         uninterrupted / weights
     ).read_bytes()
-
-
-def test_a_parity_that_does_not_hold_ends_the_round_with_its_numbers(prepared):
-    run = prepared["one"]
-    rows = [
-        {**row, "rejected_ids": [40, 41, 2], "rejected_stopped": True, "adapter": "a", "seed": 1}
-        for row in read_slice(run, "alignment")
-    ]
-    path = run.pairs(1) / "shard-00000.parquet"
-    assert not write_pairs(path, [*rows, {**rows[0], "rejected_ids": []}], AlignmentConfig())["equal"]
-    kept = read_pairs(path)
-    assert len(kept) == len(rows)
-    [first, *_] = kept
-    parity = Parity([first["prompt_ids"]], [first["completion_ids"]], [-1.0] * len(first["completion_ids"]))
-    adapter = next(run.adapters.glob("warmup-*")).name
-    outcome = run_stage(
-        run,
-        "align-01",
-        align,
-        RoundTask(1, adapter, len(kept), run.config().alignment.learning_rate, parity),
-        stream_pairs(whole([path])),
-    )
-    assert outcome["error"]["type"] == "GateError"
-    assert "parity gate: engine and trainer differ by" in outcome["error"]["message"]
-    assert not list(run.adapters.glob("r01-*"))

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -140,21 +139,18 @@ def finished(tiny, tmp_path_factory):
         shards = {path: sha256_file(path.with_suffix(".parquet")) for path in run.pairs(1).glob("*.ok")}
         assert kill("vllm engine", root) == 1
         wait_for(lambda: (root / "stages" / "align-01.json").exists(), 900)
-        seen = look_at_dashboard(port, run.id)
+        seen = look_at_dashboard(port, run.id)  # whose next event is round 2's end
         opened = [one.event for one in read_events(run.events)[0] if isinstance(one.event, MetricsOpen)]
         metrics = httpx.get(opened[-1].url).text
         answers = client.stop()
+        # In its own steps: not a Ray of which parts are yet to start.
+        wait_for(lambda: (live := read_live(run)).stage == "distil" and live.unit == "steps", 900)
         stopped = proxykd("stop", str(root))
         assert stopped.returncode == 0, stopped.stderr
         assert "finishes the shard or step in hand" in stopped.stdout
         left = processes_naming(mark)
         before = {path.name: path.read_bytes() for path in (root / "stages").glob("*.json")}
-        again = proxykd("resume", str(root), "--detach", "--http-port", port)
-        assert again.returncode == 0, again.stderr
-        # In its own steps: not what the coordinator before left of the stage, nor a Ray of which parts are yet to start.
-        wait_for(lambda: (live := read_live(run)).stage == "distil" and live.unit == "steps", 900)
-        assert kill("machine", root) > 10
-        killed = json.loads(proxykd("status", str(root), "--json").stdout)
+        halted = json.loads(proxykd("status", str(root), "--json").stdout)
         resumed = proxykd("resume", str(root), "--http-port", port, timeout=1500)
         yield {
             "root": root,
@@ -165,7 +161,7 @@ def finished(tiny, tmp_path_factory):
             "mark": mark,
             "answers": answers,
             "shards": shards,
-            "killed": killed,
+            "halted": halted,
             "seen": seen,
             "metrics": metrics,
         }
@@ -182,17 +178,16 @@ def test_it_resumes_what_was_not_finished_and_leaves_no_process(finished):
 
 
 def test_what_was_killed_came_back_and_nothing_was_done_twice(finished):
-    """The coordinator, the engine, then every process at once: two by themselves, the third by the resume."""
+    """The coordinator and the engine by themselves, the run by the resume. Every process at once dies in test_study."""
     root = finished["root"]
     claims = [entry for entry in replay(root / "journal") if entry["event"] == "EPOCH_CLAIMED"]
-    assert [entry["epoch"] for entry in claims] == [1, 2, 3, 4]
-    assert (finished["killed"]["state"], finished["killed"]["alive"]) == ("stopped", False)
+    assert [entry["epoch"] for entry in claims] == [1, 2, 3]
+    assert (finished["halted"]["state"], finished["halted"]["alive"]) == ("stopped", False)
     for marker, sha256 in finished["shards"].items():
         assert sha256_file(marker.with_suffix(".parquet")) == sha256
     attempts = {path.stem: read_json(path)["attempts"] for path in (root / "stages").glob("*.json")}
-    begun = Counter(entry["stage"] for entry in replay(root / "journal") if entry["event"] == "STAGE_STARTED")
     assert attempts["warmup"] == 2
-    assert attempts["distil"] == begun["distil"] >= 2
+    assert attempts["distil"] == 2
     assert attempts["align-01"] == 1
     assert not list((root / "checkpoints").rglob("*.pt"))
     assert not list((root / "outcomes").iterdir())
@@ -296,6 +291,8 @@ def test_a_finished_run_is_served_until_it_is_interrupted(finished):
             assert "served already" in again.stderr
         finally:
             serving.send_signal(signal.SIGTERM)  # as `proxykd stop --serving` does; Ctrl-C has the same handler
+            time.sleep(1)
+            serving.send_signal(signal.SIGINT)  # of somebody in a hurry
             _, said = serving.communicate(timeout=120)
     assert serving.returncode == 0, said
     assert "SIGTERM" not in said

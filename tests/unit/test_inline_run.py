@@ -6,6 +6,7 @@ import pytest
 
 from actors.run.imports import imported
 from actors.run.pipeline import Pipeline
+from proxykd.data.corpus_store import read_slice
 from proxykd.errors import CorpusError, IntegrityError
 from proxykd.report.adapter_catalogue import adapters_in_force
 from proxykd.report.run_report import build_report
@@ -47,6 +48,15 @@ def test_a_finished_run_does_nothing_again(finished):
     idle = Trainers()
     Pipeline(context_of(finished[0], idle)).execute()
     assert idle.asked == []
+
+
+def test_rounds_without_the_preference_loss_need_no_samples(finished):
+    run, *_ = finished
+    for told in build_report(run, "told").rounds:
+        assert told.pairs == len(read_slice(run, "alignment")) // 2
+        assert told.dpo_loss is None
+        assert told.nll_loss > 0
+        assert not run.pairs(told.round).exists()
 
 
 def test_what_another_run_has_made_is_taken_over_with_its_files(finished, streams, tiny, tmp_path):
