@@ -21,13 +21,16 @@ class Serving:
 
     url: str
     pid: int
+    started: int
+    """When that process did, by which it is told from a later one of the same number."""
     tag: str
     """Of its local Ray."""
 
 
 def announce(run_root: Path, cluster: LocalCluster, url: str) -> None:
     """Says that this process serves the run."""
-    write_json(_file(run_root), asdict(Serving(url, os.getpid(), cluster.tag)))
+    pid = os.getpid()
+    write_json(_file(run_root), asdict(Serving(url, pid, started_at(pid) or 0, cluster.tag)))
 
 
 def serving(run_root: Path) -> Serving | None:
@@ -40,10 +43,21 @@ def serving(run_root: Path) -> Serving | None:
 
 
 def end(run_root: Path, found: Serving) -> None:
-    """Ends it, and returns when its Ray is gone."""
-    os.kill(found.pid, signal.SIGTERM)
-    while serving(run_root) == found:
-        time.sleep(POLL_S)
+    """Ends it, and returns when its Ray is gone: by the process that holds it, or, where that was killed, without."""
+    if started_at(found.pid) == found.started:
+        os.kill(found.pid, signal.SIGTERM)
+        while serving(run_root) == found:
+            time.sleep(POLL_S)
+    elif (left := running(run_root)) is not None:
+        left.stop()
+
+
+def started_at(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; None where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
 
 
 def _file(run_root: Path) -> Path:

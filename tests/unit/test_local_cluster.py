@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from actors.cluster.http_options import HttpOptions
 from actors.hosting import local_cluster
 from actors.hosting.local_cluster import TAG, LocalCluster, running, state_file
-from actors.hosting.serving import announce
+from actors.hosting.serving import announce, started_at
 from actors.hosting.status import Work, run_status
 from proxykd.errors import ResourceError
 from proxykd.runs.journal import Journal
@@ -116,7 +116,8 @@ def test_a_run_that_is_served_is_not_at_work(tmp_path):
         assert refused.exit_code != 0
         assert "is served at http://127.0.0.1:8000" in refused.output
         assert "--serving ends that" in refused.output
-        write_json(local_folder(run.root) / "serving.json", {"url": "u", "pid": holder.pid, "tag": "mine"})
+        mine = {"url": "u", "pid": holder.pid, "started": started_at(holder.pid), "tag": "mine"}
+        write_json(local_folder(run.root) / "serving.json", mine)
         assert CliRunner().invoke(main, ["stop", str(run.root), "--serving"]).exit_code == 0
         assert holder.wait(timeout=10) == -signal.SIGTERM
         assert run_status(Work.at(run.root)).state == "finished"
@@ -125,3 +126,21 @@ def test_a_run_that_is_served_is_not_at_work(tmp_path):
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_a_ray_whose_terminal_was_killed_is_ended_too(tmp_path):
+    run = RunDirectory.create(run_config("none", str(tmp_path)))
+    Journal(run.journal).append("RUN_FINISHED", adapter=None)
+    left, other = (process(tag, "import signal", "signal.pause()") for tag in ("left", "another's"))
+    try:
+        write_json(state_file(run.root), {"address": "address", "pid": left.pid, "tag": "left"})
+        later = {"url": "u", "pid": other.pid, "started": 1, "tag": "left"}  # the number is another process's by now
+        write_json(local_folder(run.root) / "serving.json", later)
+        told = CliRunner().invoke(main, ["stop", str(run.root), "--serving"])
+        assert told.exit_code == 0, told.output
+        assert left.wait(timeout=10) == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        for one in (left, other):
+            one.kill()
+            one.wait()
