@@ -24,6 +24,7 @@ from proxykd.text.tokenizer import load_tokenizer
 
 GREEDY = {"do_sample": False, "temperature": 0.0}
 """Both: where a request names no temperature, the harness' vLLM backend leaves vLLM's own, which is 1."""
+ALL = 2**30
 HUB_TASKS = {
     "bbh": "bbh_zeroshot",
     "agieval": "agieval_en",
@@ -60,7 +61,19 @@ class Answerer:
         """Raises:
         TemplateError: the model has no chat template that round-trips, and none is named.
         """
-        ChatFormat(load_tokenizer(self.model, self.chat_template))
+        self._chat()
+
+    def lengths(self, asked: Sequence[Conversation]) -> list[int]:
+        """How many tokens each takes.
+
+        Raises:
+            TemplateError: as require_chat_template.
+        """
+        chat = self._chat()
+        return [len(chat.prompt_ids(messages)) for messages in asked]
+
+    def _chat(self) -> ChatFormat:
+        return ChatFormat(load_tokenizer(self.model, self.chat_template))
 
 
 def hub_questions(task: str) -> list[Question]:
@@ -191,9 +204,10 @@ def _open_vllm(arguments: dict[str, Any], answerer: Answerer) -> Iterator[Any]:
         os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
         arguments = arguments | {"enforce_eager": True, "max_num_seqs": 64}
-    os.environ |= {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     with _cpu_build_found():
-        model = get_model("vllm")(**arguments, max_model_len=answerer.max_length)
+        # All at once: `auto` is that too, with bars of its own in the midst of what is printed.
+        model = get_model("vllm")(**arguments, max_model_len=answerer.max_length, batch_size=ALL)
     try:
         yield model
     finally:

@@ -69,9 +69,9 @@ def certify_run(
     run = RunDirectory.open(root)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     folder = location(settings.output) if settings.output else run.certificate
-    subjects = _subjects(run, settings)
     prompts = _prompts(run, settings)
     _require_judge(prompts, judge)
+    subjects = [_with_room(one, prompts, settings, _room(run, settings)) for one in _subjects(run, settings)]
     if settings.dry_run:
         _print_plan(console, prompts, subjects, judge)
         return None
@@ -97,7 +97,6 @@ def _subjects(run: RunDirectory, settings: Settings) -> list[Subject]:
         model="",
         backend=settings.backend,
         device="gpu" if torch.cuda.is_available() else "cpu",
-        max_length=settings.max_length or 2 * _room(run),
     )
     student, *others = of_certificate(run, plain, settings.dtype)
     if settings.beside is None:
@@ -107,6 +106,24 @@ def _subjects(run: RunDirectory, settings: Settings) -> list[Subject]:
     if unknown := [name for name in named if name not in known]:
         raise ConfigError(f"--beside {unknown[0]!r}: this run has {', '.join(known)} beside its student, or {NONE}")
     return [student, *(known[name] for name in named)]
+
+
+def _with_room(subject: Subject, prompts: Sequence[Prompt], settings: Settings, room: int) -> Subject:
+    """Who takes every prompt whole, with `room` tokens for its answer.
+
+    Raises:
+        ConfigError: a prompt that `--max-length` leaves no room for.
+        TemplateError: the model has no chat template.
+    """
+    lengths = subject.answerer.lengths([prompt.messages for prompt in prompts])
+    longest, prompt = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
+    most = settings.max_length
+    if most is not None and longest + room > most:
+        raise ConfigError(
+            f"--max-length {most}: the prompt {prompt.messages[-1]['content'][:60]!r} takes {longest} of the "
+            f"{subject.name}'s tokens and leaves no {room} for its answer; raise it, or leave the prompt out"
+        )
+    return replace(subject, answerer=replace(subject.answerer, max_length=max(longest + room, 2 * room)))
 
 
 def _prompts(run: RunDirectory, settings: Settings) -> list[Prompt]:
@@ -175,13 +192,12 @@ def _answers(
     """Every model's answers, from storage; what is missing is generated first, in a process of its own for each model,
     so that nothing of one is left when the next comes."""
     kept = Kept(root, Answer)
-    kept.claim(_how(run, subjects[0].answerer) | {"student": student_digest(run)})
+    kept.claim(_how(run, settings, subjects[0].answerer) | {"student": student_digest(run)})
     for subject in subjects:
-        subject.answerer.require_chat_template()
         missing = list(kept.missing(subject.name, prompts))
         if missing:
             with subject.ready() as answerer, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                pool.submit(_generate, answerer, subject.name, missing, _room(run)).result()
+                pool.submit(_generate, answerer, subject.name, missing, _room(run, settings)).result()
     return {subject.name: kept.read(subject.name) for subject in subjects}
 
 
@@ -262,18 +278,19 @@ def _judged(evidence: Evidence, config: CertifyConfig, root: Path, console: Cons
     return replace(evidence, comparisons=asked, judged=judged, judge=spent(collection), rubric=rubric)
 
 
-def _room(run: RunDirectory) -> int:
-    """Tokens that an answer may have: as many as the teacher had, where the run asked it."""
+def _room(run: RunDirectory, settings: Settings) -> int:
+    """Tokens that an answer may have: as many as the teacher had, where the run asked it; half of `--max-length` at
+    most."""
     config = run.config()
-    return config.teacher.max_tokens if config.corpus.prompts else config.corpus.max_length
+    most = config.teacher.max_tokens if config.corpus.prompts else config.corpus.max_length
+    return min(most, settings.max_length // 2) if settings.max_length else most
 
 
-def _how(run: RunDirectory, answerer: Answerer) -> dict[str, str | int | float | None]:
+def _how(run: RunDirectory, settings: Settings, answerer: Answerer) -> dict[str, str | int | float | None]:
     return {
         "engine": answerer.backend,
         "dtype": answerer.dtype,
-        "max_length": answerer.max_length,
-        "max_tokens": min(_room(run), answerer.max_length // 2),
+        "max_tokens": _room(run, settings),
         "temperature": 0.0,
     }
 
@@ -290,7 +307,7 @@ def _facts(run: RunDirectory, settings: Settings, subjects: Sequence[Subject], e
         models=[subject.name for subject in subjects[1:]],
         source=Path(settings.prompts).name if settings.prompts else f"the run's {TEST} slice",
         prompts_sha256=digest_of(evidence.prompts),
-        settings=_how(run, subjects[0].answerer),
+        settings=_how(run, settings, subjects[0].answerer),
         answered_first=first,
         answered_last=last,
     )

@@ -378,7 +378,7 @@ def export(run_directory: str, form: str, by_sft: bool, out: str | None, reposit
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts, drawn by their hash.")
 @click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: the run's.")
-@click.option("--max-length", type=click.IntRange(min=16), help="Tokens of prompt and answer; default: by the run.")
+@click.option("--max-length", type=click.IntRange(min=16), help="Tokens of prompt and answer; default: what they need.")
 @click.option("--output", type=click.Path(file_okay=False), help="Default: certificate/ and report/ in RUN.")
 @click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
 def certify(

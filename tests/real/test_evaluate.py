@@ -63,31 +63,42 @@ def test_every_generation_is_kept_and_adds_up_to_the_score(by_vllm):
     assert f"{results['mmlu']['score']:.3f}" in told
 
 
-def test_transformers_gives_the_same_greedy_answers(by_vllm, tiny, data, tmp_path):
+@pytest.fixture(scope="module")
+def by_transformers(tiny, data, tmp_path_factory):
     """Whatever the model's folder recommends: greedy is the likeliest token."""
-    model = shutil.copytree(tiny, tmp_path / "model" / "tiny")
+    model = shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
     recommended = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(30, 120))}
     write_json(model / "generation_config.json", recommended | {"eos_token_id": 2})
-    limited = evaluate(model, data, tmp_path, "--engine", "transformers", "--limit", "20", "--seed", "5")
-    assert limited.returncode == 0, limited.stderr
-    theirs = {answer["id"]: legible(answer["generation"]) for answer in kept(by_vllm[0], "tiny", "mmlu")}
-    ours = {answer["id"]: legible(answer["generation"]) for answer in kept(tmp_path, "tiny", "mmlu")}
-    assert len(ours) == 20
-    assert ours == {id_: theirs[id_] for id_ in ours}
+    output = tmp_path_factory.mktemp("out")
+
+    def again(*options):
+        return evaluate(model, data, output, "--engine", "transformers", *options)
+
+    told = again()
+    assert told.returncode == 0, told.stderr
+    return output, again
 
 
-def test_what_was_answered_is_not_asked_again_and_other_settings_are_refused(by_vllm, tiny, data):
-    output, _ = by_vllm
+def test_transformers_gives_the_same_greedy_answers(by_vllm, by_transformers):
+    theirs, ours = (
+        [legible(answer["generation"]) for answer in kept(by[0], "tiny", "mmlu")[:20]]
+        for by in (by_vllm, by_transformers)
+    )
+    assert ours == theirs
+
+
+def test_what_was_answered_is_not_asked_again_and_other_settings_are_refused(by_transformers):
+    output, ask_again = by_transformers
     first, second = sorted((output / "tiny" / "mmlu").glob("*.jsonl"))
     stamp, before = first.stat().st_mtime_ns, second.read_bytes()
     second.unlink()
-    again = evaluate(tiny, data, output)
+    again = ask_again()
     assert again.returncode == 0, again.stderr
     assert f"mmlu  {QUESTIONS - 256} of {QUESTIONS - 256} questions" in again.stdout
     assert "gsm8k  2 of 2" not in again.stdout
     assert first.stat().st_mtime_ns == stamp
     assert second.read_bytes() == before
-    refused = evaluate(tiny, data, output, "--limit", "7")
+    refused = ask_again("--limit", "7")
     assert refused.returncode == 2
     assert "holds an evaluation with {'limit': None}; name another folder with --output" in refused.stderr
 

@@ -11,10 +11,11 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from proxykd.certification import doubt
-from proxykd.certification.answers import AnswerScore, Kept
+from proxykd.certification.answers import Answer, AnswerScore, Kept
 from proxykd.certification.certificate_model import Certificate
 from proxykd.certification.doubt_files import WITH_PROXY, read_doubt
 from proxykd.certification.prompts import Columns, own_prompts
@@ -347,6 +348,25 @@ def test_the_teacher_is_asked_for_what_it_has_not_answered(run, own, tmp_path):
     assert found.overall.right["teacher"] < 0.2  # it writes other words
 
 
+def test_a_prompt_that_is_longer_than_an_answer_is_read_whole(run, tmp_path):
+    """It lost its beginning, template and all."""
+    from transformers import AutoModelForCausalLM
+
+    long = [{**row, "prompt": " ".join([row["prompt"]] * 24)} for row in rows(SEEN, 4)]
+    path, out = write_rows(tmp_path / "long.jsonl", long), tmp_path / "out"
+    done = certify(run, "--prompts", path, "--gold", "gold", "--beside", "none", "--output", out)
+    assert done.exit_code == 0, done.output
+    said = sorted(answer.text for answer in Kept(out / "answers", Answer).read("student").values())
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.student), load_tokenizer(run.student)
+    expected = []
+    for row in long:
+        ids = ChatFormat(tokenizer).prompt_ids(({"role": "user", "content": row["prompt"]},))
+        assert len(ids) > run.config().corpus.max_length  # which is what an answer may have
+        whole = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=run.config().corpus.max_length)
+        expected.append(tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True).strip())
+    assert said == sorted(expected)
+
+
 def test_the_test_slice_needs_no_file(run, tmp_path):
     with teacher_stub(judge="longer") as stub:
         done = certify(run, "--judge", judge_file(tmp_path, stub), *ALONE)
@@ -365,7 +385,8 @@ def test_the_test_slice_needs_no_file(run, tmp_path):
         (("--gold", "gold", "--by", "topic"), "--by topic: .* has no such column"),
         (("--gold", "gold", "--beside", "friend"), "--beside 'friend': this run has sft, proxy, base beside its student"),
         (("--gold", "gold", "--set", "judge.rubric=x"), "--set judge.rubric=x is for the judge's config"),
-        (("--gold", "gold", "--max-length", "64"), "holds answers that were given with {'max_length': 192"),
+        (("--gold", "gold", "--max-length", "64"), "holds answers that were given with {'max_tokens': 96"),
+        (("--gold", "gold", "--max-length", "24"), r"--max-length 24: the prompt '.*' takes 2\d of the student's tokens and leaves no 12"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(arguments, said, run, own):
