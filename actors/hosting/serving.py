@@ -21,16 +21,16 @@ class Serving:
 
     url: str
     pid: int
-    started: int
-    """When that process did, by which it is told from a later one of the same number."""
     tag: str
     """Of its local Ray."""
+    started: int = 0
+    """When that process did, by which it is told from a later one of the same number; 0 in older files."""
 
 
 def announce(run_root: Path, cluster: LocalCluster, url: str) -> None:
     """Says that this process serves the run."""
     pid = os.getpid()
-    write_json(_file(run_root), asdict(Serving(url, pid, started_at(pid) or 0, cluster.tag)))
+    write_json(_file(run_root), asdict(Serving(url, pid, cluster.tag, started_at(pid) or 0)))
 
 
 def serving(run_root: Path) -> Serving | None:

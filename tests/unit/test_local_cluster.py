@@ -134,7 +134,7 @@ def test_a_ray_whose_terminal_was_killed_is_ended_too(tmp_path):
     left, other = (process(tag, "import signal", "signal.pause()") for tag in ("left", "another's"))
     try:
         write_json(state_file(run.root), {"address": "address", "pid": left.pid, "tag": "left"})
-        later = {"url": "u", "pid": other.pid, "started": 1, "tag": "left"}  # the number is another process's by now
+        later = {"url": "u", "pid": other.pid, "tag": "left"}  # the number is another process's by now
         write_json(local_folder(run.root) / "serving.json", later)
         told = CliRunner().invoke(main, ["stop", str(run.root), "--serving"])
         assert told.exit_code == 0, told.output
