@@ -103,10 +103,13 @@ def _distilled(runs: Path, records: int, going: subprocess.Popen[bytes]) -> floa
         time.sleep(1.0)
         for path in runs.glob(f"scale-{records}-*/live.json"):
             live = read_json(path)
-            if live["stage"] == "distil":
+            if live.get("stage") == "distil":
                 began = began or live["started"]
-                if live["total"] and live["done"] * BATCH >= min(DISTILLED, live["total"] * BATCH):
-                    return time.time() - began
+                over = live["total"] and live["done"] * BATCH >= min(DISTILLED, live["total"] * BATCH)
+            else:
+                over = began is not None
+            if over:
+                return time.time() - began
     if began is None:
         raise RuntimeError(f"the run of {records} records ended with {going.returncode} before its distillation")
     return time.time() - began
