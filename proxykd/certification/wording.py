@@ -43,9 +43,23 @@ def sentence(certificate: Certificate) -> str:
         return f"READY: {seen}, no worse than the teacher by {margin:g} or more."
     if one.verdict is Verdict.NOT_READY:
         return f"NOT READY: {seen}, worse than the teacher by more than {margin:g}."
+    if one.more is None and left_open_by_judge(one.student, margin):
+        return (
+            f"NOT ENOUGH DATA: {seen}; {one.student.unread} of them lack a verdict, and as long as so many do, no "
+            f"number of prompts would tell: it takes a judge whose replies hold one."
+        )
     if one.more is None:
         return f"NOT ENOUGH DATA: {seen}, so near to the margin of {margin:g} that no number of prompts would tell."
     return f"NOT ENOUGH DATA: {seen}; about {one.more:,} prompts more would tell whether it is worse by {margin:g}."
+
+
+def left_open_by_judge(tally: Tally, margin: float) -> bool:
+    """Whether prompts without a verdict could turn the net either way, however well the others are known: with a share
+    u of them, it lies between (1 - u) net - u and (1 - u) net + u."""
+    if not tally.prompts:
+        return False
+    unread = tally.unread / tally.prompts
+    return abs((1 - unread) * (tally.net or 0.0) + margin) < unread
 
 
 def doubts(certificate: Certificate) -> list[tuple[str, DoubtReport]]:

@@ -9,12 +9,12 @@ import pytest
 
 from proxykd.certification.answers import Answer, Kept, write_lines
 from proxykd.certification.certificate import Evidence, _correlation, certify
-from proxykd.certification.certificate_model import Facts
+from proxykd.certification.certificate_model import Facts, Tally
 from proxykd.certification.certificate_page import certificate_page
 from proxykd.certification.judging import Judgement, comparisons
 from proxykd.certification.prompts import Prompt
 from proxykd.certification.spending import Spent
-from proxykd.certification.wording import sentence
+from proxykd.certification.wording import left_open_by_judge, sentence
 from proxykd.errors import BenchmarkError
 
 FACTS = Facts(
@@ -86,6 +86,21 @@ def test_a_prompt_whose_judge_is_silent_is_open_both_ways():
     assert (mine.wins, mine.unread, mine.prompts) == (1, 2, 6)
     assert found.judge.unread == {"refusal": 3}
     assert found.judge.swapped.count == 1 + 3  # the SFT student's pairs are read
+
+
+def test_what_a_silent_judge_leaves_open_is_said_to_be_its_doing():
+    found = made_up([(None, 1), (None, None), (None, None)])
+    told = sentence(found)
+    assert "; 3 of them lack a verdict, and as long as so many do, no number of prompts would tell" in told
+    assert found.overall.more is None
+    assert left_open_by_judge(tally(net=0.0, unread=46), 0.05)
+    assert not left_open_by_judge(tally(net=0.0, unread=2), 0.05)  # 2 of 48 move it by 0.042
+    assert left_open_by_judge(tally(net=0.0, unread=3), 0.05)
+    assert left_open_by_judge(tally(net=None, unread=48), 0.05)
+
+
+def tally(net, unread):
+    return Tally(prompts=48, wins=0, ties=48 - unread, losses=0, unread=unread, net=net, low=None, high=None)
 
 
 def test_the_page_holds_no_markup_of_anybodys_text():
