@@ -52,14 +52,14 @@ def measure(folder: Path, records: int, cores: int) -> dict[str, Any]:
     corpus = {"path": str(text), "max_length": 2048, "shard_records": 512}
     run = RunDirectory.create(run_config("none", str(folder / f"runs-{records}-{cores}"), corpus=corpus))
     os.sched_setaffinity(0, MACHINE[:cores])
-    ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=300 * MIB, log_to_driver=False)
-    try:
-        with Watched() as watched:
+    with Watched() as watched:  # before Ray, which starts workers ahead
+        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=300 * MIB, log_to_driver=False)
+        try:
             began = time.monotonic()
             facts = write_corpus(run, run.config(), source_of(run.config()), tokenizer, OnRay())
             seconds = time.monotonic() - began
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
     disk = sum(path.stat().st_size for path in run.corpus.rglob("*") if path.is_file())
     roles = sorted({role for _, sample in watched.samples for role in sample})
     return {

@@ -11,8 +11,10 @@ from typing import Any
 import psutil
 
 EVERY_S = 0.5
+WORK = ("BlockWriter", "BucketWriter", "Retokeniser", "feed_engine")
+"""What a run's tasks are named by (actors/data/spreading.py)."""
 ROLES = {
-    "ray::_done": "worker",
+    **{f"ray::{name}": "worker" for name in WORK},
     "ray::_made": "reader",
     "ray::Coordinator": "coordinator",
     "ray::RayTrainWorker": "trainer",

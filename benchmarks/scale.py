@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ LENGTHS = 1 / 6
 DISTILLED = 100_000
 BATCH = 256
 SHAPE = Architecture(layers=2, hidden=64, intermediate=192, heads=2, kv_heads=1, head_dim=32, vocabulary=320, tied=True)
-ROLES = ("driver", "coordinator", "reader", "worker", "trainer", "replica", "engine", "raylet", "gcs")
+ROLES = ("driver", "coordinator", "reader", "worker", "trainer", "replica", "engine", "Ray's own", "raylet", "gcs")
 
 
 def config_of(folder: Path, records: int, pairs: int) -> dict[str, Any]:
@@ -128,10 +129,10 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
     figure, panels = pyplot.subplots(len(found), 1, figsize=(9, 3.2 * len(found)), sharey=True, squeeze=False)
     for panel, one in zip(panels[:, 0], found, strict=True):
-        for role in ROLES:
-            curve = [(seconds / 60, sample[role]) for seconds, sample in one["memory_mib"] if role in sample]
-            if curve:
-                panel.plot(*zip(*curve, strict=True), label=role, linewidth=1)
+        for number, role in enumerate(ROLES):
+            curve = [(seconds / 60, sample.get(role, math.nan)) for seconds, sample in one["memory_mib"]]
+            if any(role in sample for _, sample in one["memory_mib"]):
+                panel.plot(*zip(*curve, strict=True), label=role, color=f"C{number}", linewidth=1)
         panel.set_title(f"{one['records']:,} records", loc="left")
         panel.set_xlabel("minutes")
         panel.set_ylabel("MiB of the largest process")

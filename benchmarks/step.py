@@ -1,12 +1,14 @@
 """One optimizer step of SFT, distillation and alignment, each form at its best micro-batch, and TRL's SFT and DPO.
 
     python -m benchmarks.step [--stages sft distil align] [--dtypes float32 bfloat16] [--shape smollm2-135m]
-                              [--layers N] [--records 32] [--scale 0.5] [--steps 2]
+                              [--forms packed compiled padded across TRL] [--layers N] [--records 32] [--scale 0.5]
+                              [--steps 2]
 
 LoRA of rank 16 on a model of that shape with random weights; records of the lengths of benchmarks/lengths.py,
 shortened by `scale`. `packed` is what training does: no padding but in attention, the prompt of a pair once. `padded`
-runs the same rows as [rows, longest], the prompt of a pair twice. `across` is distilling to a
-student with a tokenizer of its own: eight of ten tokens one to one, two a span. TRL (`make .venv/bench`) pads each of
+runs the same rows as [rows, longest], the prompt of a pair twice. `compiled` is `packed` with
+`resources.torch_compile`, compiled before the first step. `across` is distilling to a student with a tokenizer of its
+own: eight of ten tokens one to one, two a span. TRL (`make .venv/bench`) pads each of
 its device batches and has its references precomputed, as here; without it its lines are left out.
 
 The size of a micro-batch (tokens; with TRL sequences or pairs) is doubled until a step takes longer than with the size
@@ -40,7 +42,7 @@ from benchmarks.peak_memory import peak_mib, reset_peak_mib
 from proxykd.models.architecture import PUBLISHED, Architecture
 
 STAGES, DTYPES = ("sft", "distil", "align"), ("float32", "bfloat16")
-SMALLEST = {"packed": 512, "padded": 512, "across": 512, "TRL": 1}
+SMALLEST = {"packed": 512, "compiled": 512, "padded": 512, "across": 512, "TRL": 1}
 """The first micro-batch that is tried."""
 
 
@@ -75,6 +77,8 @@ def _step(stage: str, form: str, size: int, model: Any, rows: list[dict[str, Any
     scorer = CompletionScorer(model, model.config.vocab_size)
     if form == "padded":
         scorer.packs, batching.LIKE = False, 0.0
+    if form == "compiled":
+        _compile(scorer, rows[0])
     trainer = Trainer(scorer, TrainConfig(grad_norms_every=10**9), Workers(), size, total_steps=1)
     trainer.steps = 1  # no step that measures the terms apart
     losses: dict[str, Callable[[], Any]] = {
@@ -85,6 +89,15 @@ def _step(stage: str, form: str, size: int, model: Any, rows: list[dict[str, Any
         "align": lambda: AlignmentLoss(rows, AlignmentConfig()),
     }
     return lambda: trainer.step(rows, losses[stage]())
+
+
+def _compile(scorer: Any, row: dict[str, Any]) -> None:
+    """Compiles its layers, which takes a pass over one row."""
+    from proxykd.models.batching import collate
+
+    scorer.compile_layers()
+    scorer(collate([row["prompt_ids"]], [row["completion_ids"]])).token_logps_N.sum().backward()
+    scorer.zero_grad()
 
 
 def _timed(work: Callable[[], Any]) -> float:
@@ -113,6 +126,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--layers", type=int, help="of the shape, for a shorter run; all by default")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--forms", nargs="+", default=[*SMALLEST], choices=[*SMALLEST])
     parser.add_argument("--one", nargs=4, metavar=("STAGE", "DTYPE", "FORM", "SIZE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -125,8 +139,8 @@ def main() -> None:
     print("stage   dtype     form      size  s/step  tokens/s    MiB of the floor")
     for stage in arguments.stages:
         for dtype in arguments.dtypes:
-            theirs = ["TRL"] if has_trl and stage in trl.STAGES else []
-            for form in ("packed", "padded", *(["across"] if stage == "distil" else []), *theirs):
+            there = {"across": stage == "distil", "TRL": has_trl and stage in trl.STAGES}
+            for form in (one for one in arguments.forms if there.get(one, True)):
                 _search(stage, dtype, form, arguments)
 
 

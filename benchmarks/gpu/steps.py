@@ -38,7 +38,8 @@ GIB = 2**30
 class Case:
     """One way to take steps. `form`: `packed` is what training does; `groups` packs, with attention padded by groups;
     `padded` pads whole sequences, the prompt of a pair twice; `peft` leaves the adapters' products to PEFT, in float32;
-    `bfloat16` multiplies in it what is held in float32; `liger` has its kernels in the packed layers."""
+    `bfloat16` multiplies in it what is held in float32; `compiled` has its layers by torch.compile; `liger` has its
+    kernels in the packed layers."""
 
     stage: str
     method: str = "lora"
@@ -69,6 +70,9 @@ CASES = [
     Case("sft", "full", "bfloat16", tokens=FULL_TOKENS),
     Case("sft", form="peft"),
     Case("sft", form="liger"),
+    Case("sft", form="compiled"),
+    Case("align", form="compiled"),
+    Case("sft", "full", "compiled", tokens=FULL_TOKENS),
 ]
 STEPS = 4
 
@@ -131,6 +135,8 @@ def trainer_and_loss(case: Case, stack: ExitStack | None = None) -> Callable[[],
     scorer.packs = case.form != "padded"
     if case.checkpointing:
         scorer.checkpoint_layers()
+    if case.form == "compiled":
+        scorer.compile_layers()
     if case.form == "peft":
         scorer._adapters = []
     if case.form == "bfloat16":

@@ -82,6 +82,11 @@ class ResourceConfig(Section):
     """Tokens of one forward pass in training, those of a prompt that two completions share once: what memory is needed
     follows from it. No gradient depends on it.
     """
+    torch_compile: bool = False
+    """Layers in training are compiled by torch.compile. Their activations take less memory, every stage begins later by
+    the time of compiling, and on CPUs a step takes as long as without
+    ([performance.md](performance.md#compiled-layers)).
+    """
     checkpoint_seconds: float = Field(120.0, ge=0)
     """Seconds between a training stage's checkpoints; 0: one each step."""
     request_deadline_s: float = Field(600.0, gt=0)

@@ -127,6 +127,8 @@ class RunConfig(Section):
                 f"resources.engine_tensor_parallel is {self.resources.engine_tensor_parallel}, which needs GPUs; set "
                 f"resources.device=gpu or use 1"
             )
+        if self.resources.torch_compile:
+            self._check_compiled()
         self._check_limit("alignment", self.alignment.max_new_tokens)
         return self
 
@@ -144,6 +146,23 @@ class RunConfig(Section):
         for name, model in self.models.items():
             if model.tokenizer == "own" and name != "student":
                 raise ValueError(f"{name}.tokenizer is 'own', which is for students alone; remove it")
+
+    def _check_compiled(self) -> None:
+        assistant = None if self.white_box is None else self.white_box.assistant
+        stages = {
+            "warmup": self.warmup,
+            "alignment": self.alignment,
+            "distillation": self.distillation,
+            "sft": self.sft,
+            "white_box.assistant": assistant,
+            "on_policy": self.on_policy,
+        }
+        for name, stage in stages.items():
+            if stage is not None and stage.gradient_checkpointing:
+                raise ValueError(
+                    f"resources.torch_compile is true, which saves of what layers keep, and "
+                    f"{name}.gradient_checkpointing too, by which they keep nothing; set one of them to false"
+                )
 
     def _check_across(self) -> None:
         """What compares whole distributions, or has the proxy's own completions, is for one tokenizer."""

@@ -16,6 +16,7 @@ widths of queries and keys, r LoRA's rank, V vocabulary, E = V H for the embeddi
                      float32  8 Q + 8 KV become 20 Q; 28 Q for pairs, whose prompts have a place in both sequences
                      bfloat16 lora 12 H + 8 I + 4 Q + 4 KV + 22 + 14 r
                    with gradient checkpointing: L t b H, and k t for the one layer in hand
+                   compiled layers keep less, and are counted as if they were not
     working        the largest of what comes one after the other:
                      t w for the layer in hand, w = 8 I + 5 H in float32, in bfloat16 4 I + 24 H full, 4 I + 20 H lora;
                        full training that is sharded: three layers' gradients more, on the way to their parts

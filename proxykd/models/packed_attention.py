@@ -76,6 +76,7 @@ def run_padded(decoder: Any, input_ids_T: Tensor, layout: Layout) -> Tensor:
     return torch.cat(hidden)[layout.padded.places_T]
 
 
+@torch.compiler.disable
 def _sdpa(
     module: nn.Module,
     query: Tensor,
@@ -104,6 +105,7 @@ def _own_keys(
     return found.transpose(1, 2), None
 
 
+@torch.compiler.disable
 def _eager(
     module: nn.Module,
     query: Tensor,

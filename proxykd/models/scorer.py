@@ -6,6 +6,8 @@ completion token, in chunks.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +52,7 @@ class CompletionScorer(nn.Module):
         self.model = model
         self.vocabulary = vocabulary
         self._recomputes = False
+        self.compiled = False
         self._adapters = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
         self.packs = pack_attention(self._base().get_decoder())
         config = model.config.get_text_config()
@@ -116,13 +119,32 @@ class CompletionScorer(nn.Module):
         self._base().gradient_checkpointing_enable({"use_reentrant": False})
         self._recomputes = True
 
+    def compile_layers(self) -> None:
+        """Compiles the decoder layers by torch.compile for passes with a gradient, attention apart
+        (packed_attention.py): of what is fused less is kept for the backward pass, and computed again.
+
+        The first such pass takes the time of compiling. Layers that are alike are compiled once, for any lengths.
+
+        Raises:
+            ModelError: on a CPU, without the C++ compiler that this takes.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if self._base().device.type == "cpu" and shutil.which(compiler) is None:
+            raise ModelError(
+                f"resources.torch_compile takes a C++ compiler, and there is no {compiler}: install one, or name it by "
+                f"$CXX"
+            )
+        for layer in self.layers():
+            layer.compile(dynamic=True)
+        self.compiled = True
+
     def layers(self) -> list[nn.Module]:
         return list(self._base().get_decoder().layers)
 
     def hidden(self, batch: CompletionBatch) -> Tensor:
         """Final hidden states at the N positions that predict a completion token: [N, H]."""
         decoder = self._base().get_decoder()
-        with self._recomputing(), self._adapting(batch.input_ids_T.device):
+        with self._recomputing(), self._adapting(batch.input_ids_T.device), self._compiling():
             if self.packs:
                 hidden_TH = run_packed(decoder, batch.input_ids_T, batch.position_ids_T, batch.layout)
             else:
@@ -137,7 +159,7 @@ class CompletionScorer(nn.Module):
 
         The mask is over all S tokens so far, the cached ones too.
         """
-        with self._adapting(input_ids_BT.device):
+        with self._adapting(input_ids_BT.device), self._compiling():
             output = self._base().get_decoder()(
                 input_ids=input_ids_BT,
                 attention_mask=attention_mask_BS,
@@ -165,6 +187,16 @@ class CompletionScorer(nn.Module):
         finally:
             for layer in layers:
                 layer.training = False
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Without a gradient layers run as they are: nothing is kept, and a cache that grows with each token would have
+        them compiled again and again."""
+        if not self.compiled or torch.is_grad_enabled():
+            yield
+            return
+        with torch.compiler.set_stance("force_eager"):
+            yield
 
     @contextmanager
     def _adapting(self, device: torch.device) -> Iterator[None]:

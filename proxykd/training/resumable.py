@@ -54,6 +54,8 @@ class ResumableTraining:
         if config.gradient_checkpointing:
             scorer.checkpoint_layers()
         resources = worker.config.resources
+        if resources.torch_compile:
+            scorer.compile_layers()
         self._worker = worker
         self._config = config
         self._student = student

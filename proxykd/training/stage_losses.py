@@ -91,10 +91,17 @@ class AlignmentLoss:
 REFERENCE_KEYS = ("reference_chosen", "reference_rejected")
 
 
-@torch.no_grad()
 def put_references(references_N2: Tensor, scorer: CompletionScorer, rows: list[Row]) -> None:
     """Puts what AlignmentLoss asks of the reference, in the order of REFERENCE_KEYS, where the pairs' `index` is."""
-    references_N2[[row["index"] for row in rows]] = torch.stack(pair_logps(scorer, rows), 1)
+    references_N2[[row["index"] for row in rows]] = torch.stack(reference_logps(scorer, rows), 1)
+
+
+def reference_logps(scorer: CompletionScorer, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    """`pair_logps` without a gradient, to the digit as the loss has them: layers that are compiled for passes with a
+    gradient round otherwise without one."""
+    with torch.set_grad_enabled(scorer.compiled):
+        chosen_B, rejected_B = pair_logps(scorer, rows)
+    return chosen_B.detach(), rejected_B.detach()
 
 
 def with_references(rows: Sequence[Row], references_N2: Tensor) -> list[Row]:

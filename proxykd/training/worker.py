@@ -74,6 +74,7 @@ class Worker:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "threads": torch.get_num_threads(),
             "layout": "packed",
+            "compiled": resources.torch_compile,
             "torch": str(torch.__version__),
         }
         facts: dict[str, Any] = self.workers.of_lead(mine)

@@ -7,62 +7,8 @@ from unittest import mock
 import pytest
 import torch
 
-from proxykd.data.corpus_store import read_slice
-from proxykd.data.pairs import read_pairs, write_pairs
-from proxykd.runs.checkpoints import Checkpoints
-from proxykd.runs.run_directory import RunDirectory
 from proxykd.training.loops import align as align_module
-from proxykd.training.loops.align import Parity, RoundTask
-from proxykd.training.trainer import Trainer
-from tests.small_run import make_adapter
-from tests.stage_ranks import Ranks, make_run
-
-ALIGNMENT = {"learning_rate": 1e-2, "global_batch": 8, "parity_threshold": 100.0, "max_new_tokens": 12}
-
-
-class Killed(Exception):
-    pass
-
-
-class Round:
-    """Three steps in bfloat16, where a row's padding decides its log-prob's digits, from a random adapter."""
-
-    def __init__(self, tiny, folder):
-        proxy = {"source": str(tiny), "dtype": "bfloat16", "drop_layers": [3]}
-        self.run = make_run(tiny, folder, proxy=proxy, alignment=ALIGNMENT, resources={"checkpoint_seconds": 0.0})
-        rows = read_slice(self.run, "alignment")
-        for row in rows:
-            row |= {
-                "rejected_ids": [20, *row["completion_ids"][:3], 2],
-                "rejected_stopped": True,
-                "adapter": "a",
-                "seed": 0,
-            }
-        path = self.run.pairs(1) / "shard-00000.parquet"
-        write_pairs(path, rows, self.run.config().alignment)
-        self.pairs, self.reference = read_pairs(path), make_adapter(self.run, 0)
-
-    def train(self, micro_batch_tokens, steps=None):
-        """The round's result; killed before step `steps`, counted from 0."""
-        config = self.run.config()
-        resources = config.resources.model_copy(update={"micro_batch_tokens": micro_batch_tokens, "trainer_threads": 1})
-        RunDirectory.create(config.model_copy(update={"resources": resources}))
-        [one, *_] = self.pairs
-        parity = Parity([one["prompt_ids"]], [one["completion_ids"]], [-1.0] * len(one["completion_ids"]))
-        step = Trainer.step
-
-        def mortal(trainer, *arguments):
-            if trainer.steps == steps:
-                raise Killed
-            return step(trainer, *arguments)
-
-        with mock.patch.object(Trainer, "step", mortal):
-            task = RoundTask(1, self.reference, len(self.pairs), 1e-2, parity)
-            return Ranks(str(self.run.root))("align-01", align_module.align, task, self.pairs)
-
-    @property
-    def references(self):
-        return Checkpoints(self.run.checkpoints / "align-01").latest()["notes"]["references"]
+from tests.one_round import Killed, Round
 
 
 @pytest.fixture

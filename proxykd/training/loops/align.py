@@ -24,7 +24,7 @@ from proxykd.training.after_round import pairs_after_round
 from proxykd.training.asking import Answers, ask
 from proxykd.training.resumable import ResumableTraining
 from proxykd.training.saving import save_answers, save_proxy
-from proxykd.training.stage_losses import AlignmentLoss, SftLoss, pair_logps, put_references, with_references
+from proxykd.training.stage_losses import AlignmentLoss, SftLoss, put_references, reference_logps, with_references
 from proxykd.training.trainer import Step
 from proxykd.training.worker import Worker
 
@@ -170,7 +170,7 @@ def _reference_pass(
             if weight:
                 put_references(references_N2, scorer, part)
             else:
-                pair_logps(scorer, part)
+                reference_logps(scorer, part)
         worker.progress(number, steps, "reference batches")
     ours: list[float] = []
     for prompt, completion in zip(task.parity.prompts, task.parity.completions, strict=True):
