@@ -76,7 +76,6 @@ def run_padded(decoder: Any, input_ids_T: Tensor, layout: Layout) -> Tensor:
     return torch.cat(hidden)[layout.padded.places_T]
 
 
-@torch.compiler.disable
 def _sdpa(
     module: nn.Module,
     query: Tensor,
@@ -105,7 +104,6 @@ def _own_keys(
     return found.transpose(1, 2), None
 
 
-@torch.compiler.disable
 def _eager(
     module: nn.Module,
     query: Tensor,
@@ -232,5 +230,6 @@ PACKED: dict[str, tuple[Attention, Callable[..., Any]]] = {
     "packed_eager": (_eager, eager_mask),
 }
 for _name, (_attention, _mask) in PACKED.items():
-    AttentionInterface.register(_name, _attention)
+    # Of layers that are compiled it is no part: each batch has groups of its own.
+    AttentionInterface.register(_name, torch.compiler.disable(_attention))
     AttentionMaskInterface.register(_name, _mask)
