@@ -21,10 +21,10 @@ class Killed(Exception):
 
 
 class Round:
-    """Three steps in bfloat16, where a row's padding decides its log-prob's digits, from a random adapter."""
+    """Three steps from a random adapter; in bfloat16, where what a row lies with decides its log-prob's digits."""
 
-    def __init__(self, tiny, folder, **resources):
-        proxy = {"source": str(tiny), "dtype": "bfloat16", "drop_layers": [3]}
+    def __init__(self, tiny, folder, dtype="bfloat16", **resources):
+        proxy = {"source": str(tiny), "dtype": dtype, "drop_layers": [3]}
         self.run = make_run(
             tiny, folder, proxy=proxy, alignment=ALIGNMENT, resources={"checkpoint_seconds": 0.0, **resources}
         )

@@ -6,21 +6,17 @@ from functools import partial
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from proxykd.config import LoraConfig, ModelConfig
-from proxykd.data.corpus_store import read_slice
 from proxykd.errors import ConfigError, ModelError
 from proxykd.models.batching import collate, collate_behind
 from proxykd.models.loading import load_scorer
-from proxykd.runs.run_directory import RunDirectory
-from proxykd.training.loops.warm_up import WarmupTask, warm_up
 from proxykd.training.sampling import Room, sample_completions
 from tests.families import make
 from tests.forks import on_ranks
+from tests.kept import kept_bytes
 from tests.one_round import Round
 from tests.small_run import run_config
-from tests.stage_ranks import Ranks, make_run
 
 PAIRS = collate_behind([[5] * 60, [6] * 9], [[[7] * 30, [8] * 50], [[9] * 12, [10] * 3]])
 OTHERS = collate([[11] * 25, [12] * 4, [13] * 17], [[14] * 70, [15] * 8, [16] * 31])
@@ -68,21 +64,7 @@ def test_less_is_kept_for_the_backward_pass(scorers):
     plain, compiled = scorers
     config = plain.model.config
     a_layer = 4 * len(PAIRS.input_ids_T) * config.intermediate_size
-    assert kept_bytes(plain) - kept_bytes(compiled) >= 0.99 * config.num_hidden_layers * a_layer
-
-
-def kept_bytes(scorer):
-    """Of a forward pass, weights apart: each storage once."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        scorer(PAIRS)
-    return sum(storage.nbytes() for at, storage in kept.items() if at not in weights)
+    assert kept_bytes(plain, PAIRS) - kept_bytes(compiled, PAIRS) >= 0.99 * config.num_hidden_layers * a_layer
 
 
 def test_completions_are_drawn_by_the_layers_as_they_are(scorers):
@@ -103,24 +85,15 @@ def test_without_a_compiler_it_says_what_is_missing(scorers, monkeypatch):
         scorers[0].compile_layers()
 
 
-def warmed_up(root):
-    rows = read_slice(RunDirectory.open(root), "alignment")
-    return Ranks(root)("warmup", warm_up, WarmupTask(len(rows)), rows).model_dump()["steps"]
-
-
-def test_sharded_layers_are_trained_to_what_plain_ones_are(tiny, tmp_path):
-    proxy = {"source": str(tiny), "dtype": "float32", "drop_layers": [3]}
-    warmup = {"learning_rate": 1e-3, "global_batch": 8}
+def test_a_sharded_round_is_what_a_plain_one_is(tiny, tmp_path):
     sharded = {"trainer_workers": 2, "parallel": "fsdp2", "torch_compile": True}
-    plain, compiled = (
-        make_run(tiny, tmp_path / str(len(more)), proxy=proxy, warmup=warmup, resources={"trainer_threads": 1, **more})
-        for more in ({}, sharded)
-    )
-    expected, (found, _) = warmed_up(plain.root), on_ranks(2, partial(warmed_up, compiled.root), tmp_path / "ranks")
-    assert len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
-        for key in ("nll", "grad_norm"):
-            assert one[key] == pytest.approx(other[key], rel=1e-4)
+    plain, compiled = (Round(tiny, tmp_path / str(len(more)), "float32", **more) for more in ({}, sharded))
+    expected, (found, _) = plain.train(80), on_ranks(2, partial(compiled.train, 80), tmp_path / "ranks")
+    assert found.step0_margin_max_abs == 0.0
+    assert len(found.steps) == len(expected.steps) == 3
+    for one, other in zip(found.steps, expected.steps, strict=True):
+        for key in ("nll", "dpo", "margin", "grad_norm"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5), key
 
 
 @pytest.mark.parametrize("stage", ["warmup", "alignment", "distillation", "sft"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from proxykd.config import AlignmentConfig, LoraConfig, ModelConfig
 from proxykd.errors import ModelError
@@ -13,6 +12,7 @@ from proxykd.models.loading import load_scorer, read_model
 from proxykd.training.sampling import Room, sample_completions
 from proxykd.training.stage_losses import REFERENCE_KEYS, AlignmentLoss, pair_logps
 from tests.families import FAMILIES, make
+from tests.kept import kept_bytes
 
 WIDTH, HIDDEN, ROWS = 96, 64, 2
 BATCH = collate([[5] * 60] * ROWS, [list(range(10, 10 + WIDTH - 59))] * ROWS)
@@ -39,18 +39,7 @@ def scorer_of(model, method, recompute):
 
 
 def saved_bytes(model, method, recompute):
-    """What a forward pass leaves for its backward pass, weights apart: bytes, each storage once."""
-    scorer = scorer_of(model, method, recompute)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        scorer(BATCH)
-    return sum(storage.nbytes() for at, storage in kept.items() if at not in weights)
+    return kept_bytes(scorer_of(model, method, recompute), BATCH)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
